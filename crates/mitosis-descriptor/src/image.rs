@@ -1,0 +1,283 @@
+//! The parts of a process image.
+
+use crate::{PageIndex, Secret, SeedId};
+use serde::{Deserialize, Serialize};
+
+/// Everything but the pages.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// Where and when it was taken, and what the machine looked like.
+    pub origin: Origin,
+    /// Process-wide state.
+    pub process: Process,
+    /// Threads; the first is the thread-group leader. Never empty.
+    pub threads: Vec<Thread>,
+    /// Files that VMAs map.
+    pub files: Vec<MappedFile>,
+    /// Sorted by address, not overlapping.
+    pub vmas: Vec<Vma>,
+    /// Who owns pages; entry 0 is the seed this descriptor belongs to.
+    pub owners: Vec<Owner>,
+    /// Pages that hold data, by owner. A page of an anonymous VMA in no run is zero; a page of a
+    /// private file VMA in no run is the file's.
+    pub pages: PageIndex,
+    /// Open file descriptions and the descriptors that name them.
+    pub open_files: Vec<OpenFile>,
+}
+
+/// The machine and moment of the capture.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    /// Name of the node.
+    pub node: String,
+    /// Wall clock at capture, in milliseconds since 1970.
+    pub taken_unix_ms: u64,
+    /// CRC-32 of the vdso image: equal images have equal layouts.
+    pub vdso_crc: u32,
+    /// XSAVE features (XCR0) enabled on the machine.
+    pub xcr0: u64,
+    /// Kernel release, for people.
+    pub kernel: String,
+}
+
+/// An owner of pages: a seed on some node, with the capability to read it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    /// `HOST:PORT` of the node that serves the pages.
+    pub address: String,
+    /// The seed there.
+    pub seed: SeedId,
+    /// The capability.
+    pub secret: Secret,
+}
+
+/// Process-wide state.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id in its own pid namespace.
+    pub pid: i32,
+    /// Executable, as `/proc/PID/exe` names it.
+    pub exe: String,
+    /// Current directory.
+    pub cwd: String,
+    /// Root directory (`/` unless chrooted).
+    pub root: String,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// `oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// Credentials.
+    pub creds: Creds,
+    /// Soft and hard limit of each `RLIMIT_*`, in numeric order.
+    pub rlimits: Vec<(u64, u64)>,
+    /// Fields of `struct prctl_mm_map`, and the auxiliary vector.
+    pub mm: MmLayout,
+    /// Disposition of signals 1..=64.
+    pub sigactions: Vec<SigAction>,
+    /// `PR_GET_DUMPABLE`.
+    pub dumpable: u32,
+    /// `PR_GET_CHILD_SUBREAPER`.
+    pub subreaper: bool,
+    /// `PR_GET_PDEATHSIG`.
+    pub pdeathsig: u32,
+    /// `PR_GET_THP_DISABLE`.
+    pub thp_disable: bool,
+    /// Whether the process led its session.
+    pub session_leader: bool,
+    /// Seccomp filters, oldest first: classic BPF instructions as 8-byte words.
+    pub seccomp: Vec<Vec<u64>>,
+}
+
+/// Credentials, as in `/proc/PID/status`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Creds {
+    /// Real, effective, saved, file-system user id.
+    pub uids: [u32; 4],
+    /// Real, effective, saved, file-system group id.
+    pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding, ambient capability sets.
+    pub caps: [u64; 5],
+    /// `PR_GET_SECUREBITS`.
+    pub securebits: u32,
+    /// `PR_GET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
+}
+
+/// `struct prctl_mm_map` (linux/prctl.h) without its pointers, plus the auxiliary vector.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MmLayout {
+    /// Start of code.
+    pub start_code: u64,
+    /// End of code.
+    pub end_code: u64,
+    /// Start of data.
+    pub start_data: u64,
+    /// End of data.
+    pub end_data: u64,
+    /// Start of heap.
+    pub start_brk: u64,
+    /// End of heap.
+    pub brk: u64,
+    /// Start of the main stack.
+    pub start_stack: u64,
+    /// Command line.
+    pub arg_start: u64,
+    /// End of it.
+    pub arg_end: u64,
+    /// Environment.
+    pub env_start: u64,
+    /// End of it.
+    pub env_end: u64,
+    /// `/proc/PID/auxv`, as 64-bit words.
+    pub auxv: Vec<u64>,
+}
+
+/// The kernel's `struct sigaction`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SigAction {
+    /// Handler address, or 0 (default) or 1 (ignore).
+    pub handler: u64,
+    /// `SA_*` flags.
+    pub flags: u64,
+    /// Restorer address.
+    pub restorer: u64,
+    /// Signals blocked while the handler runs.
+    pub mask: u64,
+}
+
+/// One thread.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Thread {
+    /// Thread id in its own pid namespace.
+    pub tid: i32,
+    /// General registers, rewound so that an interrupted system call starts again.
+    pub regs: Registers,
+    /// XSAVE image in the layout of a signal frame, cut to the size user space may see.
+    pub xstate: Vec<u8>,
+    /// Blocked signals.
+    pub sigmask: u64,
+    /// Alternate signal stack: address, flags, size.
+    pub altstack: (u64, u32, u64),
+    /// Head and length of the robust futex list.
+    pub robust_list: (u64, u64),
+    /// `clear_child_tid`.
+    pub clear_tid: u64,
+    /// Registered rseq area: address, length, signature. Zero length when there is none.
+    pub rseq: (u64, u32, u32),
+    /// Name (`comm`).
+    pub name: Vec<u8>,
+}
+
+/// `struct user_regs_struct` of x86-64 (sys/user.h), in a neutral order.
+#[allow(missing_docs)] // each field is the register of that name
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Registers {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+}
+
+/// A file that VMAs map privately (or shared, read-only).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MappedFile {
+    /// Path as the parent saw it.
+    pub path: String,
+    /// Size in bytes at capture.
+    pub size: u64,
+    /// BLAKE3 of the content, when the seed's node knew it. Unknown means: fetch from the owner.
+    pub hash: Option<[u8; 32]>,
+}
+
+/// A memory mapping.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vma {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// `PROT_*` bits.
+    pub prot: u8,
+    /// See [`vma_flags`].
+    pub flags: u16,
+    /// What is behind it.
+    pub backing: Backing,
+}
+
+/// Bits of [`Vma::flags`].
+pub mod vma_flags {
+    /// Grows downwards (`MAP_GROWSDOWN`).
+    pub const GROWSDOWN: u16 = 1;
+    /// `mlock(2)`ed.
+    pub const LOCKED: u16 = 2;
+    /// `MAP_NORESERVE`.
+    pub const NORESERVE: u16 = 4;
+    /// `MADV_HUGEPAGE`.
+    pub const HUGEPAGE: u16 = 8;
+    /// `MADV_NOHUGEPAGE`.
+    pub const NOHUGEPAGE: u16 = 16;
+    /// `MADV_DONTDUMP`.
+    pub const DONTDUMP: u16 = 32;
+    /// `MADV_WIPEONFORK`.
+    pub const WIPEONFORK: u16 = 64;
+    /// Mapped `MAP_SHARED` (read-only file mappings only).
+    pub const SHARED: u16 = 128;
+    /// Counted as committed memory (`ac` in smaps): once writable private.
+    pub const ACCOUNTED: u16 = 256;
+}
+
+/// What a mapping shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Backing {
+    /// Anonymous private memory, heap and stacks included.
+    Anonymous,
+    /// `[vdso]`.
+    Vdso,
+    /// `[vvar]`.
+    Vvar,
+    /// `[vvar_vclock]`.
+    VvarVclock,
+    /// A file, from `offset` (bytes).
+    File {
+        /// Index into [`Descriptor::files`].
+        file: u32,
+        /// Offset in the file, in bytes.
+        offset: u64,
+    },
+}
+
+/// An open file description. What `kind` means and how `body` is encoded is the business of the
+/// crate of kinds (`mitosis-state`), so that a new kind touches one place.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// Number of the kind.
+    pub kind: u16,
+    /// `O_*` flags of the description (`F_GETFL`).
+    pub flags: u32,
+    /// Descriptors that name it: number and close-on-exec.
+    pub fds: Vec<(u32, bool)>,
+    /// State, in the kind's own encoding.
+    pub body: Vec<u8>,
+}

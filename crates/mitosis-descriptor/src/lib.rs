@@ -1,0 +1,26 @@
+//! The process image: what a seed is made of, apart from its pages.
+//!
+//! A child's node has nothing of the parent. Everything it needs to build the child — registers,
+//! VMAs, who owns which page, open files, identity — is one small value, the [`Descriptor`], which
+//! crosses the network in one round trip. This crate holds that value, its versioned codec and the
+//! limits the decoder enforces. It does no I/O and trusts no byte it is given.
+
+#![forbid(unsafe_code)]
+
+mod codec;
+mod error;
+mod image;
+mod index;
+mod page;
+mod phase;
+mod reference;
+mod validate;
+
+pub use codec::{MAGIC, VERSION, decode, encode};
+pub use error::DescriptorError;
+pub use image::*;
+pub use index::PageIndex;
+pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange, PageRun, Vpn};
+pub use phase::Phase;
+pub use reference::{Reference, ReferenceError, Secret, SeedId};
+pub use validate::Limits;
