@@ -1,1 +1,3 @@
-//! (to be written)
+//! The kernel's process primitives as safe, owned, move-only types.
+
+pub mod uffd;

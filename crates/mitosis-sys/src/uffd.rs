@@ -1,0 +1,1 @@
+//! userfaultfd(2).
