@@ -1,0 +1,231 @@
+// Shared with the guest by `#[path]`: plain data, no references.
+
+/// Offset of the guest's text in its ELF file; entries are relative to it.
+pub const TEXT_OFFSET: usize = 4096;
+/// Entry: the guard process (the ELF entry point).
+pub const ENTRY_GUARD: u64 = 0;
+/// Entry: the restore interpreter.
+pub const ENTRY_RESTORE: u64 = 16;
+/// Entry: the capture blob, run by the parent's leading thread.
+pub const ENTRY_CAPTURE: u64 = 32;
+/// Entry: per-thread capture, run by every other thread of the parent.
+pub const ENTRY_CAPTURE_THREAD: u64 = 48;
+
+/// File descriptor of the guard's control socket.
+pub const GUARD_CONTROL_FD: i32 = 3;
+/// File descriptor of the pidfd of the pager that the guard watches.
+pub const GUARD_PAGER_FD: i32 = 4;
+/// First number under which a guard keeps safety copies of userfaultfds.
+pub const GUARD_SLOT_BASE: i32 = 100;
+/// Number of such copies.
+pub const GUARD_SLOTS: u32 = 4096;
+
+/// Message kinds on a guard's control socket.
+pub mod guard_message {
+    /// Guard to pager: the main child ended; `a` is its raw wait status.
+    pub const CHILD_EXITED: u32 = 1;
+    /// Pager to guard: keep the attached fd in slot `a`.
+    pub const HOLD_FD: u32 = 2;
+    /// Pager to guard: close slot `a`.
+    pub const DROP_FD: u32 = 3;
+    /// Pager to guard: kill everything in the namespace and exit.
+    pub const END: u32 = 4;
+    /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
+    pub const KEEP: u32 = 5;
+    /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
+    pub const FORK: u32 = 16;
+    /// Guard to node: ready for an order.
+    pub const READY: u32 = 17;
+    /// Guard to node: could not make the child; `a` is the errno.
+    pub const FORK_FAILED: u32 = 18;
+}
+
+/// A message on a guard's control socket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GuardMessage {
+    /// See [`guard_message`].
+    pub kind: u32,
+    /// First argument.
+    pub a: u32,
+    /// Second argument.
+    pub b: u64,
+}
+
+/// What follows a [`guard_message::FORK`] message in the same packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ForkOrder {
+    /// Where the restore region is mapped in the child.
+    pub region: u64,
+    /// Length of the region in bytes.
+    pub region_len: u64,
+    /// Bytes of the plan file to read into it.
+    pub image_len: u64,
+    /// Offset of the [`Plan`] in the region.
+    pub plan_offset: u64,
+    /// Wanted pid in the namespace; 0 for any.
+    pub pid: i32,
+    /// Attached fd `i` becomes number `fd_base + i` in the child.
+    pub fd_base: i32,
+    /// Number of attached fds; the plan file is the first.
+    pub fd_count: u32,
+    /// Index of the attached fd that is a cgroup to be born in, or `u32::MAX`.
+    pub cgroup: u32,
+}
+
+/// Attached fd 0: the plan file.
+pub const FD_PLAN: i32 = 0;
+/// Attached fd 1: the status socket.
+pub const FD_STATUS: i32 = 1;
+/// Attached fd 2: the pager's socket for the child's userfaultfd.
+pub const FD_PAGER: i32 = 2;
+/// Attached fd 3: write side of the socket whose read side stays in the guard.
+pub const FD_GUARD_QUEUE: i32 = 3;
+/// Number the child's userfaultfd gets, relative to `fd_base`.
+pub const FD_UFFD: i32 = 4;
+/// First attached fd that the plan asked for.
+pub const FD_PROVIDED: i32 = 5;
+
+/// The operations of a restore.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Plan {
+    /// [`PLAN_MAGIC`].
+    pub magic: u64,
+    /// Where the region lies (its own address).
+    pub region: u64,
+    /// Operations of the main thread before the others exist: offset in the region and count.
+    pub build: (u64, u64),
+    /// Operations every thread performs on itself, after its own (credentials).
+    pub identity: (u64, u64),
+    /// Operations of the main thread after all threads are ready.
+    pub finish: (u64, u64),
+    /// [`ThreadPlan`]s: offset and count; entry 0 is the main thread.
+    pub threads: (u64, u64),
+    /// End of the part of the region that stays mapped read-execute, as an address.
+    pub resident_end: u64,
+    /// End of the region.
+    pub region_end: u64,
+    /// Address of the counter of ready threads (u32), then of the go word (u32).
+    pub gate: u64,
+    /// File descriptor of the status socket.
+    pub status_fd: i32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// "mitosis" and a version.
+pub const PLAN_MAGIC: u64 = 0x0173_6973_6f74_696d;
+
+/// One thread.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ThreadPlan {
+    /// Thread id wanted; 0 for any.
+    pub tid: i32,
+    /// Padding.
+    pub pad: i32,
+    /// Top of the stack it uses until it leaves.
+    pub stack_top: u64,
+    /// Its own operations: offset and count.
+    pub ops: (u64, u64),
+    /// Address of its signal frame.
+    pub frame: u64,
+}
+
+/// `Op::flags`: an argument whose bit is set gets the value of a slot added.
+pub const OP_ARG_MASK: u16 = 0x3f;
+/// `Op::flags`: errors are ignored.
+pub const OP_IGNORE: u16 = 0x40;
+/// `Op::flags`: the result must equal `expect`.
+pub const OP_EXPECT: u16 = 0x80;
+/// `Op::flags`: not a system call: store the 32-bit slot at address `args[0]`.
+pub const OP_STORE32: u16 = 0x100;
+/// `Op::flags`: not a system call: take the time into [`Status::times`] at index `args[0]`.
+pub const OP_TIME: u16 = 0x200;
+/// Slots of saved results.
+pub const SLOTS: usize = 8;
+/// Slot 0 holds the address of the vdso that exec gave the process.
+pub const SLOT_VDSO: usize = 0;
+/// `Op::save`: keep nothing.
+pub const SAVE_NONE: u8 = 255;
+
+/// One system call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Op {
+    /// System call number.
+    pub nr: u16,
+    /// `OP_*`.
+    pub flags: u16,
+    /// Slot that keeps the result.
+    pub save: u8,
+    /// Slot added to the marked arguments.
+    pub slot: u8,
+    /// Padding.
+    pub pad: u16,
+    /// Arguments.
+    pub args: [u64; 6],
+    /// Wanted result with [`OP_EXPECT`].
+    pub expect: u64,
+}
+
+/// [`Status::kind`]: the child is about to run.
+pub const STATUS_STARTED: u32 = 1;
+/// [`Status::kind`]: an operation failed.
+pub const STATUS_FAILED: u32 = 2;
+/// [`Status::list`]: which list the failed operation is in.
+pub const LIST_BUILD: u32 = 0;
+/// See [`LIST_BUILD`].
+pub const LIST_IDENTITY: u32 = 1;
+/// See [`LIST_BUILD`].
+pub const LIST_FINISH: u32 = 2;
+/// See [`LIST_BUILD`]: thread `n` is `LIST_THREAD + n`.
+pub const LIST_THREAD: u32 = 3;
+
+/// What the child says on the status socket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Status {
+    /// `STATUS_*`.
+    pub kind: u32,
+    /// Which list of operations.
+    pub list: u32,
+    /// Index of the failed operation.
+    pub op: u64,
+    /// Result of it (negative errno).
+    pub result: i64,
+    /// `CLOCK_MONOTONIC` in ns: 0 entry, 1 memory built, 2 files built, 3 threads built, 4 end.
+    pub times: [u64; 6],
+}
+
+/// What the capture blob leaves in its region.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CaptureData {
+    /// In: top of the helper's stack.
+    pub helper_stack_top: u64,
+    /// Out: result of the helper's clone.
+    pub helper: i64,
+    /// Out: pid of the shadow in the parent's pid namespace, or negative errno.
+    pub shadow: i64,
+    /// Out: `brk(0)`.
+    pub brk: u64,
+    /// Out: `PR_GET_*` values: child subreaper, pdeathsig, securebits, thp_disable.
+    pub prctl: [i64; 4],
+    /// Out: `struct sigaction` of signals 1..=64: handler, flags, restorer, mask.
+    pub sigactions: [[u64; 4]; 64],
+    /// Per-thread data of the leading thread.
+    pub thread: CaptureThread,
+}
+
+/// What every thread tells of itself.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CaptureThread {
+    /// `PR_GET_TID_ADDRESS`.
+    pub tid_address: u64,
+    /// Alternate stack: address, flags, size.
+    pub altstack: [u64; 3],
+}

@@ -1,0 +1,297 @@
+//! Pid 1 of a child's pid namespace. It makes the child on order, holds a copy of every
+//! userfaultfd so that a missing page never reads as zero, and empties the namespace when the
+//! pager is gone.
+
+use crate::abi::*;
+use crate::sys::{self, IoVec, MsgHdr, syscall};
+
+const FDS_MAX: usize = 240;
+const SCM_RIGHTS: u32 = 1;
+const SOL_SOCKET: u32 = 1;
+const MSG_CMSG_CLOEXEC: u64 = 0x4000_0000;
+const POLLIN: u16 = 1;
+const AT_SYSINFO_EHDR: u64 = 33;
+
+#[repr(C, align(8))]
+struct Packet {
+    message: GuardMessage,
+    order: ForkOrder,
+}
+
+#[repr(C, align(8))]
+struct Control {
+    len: u64,
+    level: u32,
+    kind: u32,
+    fds: [i32; FDS_MAX],
+}
+
+#[repr(C)]
+struct PollFd {
+    fd: i32,
+    events: u16,
+    revents: u16,
+}
+
+struct Guard {
+    vdso: u64,
+    /// The main child's pid; 0 before there is one.
+    pid: i64,
+    /// The pidfd of the main child, or -1.
+    child: i32,
+    keep: bool,
+    exited: bool,
+}
+
+/// ELF entry: rsp points at argc.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry() {
+    core::arch::naked_asm!("mov rdi, rsp", "xor ebp, ebp", "and rsp, -16", "call {main}", "ud2",
+        main = sym main);
+}
+
+unsafe extern "C" fn main(stack: *const u64) -> ! {
+    if syscall!(bare sys::GETPID) != 1 {
+        // Outside a namespace of our own kill(-1) would end the machine.
+        exit(1);
+    }
+    // SAFETY: the kernel lays out argc, argv, envp, auxv on the initial stack.
+    let vdso = unsafe { find_vdso(stack) };
+    prepare_mounts();
+    let mut guard = Guard { vdso, pid: 0, child: -1, keep: false, exited: false };
+    send(guard_message::READY, 0);
+    loop {
+        guard.step();
+    }
+}
+
+fn exit(code: u64) -> ! {
+    loop {
+        syscall!(sys::EXIT_GROUP, code);
+    }
+}
+
+unsafe fn find_vdso(stack: *const u64) -> u64 {
+    // SAFETY: see main; each loop ends at the terminator the kernel put there.
+    unsafe {
+        let mut p = stack.add(1 + *stack as usize + 1);
+        while *p != 0 {
+            p = p.add(1);
+        }
+        p = p.add(1);
+        while *p != 0 {
+            if *p == AT_SYSINFO_EHDR {
+                return *p.add(1);
+            }
+            p = p.add(2);
+        }
+    }
+    0
+}
+
+fn prepare_mounts() {
+    let root = *b"/\0";
+    let none = *b"none\0";
+    let proc = *b"proc\0";
+    let at = *b"/proc\0";
+    const REC_PRIVATE: u64 = 0x4000 | 0x40000;
+    const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
+    if syscall!(sys::MOUNT, none.as_ptr(), root.as_ptr(), 0, REC_PRIVATE, 0) < 0
+        || syscall!(sys::MOUNT, proc.as_ptr(), at.as_ptr(), proc.as_ptr(), NOSUID_NODEV_NOEXEC, 0) < 0
+    {
+        exit(2);
+    }
+    loopback_up();
+}
+
+/// `ip link set lo up`: needed in a new network namespace, harmless in the node's own.
+fn loopback_up() {
+    const SIOCGIFFLAGS: u64 = 0x8913;
+    const SIOCSIFFLAGS: u64 = 0x8914;
+    let fd = syscall!(sys::SOCKET, 2, 2 | 0x80000, 0);
+    if fd < 0 {
+        return;
+    }
+    let mut request = [0u8; 40];
+    request[0] = b'l';
+    request[1] = b'o';
+    if syscall!(sys::IOCTL, fd, SIOCGIFFLAGS, request.as_mut_ptr()) >= 0 && request[16] & 1 == 0 {
+        request[16] |= 1;
+        syscall!(sys::IOCTL, fd, SIOCSIFFLAGS, request.as_mut_ptr());
+    }
+    syscall!(sys::CLOSE, fd);
+}
+
+fn send(kind: u32, a: u32) {
+    let message = GuardMessage { kind, a, b: 0 };
+    syscall!(sys::WRITE, GUARD_CONTROL_FD, &raw const message, 16);
+}
+
+impl Guard {
+    fn step(&mut self) {
+        let mut fds = [
+            PollFd { fd: GUARD_CONTROL_FD, events: POLLIN, revents: 0 },
+            PollFd { fd: GUARD_PAGER_FD, events: POLLIN, revents: 0 },
+            PollFd { fd: self.child, events: POLLIN, revents: 0 },
+        ];
+        // Wakes at times to reap orphans of the namespace.
+        let timeout: i64 = if self.pid != 0 { 1000 } else { -1 };
+        syscall!(sys::POLL, fds.as_mut_ptr(), 3, timeout);
+        if fds[1].revents != 0 {
+            empty_namespace();
+        }
+        self.reap();
+        if self.exited && !self.keep {
+            exit(0);
+        }
+        if fds[0].revents != 0 {
+            self.receive();
+        }
+    }
+
+    /// Reaps what has ended; the main child's status is reported.
+    fn reap(&mut self) {
+        loop {
+            let mut status = 0u32;
+            const WNOHANG: u64 = 1;
+            let pid = syscall!(sys::WAIT4, -1i64, &raw mut status, WNOHANG, 0);
+            if pid <= 0 {
+                return;
+            }
+            if pid == self.pid {
+                syscall!(sys::CLOSE, self.child);
+                self.child = -1;
+                self.exited = true;
+                send(guard_message::CHILD_EXITED, status);
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut packet = Packet {
+            message: GuardMessage { kind: 0, a: 0, b: 0 },
+            order: ForkOrder {
+                region: 0, region_len: 0, image_len: 0, plan_offset: 0, pid: 0, fd_base: 0,
+                fd_count: 0, cgroup: 0,
+            },
+        };
+        let mut control = Control { len: 0, level: 0, kind: 0, fds: [-1; FDS_MAX] };
+        let iov = IoVec { base: &raw mut packet as u64, len: size_of::<Packet>() as u64 };
+        let mut header = MsgHdr {
+            name: 0, namelen: 0, iov: &raw const iov as u64, iovlen: 1,
+            control: &raw mut control as u64, controllen: size_of::<Control>() as u64, flags: 0,
+        };
+        let n = syscall!(sys::RECVMSG, GUARD_CONTROL_FD, &raw mut header, MSG_CMSG_CLOEXEC);
+        if n <= 0 {
+            // Nobody is left who could give orders: without a child there is nothing to guard.
+            if self.pid == 0 || self.exited {
+                exit(0);
+            }
+            // The pager still is there (its pidfd says so) but has let go of the child.
+            empty_namespace();
+        }
+        let count = if header.controllen >= 16 && control.level == SOL_SOCKET
+            && control.kind == SCM_RIGHTS { (control.len as usize - 16) / 4 } else { 0 };
+        let a = packet.message.a;
+        match packet.message.kind {
+            guard_message::HOLD_FD if count == 1 && a < GUARD_SLOTS => {
+                syscall!(sys::DUP3, control.fds[0], GUARD_SLOT_BASE + a as i32, 0x80000);
+                syscall!(sys::CLOSE, control.fds[0]);
+            }
+            guard_message::DROP_FD if a < GUARD_SLOTS => {
+                syscall!(sys::CLOSE, GUARD_SLOT_BASE + a as i32);
+            }
+            guard_message::END => empty_namespace(),
+            guard_message::KEEP => self.keep = a == 1,
+            guard_message::FORK if self.pid == 0 && count as u32 == packet.order.fd_count => {
+                self.fork(&packet.order, &control.fds);
+            }
+            _ => exit(3),
+        }
+    }
+
+    fn fork(&mut self, order: &ForkOrder, fds: &[i32; FDS_MAX]) {
+        // The read side of this socket is never read: what waits in it stays open.
+        let mut queue = [-1i32; 2];
+        syscall!(sys::SOCKETPAIR, 1, 5 | 0x80000, 0, queue.as_mut_ptr());
+        let mut pidfd = -1i32;
+        let set_tid = order.pid;
+        let in_cgroup = (order.cgroup as usize) < FDS_MAX;
+        let cgroup = if in_cgroup { fds[order.cgroup as usize] } else { 0 };
+        let args: [u64; 11] = [
+            0x1000 | if in_cgroup { 0x2_0000_0000 } else { 0 }, // PIDFD | INTO_CGROUP
+            &raw mut pidfd as u64, 0, 0, 17, 0, 0, 0,
+            if set_tid == 0 { 0 } else { &raw const set_tid as u64 },
+            u64::from(set_tid != 0),
+            cgroup as u64,
+        ];
+        let pid = syscall!(sys::CLONE3, args.as_ptr(), size_of_val(&args));
+        if pid == 0 {
+            become_child(order, fds, queue[1], self.vdso);
+        }
+        syscall!(sys::CLOSE, queue[1]);
+        let mut i = 0;
+        while i < order.fd_count as usize && i < FDS_MAX {
+            syscall!(sys::CLOSE, fds[i]);
+            i += 1;
+        }
+        if pid < 0 {
+            send(guard_message::FORK_FAILED, (-pid) as u32);
+            exit(0);
+        }
+        self.pid = pid;
+        self.child = pidfd;
+    }
+}
+
+/// In the new process: fds to their places, the plan to its region, and into it.
+fn become_child(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32, vdso: u64) -> ! {
+    let base = order.fd_base;
+    let mut i = 0;
+    let mut to = base;
+    while i < order.fd_count as usize && i < FDS_MAX {
+        if to - base == FD_GUARD_QUEUE {
+            to = base + FD_PROVIDED;
+        }
+        if i as u32 != order.cgroup {
+            if syscall!(sys::DUP3, fds[i], to, 0) < 0 {
+                exit(124);
+            }
+            to += 1;
+        }
+        i += 1;
+    }
+    syscall!(sys::DUP3, queue, base + FD_GUARD_QUEUE, 0);
+    syscall!(sys::CLOSE_RANGE, 0, base - 1, 0);
+    const FIXED_NOREPLACE_ANON_PRIVATE: u64 = 0x100000 | 0x20 | 2;
+    let at = syscall!(sys::MMAP, order.region, order.region_len, 7,
+        FIXED_NOREPLACE_ANON_PRIVATE, -1i64, 0);
+    if at as u64 != order.region {
+        exit(123);
+    }
+    let mut done = 0u64;
+    while done < order.image_len {
+        let n = syscall!(sys::PREAD, base + FD_PLAN, order.region + done, order.image_len - done, done);
+        if n <= 0 {
+            exit(122);
+        }
+        done += n as u64;
+    }
+    // SAFETY: the region begins with a copy of this image; its entry takes the plan and the vdso.
+    unsafe {
+        core::arch::asm!("jmp rax", in("rax") order.region + ENTRY_RESTORE,
+            in("rdi") order.region + order.plan_offset, in("rsi") vdso, options(noreturn));
+    }
+}
+
+/// Ends every other process of the namespace, waits until they are gone, and leaves.
+fn empty_namespace() -> ! {
+    // Checked at the start: we are pid 1 of a namespace of our own.
+    syscall!(sys::KILL, -1i64, 9);
+    loop {
+        if syscall!(sys::WAIT4, -1i64, 0, 0x4000_0000, 0) == -10 {
+            exit(0);
+        }
+        syscall!(sys::KILL, -1i64, 9);
+    }
+}

@@ -1,0 +1,221 @@
+//! Builds a child from inside: performs the plan's tables of operations, makes the threads, opens
+//! the gate for all of them at once and leaves through rt_sigreturn at the parent's instruction.
+
+use crate::abi::*;
+use crate::sys::{self, syscall};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// rdi: the plan; rsi: address of the process's vdso. Switches to the plan's stack.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry() {
+    core::arch::naked_asm!(
+        // rsp <- threads[0].stack_top
+        "mov rax, [rdi + {threads}]",
+        "add rax, [rdi + {region}]",
+        "mov rsp, [rax + {stack_top}]",
+        "xor ebp, ebp",
+        "call {main}",
+        "ud2",
+        threads = const core::mem::offset_of!(Plan, threads),
+        region = const core::mem::offset_of!(Plan, region),
+        stack_top = const core::mem::offset_of!(ThreadPlan, stack_top),
+        main = sym main,
+    );
+}
+
+struct Frame {
+    slots: [u64; SLOTS],
+    status: Status,
+}
+
+unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
+    // SAFETY: the node wrote the plan; it stays as it is until the region is unmapped.
+    let plan = unsafe { &*plan };
+    let status =
+        Status { kind: 0, list: 0, op: 0, result: 0, times: [sys::now(), 0, 0, 0, 0, 0] };
+    let mut frame = Frame { slots: [0; SLOTS], status };
+    frame.slots[SLOT_VDSO] = vdso;
+    run(plan, plan.build, LIST_BUILD, &mut frame);
+    let threads = (plan.region + plan.threads.0) as *const ThreadPlan;
+    // SAFETY: entry 0 always exists.
+    let me = unsafe { &*threads };
+    let mut index = 1;
+    while index < plan.threads.1 {
+        // SAFETY: index < count.
+        spawn(plan, unsafe { threads.add(index as usize) }, index, &frame.status);
+        index += 1;
+    }
+    run(plan, me.ops, LIST_THREAD, &mut frame);
+    // SAFETY: the gate lies in the region.
+    let ready = unsafe { &*(plan.gate as *const AtomicU32) };
+    while u64::from(ready.load(Ordering::Acquire)) + 1 < plan.threads.1 {
+        let seen = ready.load(Ordering::Acquire);
+        if u64::from(seen) + 1 < plan.threads.1 {
+            syscall!(sys::FUTEX, plan.gate, 0, seen, 0, 0, 0);
+        }
+    }
+    frame.status.times[3] = sys::now();
+    run(plan, plan.identity, LIST_IDENTITY, &mut frame);
+    frame.status.times[4] = sys::now();
+    frame.status.kind = STATUS_STARTED;
+    report(plan.status_fd, &frame.status);
+    run(plan, plan.finish, LIST_FINISH, &mut frame);
+    // SAFETY: everything is in place; this is the way out.
+    unsafe { leave(plan.gate + 4, plan.region, plan.resident_end, plan.region_end, me.frame + 8) }
+}
+
+/// Opens the gate, drops what is not needed of the region and returns to the parent's instruction.
+#[unsafe(naked)]
+unsafe extern "C" fn leave(go: u64, region: u64, resident: u64, end: u64, frame: u64) -> ! {
+    core::arch::naked_asm!(
+        "mov r12, rdi", "mov r13, rsi", "mov r14, rdx", "mov r15, rcx", "mov rbx, r8",
+        "mov dword ptr [r12], 1",
+        // futex(go, FUTEX_WAKE, INT_MAX)
+        "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
+        // No stack from here on. munmap(resident, end - resident): threads left it behind them.
+        "cmp r14, r15", "je 2f",
+        "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
+        "2:",
+        // mprotect(region, resident - region, PROT_READ | PROT_EXEC)
+        "mov eax, 10", "mov rdi, r13", "mov rsi, r14", "sub rsi, r13", "mov edx, 5", "syscall",
+        "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
+    );
+}
+
+/// A thread's way out: waits for the gate without a stack, then returns through its frame.
+#[unsafe(naked)]
+unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
+    core::arch::naked_asm!(
+        "mov r12, rdi", "mov rbx, rsi",
+        "2:",
+        "cmp dword ptr [r12], 0", "jne 3f",
+        "mov eax, 202", "mov rdi, r12", "xor esi, esi", "xor edx, edx", "xor r10d, r10d", "syscall",
+        "jmp 2b",
+        "3:",
+        "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
+    );
+}
+
+#[repr(C)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// VM | FS | FILES | SIGHAND | THREAD | SYSVSEM
+const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000;
+
+fn spawn(plan: &Plan, thread: *const ThreadPlan, index: u64, status: &Status) {
+    // SAFETY: points into the plan.
+    let t = unsafe { &*thread };
+    let tid = t.tid;
+    let args = CloneArgs {
+        flags: THREAD_FLAGS, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 0,
+        stack: t.stack_top - STACK_BYTES, stack_size: STACK_BYTES, tls: 0,
+        set_tid: if tid == 0 { 0 } else { &raw const tid as u64 },
+        set_tid_size: u64::from(tid != 0), cgroup: 0,
+    };
+    let result: i64;
+    // SAFETY: the new thread runs on its own stack and never returns from `thread_main`.
+    unsafe {
+        core::arch::asm!(
+            "syscall", "test rax, rax", "jnz 2f",
+            "xor ebp, ebp", "mov rdi, r12", "mov rsi, r13", "mov rdx, r14", "call {main}", "ud2",
+            "2:",
+            main = sym thread_main,
+            inlateout("rax") sys::CLONE3 => result,
+            in("rdi") &raw const args, in("rsi") core::mem::size_of::<CloneArgs>(),
+            in("r12") plan, in("r13") thread, in("r14") index,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if result < 0 {
+        fail(plan, status, LIST_THREAD + index as u32, u64::MAX, result);
+    }
+}
+
+/// Bytes of stack of each thread until it leaves.
+const STACK_BYTES: u64 = 2048;
+
+unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, index: u64) -> ! {
+    // SAFETY: both lie in the region.
+    let (plan, thread) = unsafe { (&*plan, &*thread) };
+    let status = Status { kind: 0, list: 0, op: 0, result: 0, times: [0; 6] };
+    let mut frame = Frame { slots: [0; SLOTS], status };
+    run(plan, thread.ops, LIST_THREAD + index as u32, &mut frame);
+    run(plan, plan.identity, LIST_IDENTITY, &mut frame);
+    // SAFETY: the gate lies in the region.
+    let ready = unsafe { &*(plan.gate as *const AtomicU32) };
+    ready.fetch_add(1, Ordering::Release);
+    syscall!(sys::FUTEX, plan.gate, 1, 1, 0, 0, 0);
+    // SAFETY: the frame is this thread's own.
+    unsafe { leave_thread(plan.gate + 4, thread.frame + 8) }
+}
+
+fn run(plan: &Plan, list: (u64, u64), name: u32, frame: &mut Frame) {
+    let ops = (plan.region + list.0) as *const Op;
+    let mut index = 0;
+    while index < list.1 {
+        // SAFETY: index < count.
+        let op = unsafe { &*ops.add(index as usize) };
+        let result = perform(op, frame);
+        if op.save != SAVE_NONE {
+            frame.slots[op.save as usize & (SLOTS - 1)] = result as u64;
+        }
+        let wrong = if op.flags & OP_EXPECT != 0 { result as u64 != op.expect } else { result < 0 };
+        if wrong && op.flags & OP_IGNORE == 0 {
+            fail(plan, &frame.status, name, index, result);
+        }
+        index += 1;
+    }
+}
+
+fn perform(op: &Op, frame: &mut Frame) -> i64 {
+    let value = frame.slots[op.slot as usize & (SLOTS - 1)];
+    if op.flags & OP_TIME != 0 {
+        let now = sys::now();
+        let index = if op.args[0] < 6 { op.args[0] as usize } else { 5 };
+        frame.status.times[index] = now;
+        return 0;
+    }
+    if op.flags & OP_STORE32 != 0 {
+        // SAFETY: the planner names an address of the child's own memory.
+        unsafe { (op.args[0] as *mut u32).write_volatile(value as u32) };
+        return 0;
+    }
+    let mut args = op.args;
+    let mut bit = 0;
+    while bit < 6 {
+        if op.flags & (1 << bit) != 0 {
+            args[bit] = args[bit].wrapping_add(value);
+        }
+        bit += 1;
+    }
+    // SAFETY: this is the child's own, new address space; the plan may do what it likes in it.
+    unsafe { sys::call(u64::from(op.nr), args) }
+}
+
+fn fail(plan: &Plan, status: &Status, list: u32, op: u64, result: i64) -> ! {
+    let mut status = *status;
+    status.kind = STATUS_FAILED;
+    status.list = list;
+    status.op = op;
+    status.result = result;
+    report(plan.status_fd, &status);
+    loop {
+        syscall!(sys::EXIT_GROUP, 126);
+    }
+}
+
+fn report(fd: i32, status: &Status) {
+    syscall!(sys::WRITE, fd, status as *const Status, core::mem::size_of::<Status>());
+}
