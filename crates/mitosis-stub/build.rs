@@ -16,7 +16,7 @@ fn main() {
     let status = Command::new(rustc)
         .args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "mitosis_guest"])
         .args(["-C", "panic=abort", "-C", "opt-level=s", "-C", "codegen-units=1", "-C", "lto=fat"])
-        .args(["-C", "relocation-model=pic", "-C", "overflow-checks=off", "-C", "strip=symbols"])
+        .args(["-C", "relocation-model=pie", "-C", "overflow-checks=off", "-C", "strip=symbols"])
         .args(["-C", "force-unwind-tables=no", "-C", "target-cpu=x86-64"])
         .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static"])
         .args(["-C", "link-arg=-no-pie", "-C", "link-arg=-Wl,--build-id=none"])
