@@ -4,6 +4,7 @@
 
 use crate::abi::*;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
+use core::mem::MaybeUninit;
 
 const FDS_MAX: usize = 240;
 const SCM_RIGHTS: u32 = 1;
@@ -112,11 +113,10 @@ fn loopback_up() {
     if fd < 0 {
         return;
     }
-    let mut request = [0u8; 40];
-    request[0] = b'l';
-    request[1] = b'o';
-    if syscall!(sys::IOCTL, fd, SIOCGIFFLAGS, request.as_mut_ptr()) >= 0 && request[16] & 1 == 0 {
-        request[16] |= 1;
+    // struct ifreq: 16 bytes of name, then the flags.
+    let mut request = [u64::from(b'l') | u64::from(b'o') << 8, 0, 0, 0, 0];
+    if syscall!(sys::IOCTL, fd, SIOCGIFFLAGS, request.as_mut_ptr()) >= 0 && request[2] & 1 == 0 {
+        request[2] |= 1;
         syscall!(sys::IOCTL, fd, SIOCSIFFLAGS, request.as_mut_ptr());
     }
     syscall!(sys::CLOSE, fd);
@@ -175,11 +175,12 @@ impl Guard {
                 fd_count: 0, cgroup: 0,
             },
         };
-        let mut control = Control { len: 0, level: 0, kind: 0, fds: [-1; FDS_MAX] };
+        // Not initialised: that would be a call to memset, which would need a relocation.
+        let mut control = MaybeUninit::<Control>::uninit();
         let iov = IoVec { base: &raw mut packet as u64, len: size_of::<Packet>() as u64 };
         let mut header = MsgHdr {
             name: 0, namelen: 0, iov: &raw const iov as u64, iovlen: 1,
-            control: &raw mut control as u64, controllen: size_of::<Control>() as u64, flags: 0,
+            control: control.as_mut_ptr() as u64, controllen: size_of::<Control>() as u64, flags: 0,
         };
         let n = syscall!(sys::RECVMSG, GUARD_CONTROL_FD, &raw mut header, MSG_CMSG_CLOEXEC);
         if n <= 0 {
@@ -190,6 +191,8 @@ impl Guard {
             // The pager still is there (its pidfd says so) but has let go of the child.
             empty_namespace();
         }
+        // SAFETY: plain integers; only as many fds are used as the kernel says it wrote.
+        let control = unsafe { &*control.as_ptr() };
         let count = if header.controllen >= 16 && control.level == SOL_SOCKET
             && control.kind == SCM_RIGHTS { (control.len as usize - 16) / 4 } else { 0 };
         let a = packet.message.a;

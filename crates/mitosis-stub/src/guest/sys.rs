@@ -2,17 +2,14 @@
 
 use core::arch::asm;
 
-pub const READ: u64 = 0;
 pub const POLL: u64 = 7;
 pub const MMAP: u64 = 9;
 pub const SIGACTION: u64 = 13;
 pub const SIGPROCMASK: u64 = 14;
 pub const PREAD: u64 = 17;
 pub const SOCKETPAIR: u64 = 53;
-pub const SENDMSG: u64 = 46;
 pub const RECVMSG: u64 = 47;
 pub const CLONE: u64 = 56;
-pub const EXIT: u64 = 60;
 pub const WAIT4: u64 = 61;
 pub const KILL: u64 = 62;
 pub const BRK: u64 = 12;
