@@ -1,1 +1,22 @@
-//! (to be written)
+//! One-sided reads of another node's pages.
+//!
+//! A child's missing pages live in the memory of a seed, usually on another machine. This crate
+//! moves them: neither the parent nor its shadow executes anything for a read. [`PageSource`] is
+//! what the pager sees — batched reads, completion-driven, so that RDMA can stand where TCP stands
+//! today; [`SeedService`] is what a node offers to others. Between the two lies a small
+//! length-framed protocol ([`wire`]) in which an error is a frame of its own and never data.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod error;
+mod server;
+mod service;
+mod source;
+pub mod wire;
+
+pub use client::ControlClient;
+pub use error::{ForkError, ReadError, Refused, SourceError};
+pub use server::{ServerConfig, serve};
+pub use service::{OpenSeed, SeedService, SeedState};
+pub use source::{Handle, PageSource, ReadRequest, SourceEvent};

@@ -1,0 +1,272 @@
+//! What the control daemon and the pager say to each other.
+
+use mitosis_descriptor::{Owner, PageIndex, SeedId, Vpn};
+use mitosis_transport::SeedState;
+use serde::{Deserialize, Serialize};
+use std::net::{SocketAddr, ToSocketAddrs};
+
+/// Version of this protocol; a daemon speaks only to a pager of the same version.
+pub const VERSION: u32 = 1;
+
+/// Names a child; chosen by the daemon, never reused while the pager lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChildId(pub u64);
+
+/// A page-aligned range that the child's stub registered with its userfaultfd. A page of an area
+/// that is in no run of the index is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Area {
+    /// First page.
+    pub start: Vpn,
+    /// Number of pages.
+    pub count: u64,
+    /// Grows downwards when touched below (`MAP_GROWSDOWN`).
+    pub grows_down: bool,
+    /// Reads as zero in a process forked from the child (`MADV_WIPEONFORK`).
+    pub wipe_on_fork: bool,
+}
+
+impl Area {
+    /// One past the last page.
+    pub fn end(&self) -> Vpn {
+        Vpn(self.start.0 + self.count)
+    }
+}
+
+/// An owner of pages and the way to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerSource {
+    /// The owner, as the descriptor names it.
+    pub owner: Owner,
+    /// Where its node listens. Needed unless the owner is local.
+    pub address: Option<SocketAddr>,
+    /// This very node owns the pages: index, among [`AddChild`]'s local descriptors, of a file in
+    /// which page `n` of the seed lies at offset `n * 4096` (`/proc/PID/mem` of the shadow, or a
+    /// spool).
+    pub local: Option<u32>,
+}
+
+impl OwnerSource {
+    /// An owner that is read over TCP. Resolves its address, which may block on the resolver.
+    ///
+    /// # Errors
+    /// If the address does not resolve.
+    pub fn remote(owner: Owner) -> std::io::Result<OwnerSource> {
+        let address = owner.address.to_socket_addrs()?.next();
+        let address = address.ok_or_else(|| {
+            let text = format!("{}: no address", owner.address);
+            std::io::Error::new(std::io::ErrorKind::NotFound, text)
+        })?;
+        Ok(OwnerSource { owner, address: Some(address), local: None })
+    }
+
+    /// An owner that lives on this node, read through the `index`-th local descriptor.
+    pub fn local(owner: Owner, index: u32) -> OwnerSource {
+        OwnerSource { owner, address: None, local: Some(index) }
+    }
+}
+
+/// A child to serve. Goes with its descriptors, see [`crate::PagerClient::add_child`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddChild {
+    /// The child.
+    pub child: ChildId,
+    /// Its seed, for people.
+    pub seed: String,
+    /// What the stub registers.
+    pub areas: Vec<Area>,
+    /// Pages that must be fetched; each lies in an area.
+    pub index: PageIndex,
+    /// Owners, in the order of the index's owner numbers.
+    pub owners: Vec<OwnerSource>,
+    /// Fetch everything at once (`--paging eager`).
+    pub eager: bool,
+    /// Fill the rest in the background (`--independent`).
+    pub independent: bool,
+}
+
+/// A request of the daemon; each is answered by one [`Reply`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// First request on each connection.
+    Hello {
+        /// [`VERSION`] of the daemon.
+        version: u32,
+        /// The daemon's pid, for people.
+        daemon: u32,
+    },
+    /// Turns the connection into one that only carries [`Event`]s.
+    Subscribe,
+    /// Serve a child. Descriptors: the socket on which its userfaultfd will arrive, the guard's
+    /// control socket, the guard's pidfd, then the local page files.
+    AddChild(AddChild),
+    /// What of a child is still remote; answered with [`Reply::Snapshot`].
+    Snapshot {
+        /// The child; its main process is stopped.
+        child: ChildId,
+        /// The next fork of the main process is the shadow of a new seed, see
+        /// [`Request::ShadowTaken`].
+        shadow_follows: bool,
+    },
+    /// The shadow announced by [`Request::Snapshot`] exists: its missing pages are not fetched,
+    /// and it does not count as a dependent. Without this the fork is served like any other.
+    ShadowTaken {
+        /// The child that was prepared.
+        child: ChildId,
+    },
+    /// Fill the rest of a child in the background.
+    MakeIndependent {
+        /// The child.
+        child: ChildId,
+    },
+    /// Kill a child, its whole namespace.
+    End {
+        /// The child.
+        child: ChildId,
+        /// Recorded as the reason of its end.
+        reason: String,
+    },
+    /// Keep the namespace when the main process exits (the pages are served meanwhile).
+    Keep {
+        /// The child.
+        child: ChildId,
+        /// Keep or no longer.
+        keep: bool,
+    },
+    /// State of all children known, ended ones too.
+    Stats,
+    /// Forget an ended child.
+    Forget {
+        /// The child.
+        child: ChildId,
+    },
+    /// A shadow to be killed if the pager outlives the daemon by the linger. Descriptor: its pidfd.
+    TrackShadow {
+        /// Its pid, as the name for [`Request::UntrackShadow`].
+        pid: u32,
+    },
+    /// The shadow ended or is no longer the pager's business.
+    UntrackShadow {
+        /// Its pid.
+        pid: u32,
+    },
+    /// A seed of this very node changed its state: what a ping tells of remote seeds.
+    SeedState {
+        /// The seed.
+        seed: SeedId,
+        /// Its new state.
+        state: SeedState,
+    },
+    /// The pages of a seed of this node have moved: read them from the file that goes with this.
+    ReplaceLocal {
+        /// The seed.
+        seed: SeedId,
+    },
+    /// Kill all children and exit.
+    Shutdown,
+}
+
+/// An answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// Answer to [`Request::Hello`].
+    Hello {
+        /// [`VERSION`] of the pager.
+        version: u32,
+        /// The pager's pid.
+        pid: u32,
+    },
+    /// Answer to [`Request::Snapshot`].
+    Snapshot(Snapshot),
+    /// Answer to [`Request::Stats`].
+    Stats(Vec<ChildStats>),
+    /// The request failed; for people.
+    Failed(String),
+}
+
+/// What of a child was still remote at one moment.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The areas still registered.
+    pub areas: Vec<Area>,
+    /// Pages not yet in the child, those in flight included.
+    pub index: PageIndex,
+    /// Owners, in the order of the index's owner numbers.
+    pub owners: Vec<Owner>,
+}
+
+/// Whether a child lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChildState {
+    /// It runs (or is about to).
+    Running,
+    /// It ended, and everything in its namespace.
+    Ended,
+}
+
+/// What the pager knows of a child.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChildStats {
+    /// The child.
+    pub child: ChildId,
+    /// Its seed.
+    pub seed: String,
+    /// Whether it lives.
+    pub state: ChildState,
+    /// Wait status of its main process, as `waitpid(2)` gives it, once that exited by itself.
+    pub exit: Option<i32>,
+    /// Why it was killed, if it was.
+    pub reason: Option<String>,
+    /// Pages that were remote at the start.
+    pub pages_total: u64,
+    /// Pages fetched because they were touched.
+    pub pages_fetched: u64,
+    /// Pages fetched before they were touched.
+    pub pages_prefetched: u64,
+    /// Page faults that reached the pager.
+    pub faults: u64,
+    /// Bytes of pages fetched.
+    pub bytes_fetched: u64,
+    /// Pages of zeros placed on demand.
+    pub zero_pages: u64,
+    /// Pages still remote, in the child and the processes it forked.
+    pub pages_left: u64,
+    /// No page is remote any more.
+    pub independent: bool,
+    /// `tcp`, `local` or `mixed`.
+    pub transport: String,
+    /// `HOST:PORT/SEED` of each owner still needed.
+    pub owners: Vec<String>,
+    /// Microseconds from [`Request::AddChild`] to the arrival of the child's userfaultfd.
+    pub uffd_us: Option<u64>,
+    /// Microseconds from [`Request::AddChild`] to independence.
+    pub independent_us: Option<u64>,
+}
+
+/// Something that happened without being asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// The main process of a child exited (its namespace may be kept).
+    Exited {
+        /// The child.
+        child: ChildId,
+        /// Wait status, as `waitpid(2)` gives it.
+        status: i32,
+    },
+    /// A child and everything in its namespace ended.
+    Ended {
+        /// The child.
+        child: ChildId,
+        /// Wait status of the main process, if it exited by itself.
+        exit: Option<i32>,
+        /// Why it was killed, if it was.
+        reason: Option<String>,
+    },
+    /// A child needs no owner any more.
+    Independent {
+        /// The child.
+        child: ChildId,
+    },
+}

@@ -1,0 +1,132 @@
+//! Packets of the control socket: one message each, with descriptors, large bodies in a memfd.
+
+use crate::PagerError;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// Most bytes sent in the packet itself.
+const INLINE_MAX: usize = 32 << 10;
+/// Most bytes of a message, in a memfd.
+const BODY_MAX: u64 = 256 << 20;
+/// Most descriptors in one packet, the memfd included.
+pub const FDS_MAX: usize = 200;
+
+const INLINE: u8 = 0;
+const MEMFD: u8 = 1;
+
+fn memfd(body: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create("mitosis-message", flags)?;
+    let file = File::from(fd);
+    file.write_all_at(body, 0)?;
+    // Sealed, so that the reader's size check holds while it reads.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+/// Sends one message with its descriptors.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    let spill = if body.len() > INLINE_MAX { Some(memfd(&body)?) } else { None };
+    let mut all: Vec<BorrowedFd<'_>> = Vec::with_capacity(fds.len() + 1);
+    all.extend(spill.as_ref().map(AsFd::as_fd));
+    all.extend_from_slice(fds);
+    if all.len() > FDS_MAX {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !all.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&all)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let mark = [if spill.is_some() { MEMFD } else { INLINE }];
+    let inline: &[u8] = if spill.is_some() { &[] } else { &body };
+    let parts = [IoSlice::new(&mark), IoSlice::new(inline)];
+    rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn spilled(fds: &mut Vec<OwnedFd>) -> io::Result<Vec<u8>> {
+    if fds.is_empty() {
+        return Err(io::Error::other("a message announced a memfd and brought none"));
+    }
+    let fd = fds.remove(0);
+    let seals = rustix::fs::fcntl_get_seals(&fd)?;
+    if !seals.contains(SealFlags::SHRINK | SealFlags::WRITE) {
+        return Err(io::Error::other("a message came in an unsealed memfd"));
+    }
+    let file = File::from(fd);
+    let size = file.metadata()?.len();
+    if size > BODY_MAX {
+        return Err(io::Error::other("a message is too large"));
+    }
+    let mut body = vec![0; size as usize];
+    file.read_exact_at(&mut body, 0)?;
+    Ok(body)
+}
+
+/// Receives one message. `Ok(None)` at the end of the connection; `WouldBlock` as usual.
+pub fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; INLINE_MAX + 1];
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    let cut = rustix::net::ReturnFlags::TRUNC | rustix::net::ReturnFlags::CTRUNC;
+    if got.flags.intersects(cut) {
+        return Err(io::Error::other("a message was cut"));
+    }
+    let body = match bytes[..got.bytes].split_first() {
+        None => return Ok(None),
+        Some((&INLINE, body)) => body.to_vec(),
+        Some((&MEMFD, [])) => spilled(&mut fds)?,
+        Some(_) => return Err(io::Error::other("not a message of this protocol")),
+    };
+    match postcard::take_from_bytes(&body) {
+        Ok((message, [])) => Ok(Some((message, fds))),
+        _ => Err(io::Error::other("a malformed message")),
+    }
+}
+
+/// As [`receive`], with an end of the connection and a timeout as errors.
+pub fn expect<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    timeout_ms: u64,
+) -> Result<(T, Vec<OwnedFd>), PagerError> {
+    match receive(socket) {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) => Err(PagerError::Gone),
+        Err(cause) => match cause.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Err(PagerError::Timeout(timeout_ms))
+            }
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Err(PagerError::Gone),
+            _ => Err(PagerError::system("receive from the pager", cause)),
+        },
+    }
+}

@@ -1,0 +1,49 @@
+//! What a node offers to other nodes.
+
+use crate::{ReadError, Refused};
+use mitosis_descriptor::{Secret, SeedId, Vpn};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Whether a seed's pages can still be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SeedState {
+    /// Served, and open to new forks.
+    Alive,
+    /// Past its TTL: no new forks; pages are served a while, so that children become independent.
+    Expiring,
+    /// Revoked: nothing is served.
+    Revoked,
+    /// Its memory is gone.
+    Lost,
+}
+
+/// The seeds of one node, as the server sees them. Called from many threads at once.
+pub trait SeedService: Send + Sync {
+    /// The encoded descriptor of a seed, for a fork.
+    ///
+    /// # Errors
+    /// [`Refused`], the same for an unknown seed, a wrong capability and an ended seed.
+    fn fork(&self, seed: SeedId, secret: &Secret) -> Result<Arc<[u8]>, Refused>;
+
+    /// Opens a seed for page reads. An expiring seed can still be opened: a child that was started
+    /// in time may connect after the TTL.
+    ///
+    /// # Errors
+    /// [`Refused`], the same for an unknown seed, a wrong capability and an ended seed.
+    fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused>;
+}
+
+/// A seed held open by one connection. The server drops its `Arc` when the connection or the
+/// handle closes, so the count tells the node whether anybody still depends on the seed.
+pub trait OpenSeed: Send + Sync {
+    /// Reads `count` pages starting at page `source` of the seed's address space. `out` is exactly
+    /// `count` pages long; it is sent only if the result is `Ok`.
+    ///
+    /// # Errors
+    /// [`ReadError`] if any of the pages cannot be had; then none is sent.
+    fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError>;
+
+    /// The present state; asked before and after each read, and for each ping.
+    fn state(&self) -> SeedState;
+}

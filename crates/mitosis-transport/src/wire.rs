@@ -1,0 +1,239 @@
+//! Frames between nodes.
+//!
+//! Every frame is a header of 32 bytes, little endian, followed by `length` bytes of body:
+//!
+//! ```text
+//!  0 length u32 | 4 kind u8 | 5 zero[3] | 8 tag u64 | 16 a u32 | 20 b u32 | 24 c u64
+//! ```
+//!
+//! Reads and data use the header alone and raw pages; the rare control frames have a postcard
+//! body. A decoder bounds every length by the kind before it reads or allocates anything.
+
+use crate::{ReadError, SeedState};
+use mitosis_descriptor::{Secret, SeedId};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Protocol version spoken by this build.
+pub const VERSION: u32 = 1;
+/// Bytes of a frame's header.
+pub const HEADER: usize = 32;
+/// Bytes of a page.
+pub const PAGE: usize = mitosis_descriptor::PAGE_SIZE as usize;
+/// Most pages in one read.
+pub const READ_PAGES_MAX: u32 = 512;
+/// Most pages in one data frame.
+pub const DATA_PAGES_MAX: u32 = 512;
+/// Most bytes in the body of a request.
+pub const REQUEST_BODY_MAX: usize = 256;
+/// Most bytes in the body of a control answer other than a descriptor.
+pub const ANSWER_BODY_MAX: usize = 64 << 10;
+/// Most bytes of a descriptor.
+pub const DESCRIPTOR_MAX: usize = 64 << 20;
+/// Most seeds one connection may have open.
+pub const HANDLES_MAX: usize = 4096;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// First frame of each side: body [`Hello`].
+    Hello = 1,
+    /// Request of a descriptor: body [`Access`]; `tag`.
+    Fork = 2,
+    /// Answer: the descriptor's bytes; `tag`.
+    Descriptor = 3,
+    /// The one refusal: `tag` of a fork, or `a` = handle of an open (`b` = 1).
+    Refused = 4,
+    /// Opens a seed: `a` = handle, body [`Access`]. Answered only when refused.
+    Open = 5,
+    /// Closes a handle: `a`. Not answered.
+    Close = 6,
+    /// Reads pages: `tag`, `a` = handle, `b` = count, `c` = first page.
+    Read = 7,
+    /// Pages: `tag`, `a` = index of the first page within the read, `b` = count; raw pages.
+    Data = 8,
+    /// A failed read: `tag`, body [`ReadError`].
+    Error = 9,
+    /// Asks for [`Kind::Pong`].
+    Ping = 10,
+    /// Body [`Pong`].
+    Pong = 11,
+}
+
+impl Kind {
+    fn from_u8(value: u8) -> Option<Kind> {
+        use Kind::*;
+        [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong]
+            .into_iter()
+            .find(|k| *k as u8 == value)
+    }
+
+    fn body_max(self) -> usize {
+        match self {
+            Kind::Hello | Kind::Fork | Kind::Open => REQUEST_BODY_MAX,
+            Kind::Refused | Kind::Close | Kind::Read | Kind::Ping => 0,
+            Kind::Descriptor => DESCRIPTOR_MAX,
+            Kind::Data => DATA_PAGES_MAX as usize * PAGE,
+            Kind::Error | Kind::Pong => ANSWER_BODY_MAX,
+        }
+    }
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Unknown kind.
+    #[error("unknown frame kind {0}")]
+    Kind(u8),
+    /// Longer than its kind allows.
+    #[error("frame of {length} bytes, {kind:?} allows {limit}")]
+    TooLong {
+        /// Kind of the frame.
+        kind: Kind,
+        /// Announced length.
+        length: usize,
+        /// Limit of the kind.
+        limit: usize,
+    },
+    /// A field contradicts another one.
+    #[error("frame {0:?}: {1}")]
+    Field(Kind, &'static str),
+    /// The body does not decode.
+    #[error("frame {0:?}: malformed body")]
+    Body(Kind),
+}
+
+/// A decoded header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of body that follow.
+    pub length: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// See [`Kind`].
+    pub tag: u64,
+    /// See [`Kind`].
+    pub a: u32,
+    /// See [`Kind`].
+    pub b: u32,
+    /// See [`Kind`].
+    pub c: u64,
+}
+
+impl Header {
+    /// A header of a frame without body or numbers.
+    pub fn new(kind: Kind) -> Header {
+        Header { length: 0, kind, tag: 0, a: 0, b: 0, c: 0 }
+    }
+
+    /// The bytes on the wire.
+    pub fn encode(&self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        out[0..4].copy_from_slice(&self.length.to_le_bytes());
+        out[4] = self.kind as u8;
+        out[8..16].copy_from_slice(&self.tag.to_le_bytes());
+        out[16..20].copy_from_slice(&self.a.to_le_bytes());
+        out[20..24].copy_from_slice(&self.b.to_le_bytes());
+        out[24..32].copy_from_slice(&self.c.to_le_bytes());
+        out
+    }
+
+    /// Decodes and checks a header.
+    ///
+    /// # Errors
+    /// [`WireError`] for an unknown kind, a length over the kind's limit, or fields that
+    /// contradict each other.
+    pub fn decode(bytes: &[u8; HEADER]) -> Result<Header, WireError> {
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let u64_at = |at: usize| u64::from(u32_at(at)) | (u64::from(u32_at(at + 4)) << 32);
+        let kind = Kind::from_u8(bytes[4]).ok_or(WireError::Kind(bytes[4]))?;
+        let header = Header {
+            length: u32_at(0),
+            kind,
+            tag: u64_at(8),
+            a: u32_at(16),
+            b: u32_at(20),
+            c: u64_at(24),
+        };
+        if bytes[5..8] != [0; 3] {
+            return Err(WireError::Field(kind, "reserved bytes are not zero"));
+        }
+        let (length, limit) = (header.length as usize, kind.body_max());
+        if length > limit {
+            return Err(WireError::TooLong { kind, length, limit });
+        }
+        if kind == Kind::Data && (header.b == 0 || length != header.b as usize * PAGE) {
+            return Err(WireError::Field(kind, "length is not that of its pages"));
+        }
+        if kind == Kind::Read && !(1..=READ_PAGES_MAX).contains(&header.b) {
+            return Err(WireError::Field(kind, "page count out of range"));
+        }
+        if kind == Kind::Read
+            && header.c.checked_add(u64::from(header.b)).is_none_or(|e| e >> 52 != 0)
+        {
+            return Err(WireError::Field(kind, "page number out of range"));
+        }
+        Ok(header)
+    }
+}
+
+/// Body of [`Kind::Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+}
+
+/// Body of [`Kind::Fork`] and [`Kind::Open`]: a seed and the right to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The seed.
+    pub seed: SeedId,
+    /// The capability.
+    pub secret: Secret,
+}
+
+/// Body of [`Kind::Pong`]: the handles whose seed is not alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// Handle and state.
+    pub changed: Vec<(u32, SeedState)>,
+}
+
+/// A frame with a postcard body.
+pub fn control<T: Serialize>(mut header: Header, body: &T) -> Result<Vec<u8>, WireError> {
+    let body = postcard::to_stdvec(body).map_err(|_| WireError::Body(header.kind))?;
+    if body.len() > header.kind.body_max() {
+        let (kind, limit) = (header.kind, header.kind.body_max());
+        return Err(WireError::TooLong { kind, length: body.len(), limit });
+    }
+    header.length = body.len() as u32;
+    let mut out = header.encode().to_vec();
+    out.extend_from_slice(&body);
+    Ok(out)
+}
+
+/// Decodes the postcard body of a control frame; every byte must be used.
+///
+/// # Errors
+/// [`WireError::Body`].
+pub fn body<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(WireError::Body(kind)),
+    }
+}
+
+/// Error frame of a read; a message too long for a frame is cut.
+pub fn error_frame(tag: u64, error: &ReadError) -> Result<Vec<u8>, WireError> {
+    let cut = |text: &String| text.chars().take(1000).collect::<String>();
+    let error = match error {
+        ReadError::Lost(text) => ReadError::Lost(cut(text)),
+        ReadError::NotOwned(text) => ReadError::NotOwned(cut(text)),
+        ReadError::Failed(text) => ReadError::Failed(cut(text)),
+        other => other.clone(),
+    };
+    control(Header { tag, ..Header::new(Kind::Error) }, &error)
+}
