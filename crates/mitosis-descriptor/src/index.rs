@@ -1,5 +1,6 @@
 //! Which page is whose.
 
+use crate::validate::VPN_END;
 use crate::{PageRun, Vpn};
 use serde::{Deserialize, Serialize};
 
@@ -13,11 +14,13 @@ impl PageIndex {
     /// Builds an index from runs in ascending order; joins runs that continue each other.
     ///
     /// # Errors
-    /// Returns the first run that is empty or begins before its predecessor ended.
+    /// Returns the first run that is empty, begins before its predecessor ended, or leaves user
+    /// space (in the child or in its owner).
     pub fn from_sorted(runs: impl IntoIterator<Item = PageRun>) -> Result<PageIndex, PageRun> {
         let mut out: Vec<PageRun> = Vec::new();
         for run in runs {
-            if run.count == 0 {
+            let below = |vpn: Vpn| vpn.0 <= VPN_END - u64::from(run.count);
+            if run.count == 0 || !below(run.start) || !below(run.source) {
                 return Err(run);
             }
             match out.last_mut() {
@@ -27,6 +30,12 @@ impl PageIndex {
             }
         }
         Ok(PageIndex { runs: out })
+    }
+
+    /// The index of runs that the codec has checked, joining nothing: whoever sent them counted
+    /// them.
+    pub(crate) fn from_wire(runs: Vec<PageRun>) -> PageIndex {
+        PageIndex { runs }
     }
 
     /// The runs, ascending.

@@ -16,7 +16,7 @@ mod phase;
 mod reference;
 mod validate;
 
-pub use codec::{MAGIC, VERSION, decode, encode};
+pub use codec::{HEADER_BYTES, MAGIC, VERSION, decode, encode};
 pub use error::DescriptorError;
 pub use image::*;
 pub use index::PageIndex;

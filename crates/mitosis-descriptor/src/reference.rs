@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+/// Bytes of a DNS name (RFC 1035).
+const HOST_MAX: usize = 253;
+
 /// Public name of a seed: 64 random bits, shown as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SeedId(pub [u8; 8]);
@@ -88,14 +91,26 @@ impl Reference {
     }
 }
 
+/// Whether `text` is `HOST:PORT` with a name, an IPv4 or a bracketed IPv6 address as the host. It
+/// comes from other people and is shown and logged, so nothing else may be in it.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let host_ok = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.len() <= HOST_MAX && host.bytes().all(plain),
+    };
+    let digits = port.bytes().all(|b| b.is_ascii_digit());
+    host_ok && digits && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
 impl FromStr for Reference {
     type Err = ReferenceError;
     fn from_str(text: &str) -> Result<Reference, ReferenceError> {
         let rest = text.strip_prefix("mitosis://").ok_or(ReferenceError("wrong scheme"))?;
         let (address, rest) = rest.split_once('/').ok_or(ReferenceError("no seed"))?;
         let (seed, secret) = rest.split_once('#').ok_or(ReferenceError("no secret"))?;
-        let port = address.rsplit_once(':').map(|(host, port)| (!host.is_empty(), port));
-        if !matches!(port, Some((true, p)) if p.parse::<u16>().is_ok_and(|p| p != 0)) {
+        if !is_address(address) {
             return Err(ReferenceError("the address is not HOST:PORT"));
         }
         Ok(Reference {

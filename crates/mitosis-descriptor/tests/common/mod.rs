@@ -1,0 +1,145 @@
+//! Descriptors for tests: the smallest, a CPython server's, and that of a fork of a fork.
+#![allow(dead_code)] // each test crate uses some of it
+
+use mitosis_descriptor::*;
+
+pub const ANON: Backing = Backing::Anonymous;
+
+pub fn vma(start: u64, pages: u64, backing: Backing) -> Vma {
+    Vma { start, end: start + pages * PAGE_SIZE, prot: 3, flags: 0, backing }
+}
+
+pub fn run(start: u64, count: u32, owner: u16, source: u64) -> PageRun {
+    PageRun { start: Vpn(start), count, owner, source: Vpn(source) }
+}
+
+pub fn owner(n: u8) -> Owner {
+    Owner {
+        address: format!("10.0.0.{n}:7070"),
+        seed: SeedId([n; 8]),
+        secret: Secret([n.wrapping_mul(37); 32]),
+    }
+}
+
+pub fn process(pid: i32) -> Process {
+    Process {
+        pid,
+        exe: "/usr/bin/true".to_owned(),
+        cwd: "/".to_owned(),
+        root: "/".to_owned(),
+        umask: 0o22,
+        personality: 0,
+        oom_score_adj: 0,
+        creds: Creds::default(),
+        rlimits: vec![(u64::MAX, u64::MAX); 16],
+        mm: MmLayout::default(),
+        sigactions: vec![SigAction::default(); 64],
+        dumpable: 1,
+        subreaper: false,
+        pdeathsig: 0,
+        thp_disable: false,
+        session_leader: false,
+        seccomp: Vec::new(),
+    }
+}
+
+pub fn thread(tid: i32, xstate: Vec<u8>) -> Thread {
+    Thread {
+        tid,
+        regs: Registers { rip: 0x7f00_1234_5678, rsp: 0x7ffd_0000_1000, ..Registers::default() },
+        xstate,
+        sigmask: 0,
+        altstack: (0, 2, 0),
+        robust_list: (0x7f00_0000_1000, 24),
+        clear_tid: 0x7f00_0000_2000,
+        rseq: (0x7f00_0000_3000, 32, 0x5305_3053),
+        name: b"worker".to_vec(),
+    }
+}
+
+/// One thread, one page.
+pub fn minimal() -> Descriptor {
+    Descriptor {
+        origin: Origin {
+            node: "a".to_owned(),
+            taken_unix_ms: 1_700_000_000_000,
+            vdso_crc: 1,
+            xcr0: 7,
+            kernel: "6.18.0".to_owned(),
+        },
+        process: process(42),
+        threads: vec![thread(42, vec![0; 832])],
+        files: Vec::new(),
+        vmas: vec![vma(0x10_0000, 1, ANON)],
+        owners: vec![owner(1)],
+        pages: PageIndex::from_sorted([run(0x100, 1, 0, 0x100)]).expect("one run"),
+        open_files: Vec::new(),
+    }
+}
+
+/// An image as hard to shorten as an XSAVE image gets: every byte in use.
+pub fn dense_xstate(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8 | 1
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// What CPython with `http.server` looks like: 170 VMAs over 34 files, a run of dirty pages in
+/// every second of them, and a dense XSAVE image of `xstate` bytes.
+pub fn cpython(xstate: usize) -> Descriptor {
+    let mut d = minimal();
+    d.threads = vec![thread(42, dense_xstate(xstate))];
+    d.files = (0..34)
+        .map(|n| MappedFile {
+            path: format!("/usr/lib/python3.13/lib-dynload/_module{n:02}.cpython-313-x86_64.so"),
+            size: 123_456,
+            hash: Some([n; 32]),
+        })
+        .collect();
+    d.vmas.clear();
+    let mut runs = Vec::new();
+    let mut at = 0x5555_5555_0000u64;
+    for n in 0..170u32 {
+        if n == 6 {
+            at = 0x7fff_f000_0000;
+        }
+        let file = Backing::File { file: n / 5, offset: u64::from(n % 5) * 16 * PAGE_SIZE };
+        let backing = if n % 9 == 0 { ANON } else { file };
+        let mut next = vma(at, 16, backing);
+        next.flags = if n % 3 == 0 { vma_flags::ACCOUNTED } else { 0 };
+        d.vmas.push(next);
+        if n % 2 == 0 {
+            let page = Vpn::of(at).0 + 3;
+            runs.push(run(page, 2 + n % 7, 0, page));
+        }
+        at += (16 + u64::from(n % 11) * 3) * PAGE_SIZE;
+    }
+    d.pages = PageIndex::from_sorted(runs).expect("ascending");
+    d.open_files = (0..8)
+        .map(|n| OpenFile { kind: n, flags: 2, fds: vec![(n.into(), false)], body: vec![7; 40] })
+        .collect();
+    d
+}
+
+/// A fork of a fork of a fork, one mapping of which was moved before it was fetched.
+pub fn three_hops() -> Descriptor {
+    let mut d = minimal();
+    d.owners = vec![owner(1), owner(2), owner(3)];
+    d.vmas = vec![vma(0x10_0000, 64, ANON), vma(0x7f00_0000_0000, 64, ANON)];
+    let high = 0x7_f000_0000u64;
+    d.pages = PageIndex::from_sorted([
+        run(0x100, 3, 0, 0x100),
+        run(0x103, 2, 1, 0x103),
+        run(0x108, 1, 2, 0x108),
+        run(high, 8, 2, 0x55_5555),
+        run(high + 8, 4, 1, high + 8),
+        run(high + 20, 1, 1, high + 20),
+    ])
+    .expect("ascending");
+    d
+}
