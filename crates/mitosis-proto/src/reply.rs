@@ -1,0 +1,247 @@
+//! What the node answers.
+
+use mitosis_descriptor::Phase;
+use serde::{Deserialize, Serialize};
+
+/// One line from the daemon to the caller.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To `Node`.
+    Node(NodeInfo),
+    /// To `Prepare`.
+    Prepared(Prepared),
+    /// To `Fork`.
+    Forked(Forked),
+    /// To `Seeds`, and to `Seed` (then exactly one).
+    Seeds(Vec<SeedRow>),
+    /// To `Children`.
+    Children(Vec<ChildRow>),
+    /// To `Wait`, and after `Forked` when attached.
+    Exited(Exited),
+    /// To `Logs`; one fd comes along.
+    Log(LogInfo),
+    /// To `Inspect`.
+    Text(String),
+    /// Done, nothing to say.
+    Done,
+    /// Not done.
+    Error {
+        /// Whose mistake it was.
+        code: ErrorCode,
+        /// One line for people: phase, object, cause.
+        message: String,
+    },
+}
+
+/// Whose mistake an error was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request makes no sense: exit status 2.
+    Usage,
+    /// It could not be done: exit status 1.
+    Failed,
+}
+
+/// Who answers at a control socket.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Name of the node.
+    pub name: String,
+    /// Address in the references that it makes, `HOST:PORT`.
+    pub address: String,
+    /// Pid of the daemon, in its own pid namespace.
+    pub pid: i32,
+    /// Pid of its pager.
+    pub pager_pid: Option<i32>,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// Time spent in one phase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Which.
+    pub phase: Phase,
+    /// Microseconds.
+    pub us: u64,
+}
+
+/// A seed has been made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The reference, with its secret.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Public id of the seed.
+    pub seed: String,
+    /// Name given by the caller.
+    pub name: Option<String>,
+    /// Microseconds during which the parent did not run.
+    pub freeze_us: u64,
+    /// Microseconds from the arrival of the request until the seed could be forked.
+    pub prepare_us: u64,
+    /// Size of the encoded descriptor.
+    pub descriptor_bytes: u64,
+    /// Pages that hold data.
+    pub pages_total: u64,
+    /// Threads of the parent.
+    pub threads: u64,
+    /// Whether the seed still depends on the parent's pid namespace.
+    pub bound: Bound,
+    /// Where the time went.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// Children have been started.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Forked {
+    /// In the order in which they were started.
+    pub children: Vec<ForkedChild>,
+}
+
+/// A child has been started.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForkedChild {
+    /// Pid, as the node's host sees it.
+    pub pid: i32,
+    /// Public id of its seed.
+    pub seed: String,
+    /// Microseconds from the arrival of the request to the child's first own instruction.
+    pub start_us: u64,
+    /// How it was made.
+    pub via: String,
+    /// How its pages come: `tcp`, `local` or `mixed`.
+    pub transport: String,
+    /// Path of its network namespace, when it has its own.
+    pub netns: Option<String>,
+    /// Where the time went.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// Life of a seed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeedState {
+    /// Can be forked.
+    Alive,
+    /// Its time is over: no new forks, pages until the children are independent.
+    Expiring,
+    /// Its pages are gone against our will.
+    Lost,
+}
+
+/// Whether a seed depends on the pid namespace of its parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound {
+    /// It does; when the namespace's init exits, the seed is lost.
+    Bound,
+    /// It does still, while its pages move to memory of the node.
+    Moving,
+    /// It does not.
+    Free,
+}
+
+/// A seed, as `seed ls` shows it. Never contains the secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SeedRow {
+    /// Public id.
+    pub seed: String,
+    /// Name given by the caller.
+    pub name: Option<String>,
+    /// Life.
+    pub state: SeedState,
+    /// Why, when lost.
+    pub reason: Option<String>,
+    /// Dependence on the parent's pid namespace.
+    pub bound: Bound,
+    /// Pid the parent had, as the host sees it.
+    pub parent_pid: i32,
+    /// Pid of the shadow; absent once the pages have moved.
+    pub shadow_pid: Option<i32>,
+    /// Milliseconds since it was made.
+    pub age_ms: u64,
+    /// Milliseconds until it expires; absent when it does not.
+    pub ttl_left_ms: Option<u64>,
+    /// Pages that hold data.
+    pub pages_total: u64,
+    /// Those of them that this seed itself owns.
+    pub pages_owned: u64,
+    /// Size of the encoded descriptor.
+    pub descriptor_bytes: u64,
+    /// Connections of pagers that read from it.
+    pub readers: u64,
+    /// Times it was forked.
+    pub forks: u64,
+}
+
+/// Life of a child.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChildState {
+    /// It runs (or is being started).
+    Running,
+    /// It has ended.
+    Ended,
+}
+
+/// A child, as `ps` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChildRow {
+    /// Pid, as the node's host sees it.
+    pub pid: i32,
+    /// Public id of its seed.
+    pub seed: String,
+    /// Life.
+    pub state: ChildState,
+    /// Exit status as a shell has it (128+N after signal N), once ended and known.
+    pub exit: Option<i32>,
+    /// Why it was ended, when it did not end by itself.
+    pub reason: Option<String>,
+    /// Pages that were remote at the start.
+    pub pages_total: u64,
+    /// Pages fetched because they were touched.
+    pub pages_fetched: u64,
+    /// Pages fetched ahead.
+    pub pages_prefetched: u64,
+    /// Faults served.
+    pub faults: u64,
+    /// Bytes of pages fetched.
+    pub bytes_fetched: u64,
+    /// Needs no other node any more.
+    pub independent: bool,
+    /// How it was made.
+    pub via: String,
+    /// How its pages come: `tcp`, `local` or `mixed`.
+    pub transport: String,
+    /// Path of its network namespace, when it has its own.
+    pub netns: Option<String>,
+    /// Microseconds from the arrival of the request to its first own instruction.
+    pub start_us: u64,
+    /// Milliseconds since it was started.
+    pub age_ms: u64,
+    /// Where the time of the start went.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// The end of a child.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Exited {
+    /// Pid it had.
+    pub pid: i32,
+    /// Exit status as a shell has it (128+N after signal N).
+    pub exit: i32,
+    /// Why it was ended, when it did not end by itself.
+    pub reason: Option<String>,
+}
+
+/// A log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LogInfo {
+    /// The child.
+    pub pid: i32,
+    /// Bytes in it now.
+    pub bytes: u64,
+}
