@@ -1,3 +1,14 @@
 //! The kernel's process primitives as safe, owned, move-only types.
+//!
+//! Everything above this crate forbids `unsafe`. What needs it — ptrace, userfaultfd, clone with
+//! namespaces — is fenced here, and comes out as types whose misuse does not compile.
 
+pub mod cpu;
+mod error;
+pub mod pagemap;
+pub mod procfs;
+pub mod ptrace;
+pub mod spawn;
 pub mod uffd;
+
+pub use error::SysError;

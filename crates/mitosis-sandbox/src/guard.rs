@@ -1,0 +1,107 @@
+//! One guard.
+
+use crate::SandboxError;
+use mitosis_stub::abi::guard_message;
+use mitosis_sys::SysError;
+use mitosis_sys::spawn::{Network, spawn_guard};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// The guard program in a sealed memfd, from which guards are executed.
+#[derive(Debug)]
+pub struct GuardImage(OwnedFd);
+
+impl GuardImage {
+    /// Writes the program to a memfd.
+    ///
+    /// # Errors
+    /// memfd_create(2), write(2).
+    pub fn new() -> Result<GuardImage, SandboxError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("mitosis-guard", flags)
+            .map_err(|e| SysError::io("memfd_create", "guard", e))?;
+        let mut file = File::from(fd);
+        file.write_all(mitosis_stub::ELF).map_err(|e| SysError::io("write", "guard image", e))?;
+        let fd = OwnedFd::from(file);
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals)
+            .map_err(|e| SysError::io("F_ADD_SEALS", "guard image", e))?;
+        Ok(GuardImage(fd))
+    }
+}
+
+/// A guard that has no child yet, or the handle to one that has.
+#[derive(Debug)]
+pub struct Guard {
+    /// Its pid, as the node sees it.
+    pub pid: i32,
+    /// Readable when it has ended, and with it everything in its namespace.
+    pub pidfd: OwnedFd,
+    /// Its control socket (SOCK_SEQPACKET; messages are `mitosis_stub::abi::GuardMessage`).
+    pub control: OwnedFd,
+    /// Whether it has a network namespace of its own.
+    pub network: Network,
+}
+
+impl Guard {
+    /// Starts a guard and waits (bounded) until it is ready.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left behind.
+    pub fn start(
+        image: &GuardImage,
+        pager: BorrowedFd<'_>,
+        network: Network,
+    ) -> Result<Guard, SandboxError> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|e| SysError::io("socketpair", "guard", e))?;
+        let (pid, pidfd) = spawn_guard(image.0.as_fd(), theirs.as_fd(), pager, network)?;
+        drop(theirs);
+        let guard = Guard { pid, pidfd, control: ours, network };
+        match guard.await_ready() {
+            Ok(()) => Ok(guard),
+            Err(e) => {
+                guard.end();
+                Err(e)
+            }
+        }
+    }
+
+    fn await_ready(&self) -> Result<(), SandboxError> {
+        let timeout = Some(Duration::from_secs(5));
+        rustix::net::sockopt::set_socket_timeout(
+            &self.control,
+            rustix::net::sockopt::Timeout::Recv,
+            timeout,
+        )
+        .map_err(|e| SysError::io("SO_RCVTIMEO", "guard", e))?;
+        let mut message = [0u8; 16];
+        let got = rustix::net::recv(&self.control, &mut message[..], RecvFlags::empty());
+        match got {
+            Ok((16, _)) if message[..4] == guard_message::READY.to_le_bytes() => Ok(()),
+            Ok((n, _)) => Err(SandboxError::NotReady(format!("{n} bytes instead of a message"))),
+            Err(e) => Err(SandboxError::NotReady(e.to_string())),
+        }
+    }
+
+    /// Path of its network namespace, when it has one of its own.
+    pub fn netns_path(&self) -> Option<String> {
+        (self.network == Network::Own).then(|| format!("/proc/{}/ns/net", self.pid))
+    }
+
+    /// Ends it and all that is in its namespace, and reaps it.
+    pub fn end(self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
+        let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+    }
+}

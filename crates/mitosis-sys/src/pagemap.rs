@@ -1,0 +1,156 @@
+//! Which pages of another process hold data of its own (PAGEMAP_SCAN, Linux 6.7; else
+//! `/proc/PID/pagemap`).
+
+use crate::SysError;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+const PAGE: u64 = 4096;
+const IS_FILE: u64 = 1 << 2;
+const IS_PRESENT: u64 = 1 << 3;
+const IS_SWAPPED: u64 = 1 << 4;
+const IS_PFNZERO: u64 = 1 << 5;
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+#[repr(C)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// The page map of one process.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+    scan: bool,
+}
+
+impl Pagemap {
+    /// Opens `/proc/PID/pagemap`.
+    ///
+    /// # Errors
+    /// EPERM, ENOENT.
+    pub fn open(pid: i32) -> Result<Pagemap, SysError> {
+        let path = format!("/proc/{pid}/pagemap");
+        let file = File::open(&path).map_err(|e| SysError::io("open", &path, e))?;
+        Ok(Pagemap { file, scan: true })
+    }
+
+    /// Appends to `out` the address ranges in `[start, end)` whose pages are private data:
+    /// present or swapped, not a file's and not the shared zero page.
+    ///
+    /// # Errors
+    /// [`SysError::Call`]; a process that ended gives no ranges.
+    pub fn private_ranges(
+        &mut self,
+        start: u64,
+        end: u64,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
+        if self.scan {
+            match self.scan_ranges(start, end, out) {
+                Err(e) if e.is(libc::ENOTTY) || e.is(libc::EINVAL) => self.scan = false,
+                done => return done,
+            }
+        }
+        self.read_ranges(start, end, out)
+    }
+
+    fn scan_ranges(
+        &self,
+        start: u64,
+        end: u64,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
+        let mut regions = [PageRegion::default(); 256];
+        let mut at = start;
+        while at < end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                flags: 0,
+                start: at,
+                end,
+                walk_end: 0,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: regions.len() as u64,
+                max_pages: 0,
+                // Wanted: (present | swapped) & !file & !zero.
+                category_inverted: IS_FILE | IS_PFNZERO,
+                category_mask: IS_FILE | IS_PFNZERO,
+                category_anyof_mask: IS_PRESENT | IS_SWAPPED,
+                return_mask: IS_PRESENT,
+            };
+            // SAFETY: `arg` is the struct this ioctl reads and writes; `vec` describes `regions`.
+            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            if n < 0 {
+                return Err(SysError::last("PAGEMAP_SCAN", format!("{at:#x}..{end:#x}")));
+            }
+            for region in &regions[..n as usize] {
+                push(out, region.start, region.end);
+            }
+            if arg.walk_end <= at {
+                break;
+            }
+            at = arg.walk_end;
+        }
+        Ok(())
+    }
+
+    fn read_ranges(
+        &self,
+        start: u64,
+        end: u64,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
+        let mut entries = vec![0u8; 8 << 10];
+        let mut at = start;
+        while at < end {
+            let want = (((end - at) / PAGE) as usize * 8).min(entries.len());
+            let got = self
+                .file
+                .read_at(&mut entries[..want], at / PAGE * 8)
+                .map_err(|e| SysError::io("read pagemap", format!("{at:#x}"), e))?;
+            if got < 8 {
+                break;
+            }
+            for entry in entries[..got - got % 8].chunks_exact(8) {
+                let mut word = [0u8; 8];
+                word.copy_from_slice(entry);
+                let bits = u64::from_le_bytes(word);
+                // Bit 63 present, 62 swapped, 61 file-mapped or shared anonymous. The zero page
+                // cannot be told here; taking it along is only a little waste.
+                if bits >> 62 != 0 && bits & (1 << 61) == 0 {
+                    push(out, at, at + PAGE);
+                }
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push(out: &mut Vec<(u64, u64)>, start: u64, end: u64) {
+    match out.last_mut() {
+        Some(last) if last.1 == start => last.1 = end,
+        _ => out.push((start, end)),
+    }
+}

@@ -1,0 +1,104 @@
+//! Starting the guest as a guard: pid 1 of namespaces of its own (clone(2), execveat(2)).
+
+use crate::SysError;
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Namespaces a guard gets besides pid, mount, UTS and IPC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Network {
+    /// The node's own network namespace.
+    Node,
+    /// A new one.
+    Own,
+}
+
+struct Order {
+    elf: RawFd,
+    control: RawFd,
+    pager: RawFd,
+}
+
+const STACK_BYTES: usize = 32 << 10;
+
+/// Starts the program in `elf` with `control` as fd 3 and `pager` as fd 4, as pid 1 of new pid,
+/// mount, UTS and IPC namespaces. Nothing else is inherited. Returns its pid and pidfd.
+///
+/// # Errors
+/// What clone(2) says (EPERM without CAP_SYS_ADMIN, ENOSPC over a namespace limit), or
+/// [`SysError::Unexpected`] when the program could not be executed.
+pub fn spawn_guard(
+    elf: BorrowedFd<'_>,
+    control: BorrowedFd<'_>,
+    pager: BorrowedFd<'_>,
+    network: Network,
+) -> Result<(i32, OwnedFd), SysError> {
+    let order = Order {
+        elf: elf.as_raw_fd(),
+        control: control.as_raw_fd(),
+        pager: pager.as_raw_fd(),
+    };
+    let mut stack = vec![0u64; STACK_BYTES / 8];
+    let mut pidfd: RawFd = -1;
+    let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
+    let namespaces =
+        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | own_net;
+    let flags =
+        namespaces | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: CLONE_VFORK suspends this thread until the child has executed or exited, so `order`
+    // and `stack` outlive its use of them; the child only makes system calls. The stack grows
+    // down from the end of `stack`, which is 16-byte aligned by construction of its length.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr().add(stack.len()).cast::<c_void>();
+        let top = top.map_addr(|a| a & !15);
+        libc::clone(run_guard, top, flags, (&raw const order).cast_mut().cast(), &raw mut pidfd)
+    };
+    drop(stack);
+    if pid < 0 {
+        return Err(SysError::last("clone", "guard"));
+    }
+    // SAFETY: CLONE_PIDFD stored a descriptor that is ours alone.
+    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// In the child, before exec; memory is shared with the suspended parent.
+extern "C" fn run_guard(order: *mut c_void) -> i32 {
+    // SAFETY: only system calls on values of `order`, which the suspended parent keeps alive. The
+    // fd table and signal dispositions are this process's own copies.
+    unsafe {
+        let order = &*order.cast::<Order>();
+        let elf = libc::fcntl(order.elf, libc::F_DUPFD_CLOEXEC, 10);
+        let control = libc::fcntl(order.control, libc::F_DUPFD, 10);
+        let pager = libc::fcntl(order.pager, libc::F_DUPFD, 10);
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        if elf < 0 || control < 0 || pager < 0 || null < 0 {
+            return 1;
+        }
+        for fd in 0..3 {
+            libc::dup2(null, fd);
+        }
+        libc::dup2(control, 3);
+        libc::dup2(pager, 4);
+        libc::syscall(libc::SYS_close_range, 5, elf - 1, 0);
+        libc::syscall(libc::SYS_close_range, elf + 1, u32::MAX, 0);
+        libc::setsid();
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        // Ignored signals would stay ignored across exec.
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let argv = [c"mitosis-guard".as_ptr(), std::ptr::null()];
+        let envp = [std::ptr::null::<libc::c_char>()];
+        libc::syscall(
+            libc::SYS_execveat,
+            elf,
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    1
+}
