@@ -5,6 +5,7 @@
 
 pub mod cpu;
 mod error;
+pub mod floors;
 pub mod pagemap;
 pub mod procfs;
 pub mod ptrace;
