@@ -1,0 +1,105 @@
+//! What must hold of a decoder whatever bytes it is given.
+//!
+//! Descriptors and frames come from other machines, requests from other processes. Each function
+//! here gives one decoder arbitrary bytes and panics if a promise is broken. `cargo fuzz` drives
+//! them with coverage feedback (nightly); `tests/replay.rs` drives them from the seeds with blind
+//! mutations on any toolchain, so that every test run does some of it.
+
+#![forbid(unsafe_code)]
+
+use mitosis_descriptor::{HEADER_BYTES, Limits, MAGIC, Reference, VERSION, Vpn, decode, encode};
+use mitosis_proto::{Reply, Request};
+use mitosis_transport::ReadError;
+use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pong};
+
+/// Gives `bytes` to the descriptor's decoder, as they are and as a body under a correct header
+/// (else the checksum would stop nearly all of them). Returns whether either was a descriptor.
+pub fn descriptor(bytes: &[u8]) -> bool {
+    let body = bytes.get(HEADER_BYTES..).unwrap_or(bytes);
+    check_descriptor(bytes) | check_descriptor(&seal(body))
+}
+
+/// A descriptor's header before `body`.
+pub fn seal(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::from(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&[0, 0]);
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// What decodes must be encodable again, to the same value; its index must be walkable.
+fn check_descriptor(bytes: &[u8]) -> bool {
+    let limits = Limits::default();
+    let Ok(d) = decode(bytes, &limits) else { return false };
+    let again = encode(&d).map(|bytes| decode(&bytes, &limits));
+    assert!(matches!(again, Ok(Ok(same)) if same == d), "a descriptor changed on its way");
+    for vma in &d.vmas {
+        let (start, end) = (Vpn::of(vma.start), Vpn::of(vma.end));
+        let inside = d.pages.within(start, end).all(|r| start <= r.start && r.end() <= end);
+        assert!(inside, "a run reached out of the VMA it was asked for");
+    }
+    true
+}
+
+/// Gives `bytes` to the decoder of frames between nodes, as a stream of frames. Returns whether
+/// the first of them was one.
+pub fn wire(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    let mut frames = 0;
+    while let Some((header, tail)) = rest.split_first_chunk::<{ wire::HEADER }>() {
+        let Ok(decoded) = Header::decode(header) else { break };
+        assert_eq!(decoded.encode(), *header, "a header changed on its way");
+        let length = decoded.length as usize;
+        assert!(length <= wire::DESCRIPTOR_MAX, "a length beyond every limit was believed");
+        let Some(body) = tail.get(..length) else { break };
+        check_body(decoded.kind, body);
+        rest = &tail[length..];
+        frames += 1;
+    }
+    frames > 0
+}
+
+fn check_body(kind: Kind, body: &[u8]) {
+    match kind {
+        Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
+        Kind::Fork | Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
+        Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
+        Kind::Descriptor => {
+            check_descriptor(body);
+        }
+        Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping => {}
+    }
+}
+
+/// A body that decodes encodes to a body that decodes to the same value. (Not to the same bytes:
+/// numbers have longer forms that are read, but not written.)
+fn same_again<T>(kind: Kind, body: &[u8], decoded: Result<T, wire::WireError>)
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq,
+{
+    let Ok(value) = decoded else { return };
+    let frame = wire::control(Header::new(kind), &value);
+    let back = frame.map(|frame| wire::body::<T>(kind, &frame[wire::HEADER..]));
+    assert!(matches!(back, Ok(Ok(same)) if same == value), "body of {} bytes", body.len());
+}
+
+/// Gives `bytes` to the decoders of what callers send: control lines and references. Returns
+/// whether they were any of these.
+pub fn control(bytes: &[u8]) -> bool {
+    let request = serde_json::from_slice::<Request>(bytes).ok();
+    if let Some(request) = &request {
+        let back = serde_json::to_vec(request).map(|line| serde_json::from_slice::<Request>(&line));
+        assert!(matches!(back, Ok(Ok(same)) if same == *request), "a request changed");
+    }
+    let reply = serde_json::from_slice::<Reply>(bytes).is_ok();
+    let reference = std::str::from_utf8(bytes).ok().and_then(|t| t.parse::<Reference>().ok());
+    if let Some(reference) = &reference {
+        let same = reference.reveal().parse().is_ok_and(|again: Reference| again == *reference);
+        assert!(same, "a reference changed");
+    }
+    request.is_some() || reply || reference.is_some()
+}

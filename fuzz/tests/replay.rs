@@ -1,0 +1,186 @@
+//! The fuzz targets without a fuzzer: every seed, then blind mutations of the seeds.
+//!
+//! The mutations are the same in every run, so a failure repeats. `MITOSIS_FUZZ_ROUNDS` sets how
+//! many there are for each target; `MITOSIS_GOLDEN=write` writes the seeds anew.
+
+use mitosis_descriptor::{HEADER_BYTES, Reference, Secret, SeedId};
+use mitosis_proto::{ErrorCode, ForkRequest, PrepareRequest, Reply, Request};
+use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pong};
+use mitosis_transport::{ReadError, SeedState};
+use std::path::{Path, PathBuf};
+
+const ROUNDS: u64 = 200_000;
+/// Most memory that decoding may need above what the test needs itself. The seeds are at most a
+/// few kilobytes, so an allocation sized by a number in the input would stand out.
+const GROWTH_MAX_KIB: u64 = 64 << 10;
+
+/// xorshift64: the same numbers everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+}
+
+/// Numbers at which decoders break: sign bits, all ones, page and length boundaries.
+const EDGES: [u64; 8] =
+    [0, 1, 0x7f, 0xff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, u64::MAX];
+
+fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(bytes.len());
+        match random.below(7) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 if at < bytes.len() => bytes[at] = random.next() as u8,
+            2 => bytes.truncate(at),
+            3 => bytes.insert(at.min(bytes.len()), random.next() as u8),
+            4 if at < bytes.len() => drop(bytes.remove(at)),
+            5 => {
+                let edge = EDGES[random.below(EDGES.len())].to_le_bytes();
+                let width = [1, 2, 4, 8][random.below(4)].min(bytes.len() - at);
+                bytes[at..at + width].copy_from_slice(&edge[..width]);
+            }
+            _ => {
+                let from = random.below(other.len());
+                let len = random.below(64).min(other.len() - from);
+                bytes.splice(at..at, other[from..from + len].iter().copied());
+            }
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read_all(dir: &Path) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(dir).expect("seeds are in the repository");
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("readable").path()).collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).expect("readable")).collect()
+}
+
+/// Highest memory use of this process so far, in KiB.
+fn high_water() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn replay(name: &str, seeds: &[Vec<u8>], target: fn(&[u8]) -> bool) {
+    assert!(!seeds.is_empty(), "{name}: no seeds");
+    for (number, seed) in seeds.iter().enumerate() {
+        assert!(target(seed), "{name}: seed {number} is refused");
+    }
+    let before = high_water();
+    let rounds = std::env::var("MITOSIS_FUZZ_ROUNDS").ok().and_then(|v| v.parse().ok());
+    let mut random = Random(0x6d69_746f_7369_7321);
+    let mut accepted = 0u64;
+    for _ in 0..rounds.unwrap_or(ROUNDS) {
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        let other = &seeds[random.below(seeds.len())];
+        mutate(&mut bytes, other, &mut random);
+        accepted += u64::from(target(&bytes));
+    }
+    let growth = high_water() - before;
+    assert!(growth < GROWTH_MAX_KIB, "{name}: {growth} KiB allocated");
+    println!("{name}: {accepted} mutants accepted, {growth} KiB");
+}
+
+#[test]
+fn descriptors() {
+    let seeds = read_all(&root().join("../crates/mitosis-descriptor/tests/golden"));
+    for (number, golden) in seeds.iter().enumerate() {
+        let body = &golden[HEADER_BYTES..];
+        assert_eq!(mitosis_fuzz::seal(body), *golden, "golden file {number}");
+    }
+    replay("descriptor", &seeds, mitosis_fuzz::descriptor);
+}
+
+#[test]
+fn wire_frames() {
+    write_seeds("wire", frames().into_iter().map(|(n, b)| (n.to_owned(), b)));
+    replay("wire", &read_all(&root().join("seeds/wire")), mitosis_fuzz::wire);
+}
+
+#[test]
+fn control_lines() {
+    write_seeds("control", lines());
+    replay("control", &read_all(&root().join("seeds/control")), mitosis_fuzz::control);
+}
+
+fn write_seeds(dir: &str, seeds: impl IntoIterator<Item = (String, Vec<u8>)>) {
+    if std::env::var_os("MITOSIS_GOLDEN").is_none_or(|v| v != "write") {
+        return;
+    }
+    for (name, bytes) in seeds {
+        let path = root().join("seeds").join(dir).join(name);
+        std::fs::write(path, bytes).expect("seeds are writable");
+    }
+}
+
+/// One frame of each kind, and a conversation.
+fn frames() -> Vec<(&'static str, Vec<u8>)> {
+    let body = |kind, bytes: Result<Vec<u8>, wire::WireError>| (kind, bytes.expect("a frame"));
+    let access = Access { seed: SeedId([7; 8]), secret: Secret([9; 32]) };
+    let changed = vec![(1, SeedState::Expiring), (2, SeedState::Revoked), (3, SeedState::Lost)];
+    let read = Header { tag: 5, a: 1, b: 16, c: 0x7fff_1234, ..Header::new(Kind::Read) };
+    let data = Header { length: 4096, b: 1, ..Header::new(Kind::Data) };
+    let mut page = data.encode().to_vec();
+    page.extend_from_slice(&[0xaa; 4096]);
+    let mut frames = vec![
+        body("hello", wire::control(Header::new(Kind::Hello), &Hello { version: 1 })),
+        body("fork", wire::control(Header { tag: 1, ..Header::new(Kind::Fork) }, &access)),
+        body("open", wire::control(Header { a: 1, ..Header::new(Kind::Open) }, &access)),
+        body("pong", wire::control(Header::new(Kind::Pong), &Pong { changed })),
+        body("error", wire::error_frame(5, &ReadError::Lost("the shadow died".into()))),
+        ("read", read.encode().to_vec()),
+        ("data", page),
+        ("ping", Header::new(Kind::Ping).encode().to_vec()),
+        ("close", Header { a: 1, ..Header::new(Kind::Close) }.encode().to_vec()),
+        ("refused", Header { tag: 1, ..Header::new(Kind::Refused) }.encode().to_vec()),
+    ];
+    let talk = ["hello", "open", "read", "read", "ping", "close"]
+        .iter()
+        .flat_map(|want| frames.iter().find(|(n, _)| n == want).map(|(_, b)| b.clone()))
+        .flatten()
+        .collect();
+    frames.push(("conversation", talk));
+    frames
+}
+
+/// One line of each kind that carries anything, and a reference.
+fn lines() -> Vec<(String, Vec<u8>)> {
+    let reference = Reference {
+        address: "10.0.0.1:7000".to_owned(),
+        seed: SeedId([7; 8]),
+        secret: Secret([9; 32]),
+    };
+    let reference = reference.reveal();
+    let requests = [
+        Request::Prepare(PrepareRequest { pid: 42, ttl_ms: Some(1), ..Default::default() }),
+        Request::Fork(ForkRequest::new(reference.clone())),
+        Request::Kill { pid: 42, signal: 9 },
+        Request::RemoveSeed { seed: reference.clone() },
+        Request::Children,
+    ];
+    let mut lines: Vec<(String, Vec<u8>)> = requests
+        .iter()
+        .enumerate()
+        .map(|(n, r)| (format!("request-{n}"), serde_json::to_vec(r).expect("a line")))
+        .collect();
+    let reply =
+        serde_json::to_vec(&Reply::Error { code: ErrorCode::Failed, message: "cause".to_owned() })
+            .expect("a line");
+    lines.push(("reply".to_owned(), reply));
+    lines.push(("reference".to_owned(), reference.into_bytes()));
+    lines
+}
