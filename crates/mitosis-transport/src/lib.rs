@@ -10,13 +10,19 @@
 
 mod client;
 mod error;
+mod fault;
+mod local;
 mod server;
 mod service;
 mod source;
+mod tcp;
 pub mod wire;
 
 pub use client::ControlClient;
 pub use error::{ForkError, ReadError, Refused, SourceError};
+pub use fault::{Fault, FaultySource};
+pub use local::LocalSource;
 pub use server::{ServerConfig, serve};
 pub use service::{OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};
+pub use tcp::TcpSource;
