@@ -174,6 +174,9 @@ impl Descriptor {
 
     fn validate_open_files(&self, limits: &Limits) -> Result<(), DescriptorError> {
         limits.check("open files", self.open_files.len(), limits.open_files_max)?;
+        if self.open_files.iter().any(|f| f.fds.is_empty()) {
+            return invalid("an open file that no fd names");
+        }
         let mut seen = HashSet::new();
         for (fd, _) in self.open_files.iter().flat_map(|f| &f.fds) {
             if *fd >= limits.fds_max {

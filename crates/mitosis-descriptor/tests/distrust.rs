@@ -142,6 +142,7 @@ const CONTRADICTIONS: &[Case] = &[
     ("entry 0", |d| d.owners.clear()),
     ("address of an owner", |d| d.owners[0].address = "x".repeat(256)),
     ("over the limit", |d| d.open_files.push(open_file(1 << 20))),
+    ("no fd names", |d| d.open_files = vec![OpenFile { fds: Vec::new(), ..open_file(3) }]),
     ("two open files", |d| d.open_files = vec![open_file(3), open_file(3)]),
 ];
 
