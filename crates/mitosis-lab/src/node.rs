@@ -40,7 +40,7 @@ pub struct Node {
     namespaces: Namespaces,
     network: Namespaces,
     switch: Namespaces,
-    shell: Shell,
+    _shell: Shell,
 }
 
 impl Node {
@@ -64,7 +64,15 @@ impl Node {
         switch.plug(index, init)?;
         let address = address(index);
         ip_batch(&network, &format!("address add {address}/24 dev eth0\nlink set eth0 up"))?;
-        Ok(Self { name, index, init, namespaces, network, switch: switch.network()?, shell })
+        Ok(Self {
+            name,
+            index,
+            init,
+            namespaces,
+            network,
+            switch: switch.network()?,
+            _shell: shell,
+        })
     }
 
     /// The node's name, unique on this machine; also its host name.
@@ -188,8 +196,8 @@ impl Node {
     }
 
     /// Ends the node at once with all its processes; their peers see closed connections.
-    pub fn power_off(&mut self) {
-        self.shell.end();
+    pub fn power_off(&self) -> Result<(), LabError> {
+        self.namespaces.end(RUN_BOUND).map_err(|error| LabError::io("power-off", &self.name, error))
     }
 
     /// The pid on the host of the process that this node calls `pid`.

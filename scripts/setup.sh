@@ -1,0 +1,41 @@
+#!/bin/sh
+# Installs what the build, the tests and the demonstration need. Quick when all is there.
+#
+# Debian packages by name, and numpy and fdk (the inputs of two tests) in a virtual environment
+# under target/, so nothing of the system's Python is changed.
+set -eu
+cd "$(dirname "$0")/.."
+
+missing=
+for package in gcc libc6-dev make iproute2 util-linux procps runc python3 python3-venv; do
+    status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: missing:$missing (run as root, or install them)" >&2
+        exit 1
+    fi
+    echo "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    # shellcheck disable=SC2086
+    apt-get install -q -y --no-install-recommends $missing
+fi
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: no cargo: a Rust toolchain (1.85 or later) is needed; see https://rustup.rs" >&2
+    exit 1
+fi
+
+venv=target/venv
+pins="numpy==2.2.6 fdk==0.1.128"
+if [ "$(cat $venv/pins 2>/dev/null || true)" != "$pins" ]; then
+    echo "setup: numpy and fdk into $venv"
+    rm -rf "$venv"
+    mkdir -p target
+    /usr/bin/python3 -m venv "$venv"
+    # shellcheck disable=SC2086
+    "$venv/bin/pip" install -q --disable-pip-version-check $pins
+    printf '%s\n' "$pins" >"$venv/pins"
+fi
