@@ -27,8 +27,8 @@ const GROUPS_MAX: usize = 65_536;
 const FILTER_MAX: usize = 4096;
 /// `MAX_INSNS_PER_PATH` of kernel/seccomp.c, for all filters of a process.
 const FILTERS_SUM_MAX: usize = 32_768;
-/// `TASK_COMM_LEN` of linux/sched.h.
-const COMM_MAX: usize = 16;
+/// `TASK_COMM_LEN` of linux/sched.h, each byte escaped as in `/proc/PID/status`.
+const COMM_MAX: usize = 4 * 16;
 /// Read, write and execute.
 const PROT_ALL: u8 = 7;
 

@@ -99,7 +99,7 @@ const CONTRADICTIONS: &[Case] = &[
     ("two threads", |d| d.threads.push(d.threads[0].clone())),
     ("thread id 0", |d| d.threads.push(thread(0, Vec::new()))),
     ("process id", |d| d.process.pid = -1),
-    ("name of a thread", |d| d.threads[0].name = vec![b'x'; 17]),
+    ("name of a thread", |d| d.threads[0].name = vec![b'x'; 65]),
     ("executable", |d| d.process.exe = "x".repeat(4097)),
     ("NUL", |d| d.process.cwd = "/a\0b".to_owned()),
     ("umask", |d| d.process.umask = 0o1000),
