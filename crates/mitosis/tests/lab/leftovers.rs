@@ -1,0 +1,161 @@
+//! Nothing is left: processes, zombies, descriptors, control groups, mounts, namespaces, files.
+
+use std::time::Duration;
+
+use mitosis_lab::{Census, Daemon, Node};
+
+use crate::support::*;
+
+/// Waits until a node holds what it held before, logs of ended children apart.
+#[track_caller]
+fn same_as(node: &Node, before: &Census) {
+    let began = std::time::Instant::now();
+    loop {
+        let mut differences = before.differences(&node.census().unwrap());
+        // The records of ended children are kept for a bounded time, and so are their logs.
+        differences.retain(|line| !line.starts_with("files:"));
+        if differences.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < SOON, "{} has left: {differences:#?}", node.name());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A count of a node at rest: taken when two in a row are equal, pools being filled.
+#[track_caller]
+fn settled(node: &Node) -> Census {
+    let mut last = node.census().unwrap();
+    until("the node is at rest", SOON, || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = node.census().unwrap();
+        let same = now == last;
+        last = now.clone();
+        same.then_some(now)
+    })
+}
+
+/// Makes one child and ends it, so that what a node makes once is there before it is counted.
+fn warm(daemon: &Daemon<'_>, seed: &Seed) {
+    fork_one(daemon, &seed.reference, &[]);
+    assert_eq!(ask(daemon.node(), "count"), "1");
+    end_children(daemon);
+}
+
+#[test]
+fn a_hundred_children_on_two_nodes_leave_nothing() {
+    let _turn = turn();
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let parent = Parent::c(a.node(), &[]);
+    let first = prepare(&a, parent.pid(), &[]);
+    warm(&b, &first);
+    warm(&c, &first);
+    a.mitosis(&["seed", "rm", &first.id]).unwrap().success().unwrap();
+    let before: Vec<Census> = lab.nodes().iter().map(settled).collect();
+
+    let seed = prepare(&a, parent.pid(), &[]);
+    for daemon in [&b, &c] {
+        let children = fork(daemon, &seed.reference, &["--count", "50"]);
+        assert_eq!(children.len(), 50);
+        assert!(children.iter().all(|child| child.transport == "tcp"));
+        let mut peers: Vec<Peer> = (0..50).map(|_| Peer::to(daemon.node(), PORT)).collect();
+        for peer in &mut peers {
+            peer.tell("touch scatter 5");
+        }
+        for peer in &mut peers {
+            assert_eq!(peer.line().as_deref(), Some("right=819 wrong=0 zero=0"));
+            assert_eq!(peer.ask("count"), "1", "each child has a counter of its own");
+        }
+        for peer in &mut peers {
+            peer.tell("exit 7");
+        }
+        let rows = until("all children have ended", SOON, || {
+            let rows = ps(daemon);
+            rows.iter().all(|row| row["state"] == "ended").then_some(rows)
+        });
+        let sevens = rows.iter().filter(|row| row["exit"].as_u64() == Some(7)).count();
+        assert_eq!(sevens, 50, "{rows:?}");
+    }
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    for (node, before) in lab.nodes().iter().zip(&before) {
+        same_as(node, before);
+    }
+    assert_eq!(parent.ask("count"), "1");
+    assert_eq!(field(&parent.ask("status"), "sigchld"), 0);
+}
+
+#[test]
+fn a_parent_killed_in_the_middle_of_prepare_leaves_nothing() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let before = settled(a.node());
+    let mut made = 0;
+    for round in 0..30_u64 {
+        let mut parent = Parent::c(a.node(), &["mb=32"]);
+        let pid = parent.pid().to_string();
+        let command = a.command(&["prepare", &pid, "-o", "json"]);
+        let output = std::thread::scope(|scope| {
+            let prepare = scope.spawn(|| a.node().run(command).unwrap());
+            std::thread::sleep(Duration::from_micros(round * 300));
+            parent.process.kill().unwrap();
+            prepare.join().unwrap()
+        });
+        if output.code() == 0 {
+            made += 1;
+            let seed = output.json().unwrap()["seed"].as_str().unwrap().to_owned();
+            a.mitosis(&["seed", "rm", &seed]).unwrap().success().unwrap();
+        } else {
+            assert_eq!(output.code(), 1, "{output:?}");
+            assert_eq!(output.stderr.trim().lines().count(), 1, "{}", output.stderr);
+        }
+    }
+    println!("30 parents killed during prepare, {made} of them too late");
+    same_as(a.node(), &before);
+}
+
+#[test]
+fn nothing_of_ours_is_left_in_a_parent() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let look = || {
+        let dir = a.node().proc_dir(parent.pid());
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        let kept =
+            ["Sig", "Shd", "Cap", "Tracer", "Seccomp", "NoNewPrivs", "Threads", "Cpus_allowed:"];
+        let status: Vec<String> = read("status")
+            .lines()
+            .filter(|line| kept.iter().any(|start| line.starts_with(start)))
+            .map(str::to_owned)
+            .collect();
+        let mut fds: Vec<_> = std::fs::read_dir(dir.join("fd"))
+            .unwrap()
+            .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap())
+            .collect();
+        fds.sort();
+        (read("maps"), status, fds, read("cgroup"), read("limits"))
+    };
+    let before = look();
+    let seed = prepare(&a, parent.pid(), &[]);
+    assert_eq!(look(), before);
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    assert_eq!(look(), before);
+    assert_eq!(parent.ask("count"), "1");
+}
+
+#[test]
+fn stopping_a_node_ends_everything_on_it() {
+    let lab = lab(2);
+    let before = settled(lab.node(1));
+    let (a, mut b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    fork(&b, &seed.reference, &["--count", "3"]);
+    b.mitosis(&["node", "stop"]).unwrap().success().unwrap();
+    b.process().wait(SOON).unwrap();
+    same_as(b.node(), &before);
+    let control = b.node().host_path(b.socket());
+    assert!(!control.exists(), "its socket is gone");
+    drop(a);
+}
