@@ -2,11 +2,31 @@
 //!
 //! A number alone says little on a noisy machine, so every figure here is taken side by side with
 //! its peer (a plain fork, a bare fault, a cold start) in one run, and reported as a ratio with
-//! the raw samples beside it. The product is used through its command line, as a user would.
+//! the raw samples beside it. The product is used as a user would: its daemon in lab nodes, its
+//! command line, its control socket.
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+mod cluster;
+mod core;
+mod demo;
+mod error;
+mod helper;
+mod machine;
+mod mechanisms;
+mod plot;
+mod report;
+mod response;
+mod shadow;
+
+pub use error::BenchError;
+
+use report::Report;
+use std::path::{Path, PathBuf};
+
+/// Samples of each figure: enough to quote, and enough to see that it works.
+const RUNS: usize = 20;
+const RUNS_QUICK: usize = 3;
 
 /// What `mitosis demo` was asked to do.
 #[derive(Clone, Debug)]
@@ -22,26 +42,77 @@ pub struct DemoArgs {
 /// What `mitosis bench` was asked to do.
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
-    /// Benchmarks by name; `core`, `mechanisms` and `shadow` exist.
+    /// Benchmarks by name: `core` or one of its parts, `mechanisms`, `shadow`.
     pub names: Vec<String>,
     /// Fewer runs: enough to see that it works, not enough to quote.
     pub quick: bool,
     /// JSON with all raw samples on stdout instead of tables.
     pub json: bool,
-    /// Directory for SVG plots.
+    /// Directory for SVG plots, one for each benchmark; made if it is not there.
     pub plot: Option<PathBuf>,
 }
 
 /// Runs the demonstration; returns the exit status (0 done, 1 failed, 2 wrong usage).
 pub fn demo(args: DemoArgs) -> i32 {
-    let _ = args;
-    eprintln!("mitosis demo: not built yet");
-    1
+    status("demo", demo::run(&args))
 }
 
 /// Runs benchmarks; returns the exit status (0 done, 1 failed, 2 wrong usage).
 pub fn bench(args: BenchArgs) -> i32 {
-    let _ = args;
-    eprintln!("mitosis bench: not built yet");
-    1
+    if let Some(helped) = helper::run(&args.names) {
+        return status("bench", helped);
+    }
+    status("bench", run(&args))
+}
+
+/// The exit status, with one clear line for an error.
+fn status(verb: &str, result: Result<(), BenchError>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("mitosis {verb}: {error}");
+            if matches!(error, BenchError::Usage(_)) { 2 } else { 1 }
+        }
+    }
+}
+
+fn run(args: &BenchArgs) -> Result<(), BenchError> {
+    let known: Vec<&str> =
+        ["core", "mechanisms", "shadow"].into_iter().chain(core::parts()).collect();
+    if let Some(name) = args.names.iter().find(|name| !known.contains(&name.as_str())) {
+        let known = known.join(", ");
+        return Err(BenchError::Usage(format!("no benchmark {name:?}; there are {known}")));
+    }
+    let runs = if args.quick { RUNS_QUICK } else { RUNS };
+    let mut report =
+        Report { machine: machine::Machine::this(), quick: args.quick, sections: Vec::new() };
+    let mut failures = Vec::new();
+    for name in &args.names {
+        report.sections.push(match name.as_str() {
+            "mechanisms" => mechanisms::run(runs)?,
+            "shadow" => shadow::run(runs)?,
+            part => core::run(part, runs, &mut failures)?,
+        });
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(&report);
+        println!("{}", text.map_err(|error| BenchError::wrong("print", error))?);
+    } else {
+        print!("{}", report.table());
+    }
+    if let Some(dir) = &args.plot {
+        plots(dir, &report)?;
+    }
+    // Everything measured has been printed; now the first failure decides the exit status.
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+fn plots(dir: &Path, report: &Report) -> Result<(), BenchError> {
+    std::fs::create_dir_all(dir).map_err(BenchError::io("plot", dir.display()))?;
+    for section in &report.sections {
+        let path = dir.join(format!("{}.svg", section.name));
+        let failed = BenchError::io("plot", path.display());
+        std::fs::write(&path, plot::svg(section)).map_err(failed)?;
+    }
+    Ok(())
 }

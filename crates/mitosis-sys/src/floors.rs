@@ -13,7 +13,7 @@ pub use fault::{
     Backing, Bulk, DropOutcome, bulk_place, dropped_page, fault_latency, plain_fault_latency,
 };
 pub use fork::{fork_cost, scratch_child};
-pub use mapping::{PAGE_BYTES, Pages};
+pub use mapping::{PAGE_BYTES, Pages, cached_private};
 pub use memory::{ReadVia, ShadowRead, read_shadow};
 
 use std::io;

@@ -2,7 +2,7 @@
 
 use super::last_error;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 /// Bytes of a page on x86-64.
@@ -107,4 +107,19 @@ impl Drop for Pages {
         // SAFETY: the mapping is ours alone and nothing refers to it any more.
         unsafe { libc::munmap(self.start.cast(), self.count * PAGE_BYTES) };
     }
+}
+
+/// `count` pages of a memfd that holds them all, mapped privately, each present and none written:
+/// how a template has the node's page cache mapped.
+///
+/// # Errors
+/// What memfd_create or mmap says.
+pub fn cached_private(count: usize) -> io::Result<Pages> {
+    let fd = super::fork::memfd(count * PAGE_BYTES)?;
+    Pages::shared_of(fd.as_fd(), count)?.populate();
+    let pages = Pages::private_of(fd.as_fd(), count)?;
+    for index in 0..count {
+        pages.read(index);
+    }
+    Ok(pages)
 }

@@ -1,0 +1,60 @@
+//! `bench core`: the promises of the primitive, each beside its peer, in one run.
+
+mod fault;
+mod freeze;
+mod response;
+mod start;
+mod stream;
+
+use crate::cluster::Member;
+use crate::error::BenchError;
+use crate::report::Section;
+use mitosis_lab::Lab;
+
+/// One part of it: adds its figures to the section.
+type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
+
+const PARTS: [(&str, Part); 5] = [
+    ("freeze", freeze::run),
+    ("start", start::run),
+    ("response", response::run),
+    ("fault", fault::run),
+    ("stream", stream::run),
+];
+
+/// What every part works on: the owner of the parents, and the node of the children.
+pub(crate) struct Bed<'lab> {
+    /// The node of the parents.
+    pub owner: Member<'lab>,
+    /// The node of the children.
+    pub host: Member<'lab>,
+    /// Samples of each figure.
+    pub runs: usize,
+}
+
+/// The names of the parts, each a benchmark of its own too.
+pub fn parts() -> impl Iterator<Item = &'static str> {
+    PARTS.iter().map(|(name, _)| *name)
+}
+
+/// Runs the part of that name, or all for `core`; a part that fails says so in the notes of the
+/// section and in `failures`, and the others still run.
+pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Section, BenchError> {
+    let mut section = Section::new(name);
+    for (part, work) in PARTS.iter().filter(|(part, _)| name == "core" || name == *part) {
+        eprintln!("bench {part}: {runs} runs");
+        // A lab for each part: what one leaves in memory or caches is not the next one's.
+        let lab = Lab::new("bench", 2)?;
+        let mut bed = Bed { owner: Member::start(&lab, 0)?, host: Member::start(&lab, 1)?, runs };
+        if let Err(error) = work(&mut bed, &mut section) {
+            section.notes.push(format!("{part} could not be measured: {error}"));
+            failures.push(error);
+        }
+        for mut member in [bed.host, bed.owner] {
+            if let Err(error) = member.stop() {
+                failures.push(error);
+            }
+        }
+    }
+    Ok(section)
+}

@@ -1,0 +1,63 @@
+//! Time to first response, beside `runc run` and a new `python3` of the same function.
+
+use super::Bed;
+use crate::cluster::python;
+use crate::error::BenchError;
+use crate::report::{Figure, Samples, Section, Target};
+use crate::response::{Bundle, HELLO, first, get, local, python_anew, timed};
+use mitosis_proto::Net;
+use std::time::Instant;
+
+const PORT: u16 = 7103;
+const COLD_PORT: u16 = 7104;
+
+/// MiB of state: none, so that the function is as small as CPython allows.
+const STATE_MIB: &str = "0";
+
+pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let parent = python(bed.owner.node, HELLO, PORT, &[STATE_MIB])?;
+    get(local(bed.owner.node, PORT)?)?;
+    let bundle = Bundle::new(bed.host.node, COLD_PORT, STATE_MIB)?;
+    let mut times: [Vec<f64>; 5] = Default::default();
+    for _ in 0..bed.runs {
+        times[0].push(python_anew(bed.host.node, COLD_PORT, STATE_MIB)?);
+        times[1].push(bundle.run()?);
+        let seed = bed.owner.prepare(parent.pid)?;
+        times[2].push(by_command(bed, &seed.reference)?);
+        times[3].push(by_command(bed, &seed.reference)?);
+        times[4].push(by_client(bed, &seed.reference)?);
+        bed.owner.remove(&seed.seed)?;
+    }
+    let [python, runc, first, next, api] = times.map(|values| Samples::new("ms", values));
+    section.add(Figure::new("first response, python3 anew", python));
+    let peer = section.add(Figure::new("first response, runc run", runc));
+    section.add(
+        Figure::new("first response, first child of a seed, by `mitosis fork`", first)
+            .beside("runc run", peer)
+            .promised(Target::RatioMost(0.1)),
+    );
+    let name = "first response, next child, by `mitosis fork`";
+    section.add(Figure::new(name, next).beside("runc run", peer));
+    let name = "first response, next child, by the control socket";
+    section.add(Figure::new(name, api).beside("runc run", peer));
+    Ok(())
+}
+
+/// As a user does it: the command line is started too, as `runc` is.
+fn by_command(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
+    let command = bed.host.fork_command(reference, "node");
+    let (ms, mut process) = timed(bed.host.node, command, PORT)?;
+    process.wait(crate::cluster::ANSWER_BOUND)?;
+    bed.host.end_all()?;
+    Ok(ms)
+}
+
+/// As a runner does it: over a connection that it holds.
+fn by_client(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
+    let start = Instant::now();
+    bed.host.fork(reference, Net::Node)?;
+    first(|| local(bed.host.node, PORT))?;
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    bed.host.end_all()?;
+    Ok(ms)
+}

@@ -1,0 +1,94 @@
+//! Request to first instruction, seen from outside: the child's clock jumps.
+
+use super::Bed;
+use super::freeze::{Gaps, SPINNER};
+use crate::cluster::{ANSWER_BOUND, Member, ask_json, monotonic_ns, python};
+use crate::error::BenchError;
+use crate::report::{Figure, Samples, Section, Target};
+use mitosis_proto::{Net, PhaseTime, Prepared};
+use std::time::Instant;
+
+const PORT: u16 = 7102;
+
+/// Both views of one start, in microseconds, with where the node says the time went.
+struct Start {
+    seen_us: f64,
+    said_us: f64,
+    phases: Vec<PhaseTime>,
+}
+
+pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let parent = python(bed.owner.node, SPINNER, PORT, &[])?;
+    let (mut first, mut nth) = (Vec::new(), Vec::new());
+    for _ in 0..bed.runs {
+        // A new seed and a node that was restarted: it holds nothing of the parent.
+        bed.host.renew()?;
+        let seed = bed.owner.prepare(parent.pid)?;
+        first.push(one(&bed.host, &seed)?);
+        nth.push(one(&bed.host, &seed)?);
+        bed.owner.remove(&seed.seed)?;
+    }
+    add(section, "first child on a fresh node", &first, Some(Target::Most(2000.0)));
+    add(section, "next child on that node", &nth, None);
+    Ok(())
+}
+
+fn add(section: &mut Section, name: &str, starts: &[Start], target: Option<Target>) {
+    let samples = |of: fn(&Start) -> f64| Samples::new("us", starts.iter().map(of).collect());
+    let seen = format!("{name}: request to first instruction, seen from outside");
+    let figure = Figure::new(seen, samples(|start| start.seen_us));
+    section.add(match target {
+        Some(target) => figure.promised(target),
+        None => figure,
+    });
+    let said = format!("{name}: start_us, as fork reports it");
+    section.add(Figure::new(said, samples(|start| start.said_us)));
+    let mut phases: Vec<(&str, Vec<f64>)> = Vec::new();
+    for PhaseTime { phase, us } in starts.iter().flat_map(|start| &start.phases) {
+        match phases.iter_mut().find(|(name, _)| *name == phase.name()) {
+            Some((_, values)) => values.push(*us as f64),
+            None => phases.push((phase.name(), vec![*us as f64])),
+        }
+    }
+    for (phase, values) in phases {
+        section.add(Figure::new(format!("{name}: phase {phase}"), Samples::new("us", values)));
+    }
+}
+
+/// Forks one child and asks it when it first looked at the clock.
+fn one(host: &Member<'_>, seed: &Prepared) -> Result<Start, BenchError> {
+    // The connection stands before the clock starts, as a runner's would.
+    let mut client = host.client()?;
+    let request = mitosis_proto::ForkRequest {
+        net: Net::Node,
+        ..mitosis_proto::ForkRequest::new(&seed.reference)
+    };
+    let asked = monotonic_ns();
+    let mut forked = client.fork(request).map_err(BenchError::node("fork"))?;
+    let child = forked.children.pop().ok_or_else(|| BenchError::wrong("fork", "no child"))?;
+    let seen = first_look(host, asked);
+    host.end(child.pid)?;
+    Ok(Start {
+        seen_us: seen? as f64 / 1000.0,
+        said_us: child.start_us as f64,
+        phases: child.phases,
+    })
+}
+
+/// Nanoseconds from `asked` to the child's first look at the clock.
+fn first_look(host: &Member<'_>, asked: u64) -> Result<u64, BenchError> {
+    let end = Instant::now() + ANSWER_BOUND;
+    loop {
+        let gaps: Result<Gaps, BenchError> = ask_json(host.node, PORT, b"gaps\n");
+        match gaps {
+            // The jump begins before the request: the parent's last look before it was frozen.
+            Ok(gaps) => {
+                let jump = gaps.iter().find(|gap| gap.0 < asked && gap.1 > asked);
+                let cause = || BenchError::wrong("start", format!("no jump in {gaps:?}"));
+                return jump.map(|gap| gap.1 - asked).ok_or_else(cause);
+            }
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    }
+}
