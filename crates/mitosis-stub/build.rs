@@ -18,7 +18,14 @@ fn main() {
         .args(["-C", "panic=abort", "-C", "opt-level=s", "-C", "codegen-units=1", "-C", "lto=fat"])
         .args(["-C", "relocation-model=pie", "-C", "overflow-checks=off", "-C", "strip=symbols"])
         .args(["-C", "force-unwind-tables=no", "-C", "target-cpu=x86-64"])
-        .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static"])
+        .args([
+            "-C",
+            "link-arg=-nostdlib",
+            "-C",
+            "link-arg=-nostartfiles",
+            "-C",
+            "link-arg=-static",
+        ])
         .args(["-C", "link-arg=-no-pie", "-C", "link-arg=-Wl,--build-id=none"])
         .arg("-C")
         .arg(format!("link-arg=-Wl,-T,{}", script.display()))

@@ -1,1 +1,178 @@
-//! (to be written)
+//! Makes a seed of a running process: `Running -> Stopped -> Shadow + Descriptor`.
+//!
+//! The parent is stopped only for as long as it takes to read its registers and open files and to
+//! make it fork. The fork — the *shadow* — is frozen and keeps the memory as it was, copy-on-write;
+//! everything that can be read from the shadow is read after the parent runs again.
+
+#![forbid(unsafe_code)]
+
+mod describe;
+mod error;
+mod inject;
+mod memory;
+mod refuse;
+mod stop;
+
+pub use describe::kernel_facts;
+pub use error::CaptureError;
+
+use mitosis_descriptor::{Descriptor, Owner, PageIndex, Phase};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// How to capture.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this node, for the descriptor.
+    pub node: String,
+    /// Bound on stopping the parent.
+    pub stop_timeout: Duration,
+    /// In a child of ours: the range its restore left mapped, which is not part of the image.
+    pub resident: Option<(u64, u64)>,
+}
+
+/// Pages that the parent, itself a child, has not fetched yet.
+#[derive(Clone, Debug, Default)]
+pub struct InheritedPages {
+    /// Their owners.
+    pub owners: Vec<Owner>,
+    /// Which they are; `owner` indexes [`InheritedPages::owners`].
+    pub index: PageIndex,
+}
+
+/// Asked while the parent is stopped.
+pub trait Inherited {
+    /// The pages of the parent that are still remote, or `None` for a process that is no child of
+    /// this node.
+    ///
+    /// # Errors
+    /// Text saying why the pager could not tell.
+    fn snapshot(&mut self) -> Result<Option<InheritedPages>, String>;
+}
+
+/// No child of ours.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoInheritance;
+
+impl Inherited for NoInheritance {
+    fn snapshot(&mut self) -> Result<Option<InheritedPages>, String> {
+        Ok(None)
+    }
+}
+
+/// The frozen copy of the parent.
+#[derive(Debug)]
+pub struct Shadow {
+    /// Its pid, as this node sees it.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// Its `/proc/PID/mem`. Only pread: anything that pins pages would copy them.
+    pub mem: File,
+}
+
+impl Shadow {
+    /// Ends it. Init reaps it.
+    pub fn end(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+/// A captured process.
+#[derive(Debug)]
+pub struct Seeded {
+    /// Its image. `owners[0]` is a placeholder that the node fills.
+    pub descriptor: Descriptor,
+    /// Its memory.
+    pub shadow: Shadow,
+    /// The shadow lives in a pid namespace other than the node's and dies with it.
+    pub bound: bool,
+    /// Files that VMAs map, opened, in the order of the descriptor's `files`; `None` where the
+    /// path no longer leads to the mapped file.
+    pub files: Vec<Option<File>>,
+    /// How long the parent stood still, in microseconds.
+    pub freeze_us: u64,
+    /// Duration of each phase in microseconds.
+    pub phases: Vec<(Phase, u64)>,
+}
+
+/// Captures process `pid` of this node's pid namespace.
+///
+/// # Errors
+/// [`CaptureError`]. Whatever happens, the parent runs on, and nothing of ours is left in it.
+pub fn prepare(
+    pid: i32,
+    options: &Options,
+    inherited: &mut (dyn Inherited + Send),
+) -> Result<Seeded, CaptureError> {
+    // ptrace belongs to a thread: one of its own keeps waits and CPU affinity away from others.
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new()
+            .name("capture".into())
+            .spawn_scoped(scope, || capture(pid, options, inherited));
+        match worker.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(CaptureError::Internal("the capture thread panicked".into())),
+            Err(e) => Err(CaptureError::Internal(e.to_string())),
+        }
+    })
+}
+
+/// Measures phases one after another.
+pub(crate) struct Clock {
+    last: Instant,
+    phases: Vec<(Phase, u64)>,
+}
+
+impl Clock {
+    fn lap(&mut self, phase: Phase) {
+        let now = Instant::now();
+        self.phases.push((phase, (now - self.last).as_micros() as u64));
+        self.last = now;
+    }
+}
+
+fn capture(
+    pid: i32,
+    options: &Options,
+    inherited: &mut (dyn Inherited + Send),
+) -> Result<Seeded, CaptureError> {
+    let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
+    let facts = refuse::inspect(pid)?;
+    let plan = inject::Plan::new(pid)?;
+    clock.lap(Phase::Inspect);
+
+    stop::pin_to_cpu_of(pid);
+    let frozen = Instant::now();
+    let mut process = stop::stop(pid, Instant::now() + options.stop_timeout)?;
+    clock.lap(Phase::Stop);
+    process.take_state()?;
+    clock.lap(Phase::Registers);
+    let groups = mitosis_state::scan(pid)?;
+    let open_files = mitosis_state::capture(pid, &groups)?;
+    let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
+    clock.lap(Phase::Files);
+    let (injected, shadow) = inject::fork_shadow(&mut process, &plan)?;
+    clock.lap(Phase::Shadow);
+    let taken = process.release();
+    let freeze_us = frozen.elapsed().as_micros() as u64;
+    clock.lap(Phase::Resume);
+    stop::unpin();
+
+    let shadow = inject::settle_shadow(shadow, facts.seccomp)?;
+    let mut seeded = describe::describe(describe::Input {
+        pid,
+        options,
+        facts: &facts,
+        taken,
+        open_files,
+        inherited,
+        capture: injected,
+        shadow,
+    })?;
+    clock.lap(Phase::Describe);
+    seeded.freeze_us = freeze_us;
+    seeded.phases = clock.phases;
+    Ok(seeded)
+}

@@ -42,7 +42,7 @@ pub mod guard_message {
 
 /// A message on a guard's control socket.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct GuardMessage {
     /// See [`guard_message`].
     pub kind: u32,
@@ -54,7 +54,7 @@ pub struct GuardMessage {
 
 /// What follows a [`guard_message::FORK`] message in the same packet.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct ForkOrder {
     /// Where the restore region is mapped in the child.
     pub region: u64,
@@ -89,7 +89,7 @@ pub const FD_PROVIDED: i32 = 5;
 
 /// The operations of a restore.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// [`PLAN_MAGIC`].
     pub magic: u64,
@@ -120,7 +120,7 @@ pub const PLAN_MAGIC: u64 = 0x0173_6973_6f74_696d;
 
 /// One thread.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct ThreadPlan {
     /// Thread id wanted; 0 for any.
     pub tid: i32,
@@ -153,7 +153,7 @@ pub const SAVE_NONE: u8 = 255;
 
 /// One system call.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Op {
     /// System call number.
     pub nr: u16,
@@ -186,7 +186,7 @@ pub const LIST_THREAD: u32 = 3;
 
 /// What the child says on the status socket.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Status {
     /// `STATUS_*`.
     pub kind: u32,
@@ -202,7 +202,7 @@ pub struct Status {
 
 /// What the capture blob leaves in its region.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CaptureData {
     /// In: top of the helper's stack.
     pub helper_stack_top: u64,
@@ -222,7 +222,7 @@ pub struct CaptureData {
 
 /// What every thread tells of itself.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CaptureThread {
     /// `PR_GET_TID_ADDRESS`.
     pub tid_address: u64,

@@ -250,9 +250,8 @@ impl Stopped {
         let mut c = Configuration::default();
         let size = size_of::<Configuration>();
         // SAFETY: writes at most `addr` = size bytes.
-        let r = unsafe {
-            ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, size, &raw mut c as usize)
-        };
+        let r =
+            unsafe { ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, size, &raw mut c as usize) };
         if r.is_ok() { (c.pointer, c.size, c.signature) } else { (0, 0, 0) }
     }
 
@@ -310,6 +309,16 @@ impl Stopped {
         unsafe { ptrace(libc::PTRACE_CONT, self.tid, 0, 0) }
             .map_err(|e| self.error("PTRACE_CONT", e))?;
         Ok(())
+    }
+
+    /// Lets it run and stay traced.
+    ///
+    /// # Errors
+    /// As [`Stopped::regs`].
+    pub fn run(mut self) -> Result<Running, SysError> {
+        let done = self.resume();
+        self.gone = true;
+        done.map(|()| Running { tid: self.tid })
     }
 
     /// Executes one instruction, which must be a `syscall` at `gadget`, as system call `nr`, and
@@ -404,9 +413,7 @@ impl Drop for Stopped {
 pub fn robust_list(tid: i32) -> Result<(u64, u64), SysError> {
     let (mut head, mut len) = (0u64, 0u64);
     // SAFETY: the kernel writes one pointer and one length.
-    let r = unsafe {
-        libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len)
-    };
+    let r = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
     if r < 0 { Err(SysError::last("get_robust_list", tid)) } else { Ok((head, len)) }
 }
 

@@ -47,9 +47,6 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     describe_process(out);
     // SAFETY: a field of the same region.
     unsafe { describe_thread(&raw mut out.thread) };
-    let all = u64::MAX;
-    let mut mask = 0u64;
-    syscall!(sys::SIGPROCMASK, 2, &raw const all, &raw mut mask, 8);
     if out.prctl[0] == 1 {
         // Else the orphaned shadow would become the parent's own child.
         syscall!(sys::PRCTL, PR_SET_CHILD_SUBREAPER, 0);
@@ -61,7 +58,6 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     if out.prctl[0] == 1 {
         syscall!(sys::PRCTL, PR_SET_CHILD_SUBREAPER, 1);
     }
-    syscall!(sys::SIGPROCMASK, 2, &raw const mask, 0, 8);
 }
 
 fn describe_process(out: &mut CaptureData) {
@@ -122,7 +118,7 @@ unsafe extern "C" fn helper(data: *mut CaptureData) -> ! {
     }
 }
 
-/// The frozen copy. It traps once, for the tracer to let go of it, and then waits for SIGKILL.
+/// The frozen copy; the tracer blocked all signals before. It traps once, for the tracer to let go of it, and then waits for SIGKILL.
 fn shadow() -> ! {
     syscall!(bare sys::SETSID);
     let name = *b"mitosis-shadow\0\0";

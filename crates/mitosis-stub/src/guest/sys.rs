@@ -5,7 +5,6 @@ use core::arch::asm;
 pub const POLL: u64 = 7;
 pub const MMAP: u64 = 9;
 pub const SIGACTION: u64 = 13;
-pub const SIGPROCMASK: u64 = 14;
 pub const PREAD: u64 = 17;
 pub const SOCKETPAIR: u64 = 53;
 pub const RECVMSG: u64 = 47;

@@ -1,0 +1,229 @@
+//! Everything that can be read from the shadow while the parent already runs again.
+
+use crate::inject::Injected;
+use crate::refuse::Facts;
+use crate::stop::{Taken, child_registers};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
+use mitosis_descriptor::{
+    Creds, Descriptor, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId, SigAction,
+    Thread,
+};
+use mitosis_stub::abi::CaptureThread;
+use mitosis_sys::procfs::{self, Status, stat_field};
+use mitosis_sys::{SysError, cpu};
+use std::os::unix::fs::FileExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub(crate) struct Input<'a> {
+    pub pid: i32,
+    pub options: &'a Options,
+    pub facts: &'a Facts,
+    pub taken: Taken,
+    pub open_files: Vec<OpenFile>,
+    pub inherited: Option<InheritedPages>,
+    pub capture: Injected,
+    pub shadow: Shadow,
+}
+
+/// What two machines must have in common for a process to go from one to the other: the vdso's
+/// checksum and the XSAVE features.
+///
+/// # Errors
+/// The calling process's own `/proc` cannot be read.
+pub fn kernel_facts() -> Result<(u32, u64), SysError> {
+    let pid = std::process::id() as i32;
+    let mem = std::fs::File::open("/proc/self/mem")
+        .map_err(|e| SysError::io("open", "/proc/self/mem", e))?;
+    Ok((vdso_crc(pid, &mem)?, cpu::xcr0()))
+}
+
+fn vdso_crc(pid: i32, mem: &std::fs::File) -> Result<u32, SysError> {
+    let ranges = procfs::ranges(pid)?;
+    let Some(vdso) = ranges.iter().find(|m| m.name == "[vdso]") else { return Ok(0) };
+    let mut image = vec![0u8; (vdso.end - vdso.start) as usize];
+    mem.read_exact_at(&mut image, vdso.start).map_err(|e| SysError::io("read", "vdso", e))?;
+    Ok(crc32fast::hash(&image))
+}
+
+pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
+    let shadow = &input.shadow;
+    // Whatever goes wrong here, the shadow must not stay.
+    match build(&input) {
+        Ok((descriptor, files)) => Ok(Seeded {
+            descriptor,
+            shadow: input.shadow,
+            bound: input.facts.foreign_pid_ns,
+            files,
+            freeze_us: 0,
+            phases: Vec::new(),
+        }),
+        Err(e) => {
+            shadow.end();
+            Err(e)
+        }
+    }
+}
+
+fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), CaptureError> {
+    let pid = input.shadow.pid;
+    let fail = CaptureError::sys("describe", pid);
+    let mut ours = vec![input.capture.region];
+    ours.extend(input.options.resident);
+    let memory = memory::read(pid, &ours, input.inherited.as_ref())?;
+    let process = process(input).map_err(&fail)?;
+    let threads: Vec<Thread> = input
+        .taken
+        .threads
+        .iter()
+        .zip(&input.capture.threads)
+        .map(|(taken, asked)| thread(taken, asked))
+        .collect();
+    // Filled by the node, which alone knows where it listens and what the capability is.
+    let placeholder =
+        Owner { address: String::new(), seed: SeedId([0; 8]), secret: Secret([0; 32]) };
+    let mut owners = vec![placeholder];
+    owners.extend(input.inherited.iter().flat_map(|i| i.owners.iter().cloned()));
+    let taken_unix_ms =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let origin = Origin {
+        node: input.options.node.clone(),
+        taken_unix_ms,
+        vdso_crc: vdso_crc(pid, &input.shadow.mem).map_err(&fail)?,
+        xcr0: cpu::xcr0(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+    };
+    let descriptor = Descriptor {
+        origin,
+        process,
+        threads,
+        files: memory.files,
+        vmas: memory.vmas,
+        owners,
+        pages: memory.pages,
+        open_files: input.open_files.clone(),
+    };
+    Ok((descriptor, memory.opened))
+}
+
+fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
+    Thread {
+        tid: taken.tid,
+        regs: child_registers(&taken.regs),
+        xstate: taken.xstate.clone(),
+        sigmask: taken.sigmask,
+        altstack: (asked.altstack[0], asked.altstack[1] as u32, asked.altstack[2]),
+        robust_list: taken.robust_list,
+        clear_tid: asked.tid_address,
+        rseq: taken.rseq,
+        name: taken.name.clone(),
+    }
+}
+
+fn process(input: &Input<'_>) -> Result<Process, SysError> {
+    let pid = input.shadow.pid;
+    let data = &input.capture.data;
+    let status = Status::read(pid)?;
+    let number = |name: &str, radix| {
+        procfs::text(pid, name).map(|t| i64::from_str_radix(t.trim(), radix).unwrap_or(0))
+    };
+    let parent_stat = procfs::stat(input.pid).unwrap_or_default();
+    Ok(Process {
+        pid: input.taken.threads[0].tid,
+        exe: procfs::link(pid, "exe")?,
+        cwd: procfs::link(pid, "cwd")?,
+        root: procfs::link(pid, "root")?,
+        umask: status.number("Umask", 8) as u32,
+        personality: number("personality", 16)? as u32,
+        oom_score_adj: number("oom_score_adj", 10)? as i32,
+        creds: creds(&status, data.prctl[2]),
+        rlimits: rlimits(&procfs::text(pid, "limits")?),
+        mm: layout(pid, data.brk)?,
+        sigactions: data
+            .sigactions
+            .iter()
+            .map(|a| SigAction { handler: a[0], flags: a[1], restorer: a[2], mask: a[3] })
+            .collect(),
+        dumpable: 1,
+        subreaper: data.prctl[0] == 1,
+        pdeathsig: data.prctl[1] as u32,
+        thp_disable: data.prctl[3] == 1,
+        session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
+        seccomp: input.taken.seccomp.clone(),
+    })
+}
+
+fn creds(status: &Status, securebits: i64) -> Creds {
+    let four = |key: &str| {
+        let ids = status.numbers(key, 10);
+        [0, 1, 2, 3].map(|n| ids.get(n).copied().unwrap_or(0) as u32)
+    };
+    let caps = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+    Creds {
+        uids: four("Uid"),
+        gids: four("Gid"),
+        groups: status.numbers("Groups", 10).into_iter().map(|g| g as u32).collect(),
+        caps: caps.map(|key| status.number(key, 16)),
+        securebits: securebits as u32,
+        no_new_privs: status.number("NoNewPrivs", 10) == 1,
+    }
+}
+
+/// `/proc/PID/limits` in the numeric order of `RLIMIT_*`.
+fn rlimits(text: &str) -> Vec<(u64, u64)> {
+    const NAMES: [&str; 16] = [
+        "Max cpu time",
+        "Max file size",
+        "Max data size",
+        "Max stack size",
+        "Max core file size",
+        "Max resident set",
+        "Max processes",
+        "Max open files",
+        "Max locked memory",
+        "Max address space",
+        "Max file locks",
+        "Max pending signals",
+        "Max msgqueue size",
+        "Max nice priority",
+        "Max realtime priority",
+        "Max realtime timeout",
+    ];
+    let value = |word: Option<&str>| match word {
+        Some("unlimited") | None => u64::MAX,
+        Some(word) => word.parse().unwrap_or(u64::MAX),
+    };
+    NAMES
+        .iter()
+        .map(|name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("");
+            let mut words = line.split_whitespace();
+            (value(words.next()), value(words.next()))
+        })
+        .collect()
+}
+
+fn layout(pid: i32, brk: u64) -> Result<MmLayout, SysError> {
+    let stat = procfs::stat(pid)?;
+    let field = |number| stat_field(&stat, number);
+    let path = format!("/proc/{pid}/auxv");
+    let auxv = std::fs::read(&path).map_err(|e| SysError::io("read", path, e))?;
+    let word = |chunk: &[u8]| {
+        let mut word = [0u8; 8];
+        word.copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    };
+    Ok(MmLayout {
+        start_code: field(26),
+        end_code: field(27),
+        start_stack: field(28),
+        start_data: field(45),
+        end_data: field(46),
+        start_brk: field(47),
+        brk,
+        arg_start: field(48),
+        arg_end: field(49),
+        env_start: field(50),
+        env_end: field(51),
+        auxv: auxv.chunks_exact(8).map(word).collect(),
+    })
+}

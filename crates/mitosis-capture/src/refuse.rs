@@ -1,0 +1,104 @@
+//! Who cannot be a parent, found out before anything is touched.
+
+use crate::CaptureError;
+use mitosis_sys::procfs::{self, Status};
+
+/// What was seen of the parent before it was stopped.
+pub(crate) struct Facts {
+    /// It has seccomp filters.
+    pub seccomp: bool,
+    /// Its pid namespace is not ours.
+    pub foreign_pid_ns: bool,
+}
+
+/// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
+    let refused = |why: String| CaptureError::Refused { pid, why };
+    let gone = |_| CaptureError::NoSuchProcess(pid);
+    let status = Status::read(pid).map_err(gone)?;
+    let stat = procfs::stat(pid).map_err(gone)?;
+    if procfs::stat_field(&stat, 9) & PF_KTHREAD != 0 {
+        return Err(refused("is a kernel thread".into()));
+    }
+    if pid == std::process::id() as i32 {
+        return Err(refused("is this node's own daemon".into()));
+    }
+    if status.number("Tgid", 10) as i32 != pid {
+        let leader = status.number("Tgid", 10);
+        return Err(refused(format!("is a thread: name its process, {leader}")));
+    }
+    match status.field("State").chars().next() {
+        Some('Z' | 'X') => return Err(refused("has ended (zombie)".into())),
+        Some('D') => {} // May pass; the bound on stopping decides.
+        _ => {}
+    }
+    let tracer = status.number("TracerPid", 10);
+    if tracer != 0 {
+        return Err(refused(format!("is traced by process {tracer}: detach it first")));
+    }
+    refuse_privileged(&status).map_err(refused)?;
+    refuse_32_bit(pid).map_err(refused)?;
+    refuse_frozen(pid).map_err(refused)?;
+    let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    Ok(Facts {
+        seccomp: status.number("Seccomp", 10) != 0,
+        foreign_pid_ns: ns(&pid.to_string()) != ns("self"),
+    })
+}
+
+/// Set-uid programs and those that made themselves non-dumpable do not want to be read.
+fn refuse_privileged(status: &Status) -> Result<(), String> {
+    let uids = status.numbers("Uid", 10);
+    let gids = status.numbers("Gid", 10);
+    let differ = |ids: &[u64]| ids.windows(2).any(|w| w[0] != w[1]);
+    if differ(&uids) || differ(&gids) {
+        return Err("runs with differing user or group ids (set-uid): refused by policy".into());
+    }
+    Ok(())
+}
+
+fn refuse_32_bit(pid: i32) -> Result<(), String> {
+    use std::os::unix::fs::FileExt;
+    let path = format!("/proc/{pid}/exe");
+    let mut ident = [0u8; 20];
+    let file =
+        std::fs::File::open(&path).map_err(|e| format!("has no readable executable: {e}"))?;
+    file.read_exact_at(&mut ident, 0).map_err(|e| format!("has an unreadable executable: {e}"))?;
+    if ident[..5] != *b"\x7fELF\x02" {
+        return Err("is not a 64-bit ELF program".into());
+    }
+    // The owner of /proc/PID files is root when the process is not dumpable (proc(5)).
+    let owner = |path: String| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).map(|m| m.uid()).unwrap_or(0)
+    };
+    let status = Status::read(pid).map_err(|e| e.to_string())?;
+    let uid = status.numbers("Uid", 10).get(1).copied().unwrap_or(0);
+    if uid != 0 && owner(format!("/proc/{pid}/environ")) == 0 {
+        return Err("is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into());
+    }
+    Ok(())
+}
+
+/// A task in a frozen v1 cgroup never stops; in a frozen v2 cgroup it can be seized but not run.
+fn refuse_frozen(pid: i32) -> Result<(), String> {
+    let cgroups = procfs::text(pid, "cgroup").map_err(|e| e.to_string())?;
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next(), fields.next(), fields.next().unwrap_or(""));
+        let state = match controllers {
+            Some("freezer") => format!("/sys/fs/cgroup/freezer{path}/freezer.state"),
+            Some("") => format!("/sys/fs/cgroup/unified{path}/cgroup.events"),
+            _ => continue,
+        };
+        let text = std::fs::read_to_string(&state)
+            .or_else(|_| std::fs::read_to_string(state.replace("/unified", "")))
+            .unwrap_or_default();
+        if text.contains("FROZEN") || text.contains("FREEZING") || text.contains("frozen 1") {
+            return Err(format!("is in a frozen cgroup ({path}): thaw it first"));
+        }
+    }
+    Ok(())
+}

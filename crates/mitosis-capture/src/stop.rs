@@ -1,0 +1,235 @@
+//! Stopping every thread, reading what only a stopped thread shows, and letting all run on.
+
+use crate::CaptureError;
+use mitosis_descriptor::Registers;
+use mitosis_sys::procfs::{self, Status};
+use mitosis_sys::ptrace::{Running, Stopped, UserRegs, robust_list};
+use mitosis_sys::{SysError, cpu};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::time::Instant;
+
+/// The parent with all its threads stopped. Dropping it puts back what was changed in them and
+/// lets them run on, whatever happened in between.
+pub(crate) struct StoppedProcess {
+    pub pid: i32,
+    /// The thread-group leader first.
+    pub threads: Vec<Stopped>,
+    pub deadline: Instant,
+    /// What was read, in the order of `threads`: what is put back.
+    pub taken: Taken,
+}
+
+impl Drop for StoppedProcess {
+    fn drop(&mut self) {
+        for (stopped, taken) in self.threads.iter().zip(&self.taken.threads) {
+            // Errors mean that the thread has been killed.
+            let _ = stopped.set_regs(&taken.regs);
+            let _ = stopped.set_sigmask(taken.sigmask);
+        }
+    }
+}
+
+/// What was read of one thread.
+#[derive(Clone)]
+pub(crate) struct TakenThread {
+    /// Id in its own pid namespace.
+    pub tid: i32,
+    /// As it will run on: an interrupted wait that would show EINTR is rewound.
+    pub regs: UserRegs,
+    pub xstate: Vec<u8>,
+    pub sigmask: u64,
+    pub rseq: (u64, u32, u32),
+    pub robust_list: (u64, u64),
+    pub name: Vec<u8>,
+}
+
+/// What was read of the process.
+#[derive(Clone, Default)]
+pub(crate) struct Taken {
+    pub threads: Vec<TakenThread>,
+    pub seccomp: Vec<Vec<u64>>,
+}
+
+/// Runs this thread where the parent runs: waking a task on the same CPU takes 1-2 us, on another
+/// one 40-60.
+pub(crate) fn pin_to_cpu_of(pid: i32) {
+    let Ok(stat) = procfs::stat(pid) else { return };
+    let mut set = CpuSet::new();
+    set.set(procfs::stat_field(&stat, 39) as usize);
+    // Only an optimisation: a CPU outside our own cpuset is refused, and that is fine.
+    let _ = sched_setaffinity(None, &set);
+}
+
+pub(crate) fn unpin() {
+    let mut set = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
+    let _ = sched_setaffinity(None, &set);
+}
+
+/// Seizes and stops every thread, until a scan finds no new one.
+pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
+    let begun = Instant::now();
+    let mut process =
+        StoppedProcess { pid, threads: Vec::new(), deadline, taken: Taken::default() };
+    loop {
+        let mut tids =
+            procfs::threads(pid).map_err(|_| CaptureError::Ended { phase: "stop", pid })?;
+        tids.retain(|tid| process.threads.iter().all(|t| t.tid() != *tid));
+        if tids.is_empty() {
+            break;
+        }
+        let running = tids.into_iter().filter_map(|tid| seize(pid, tid).transpose());
+        let running = running.collect::<Result<Vec<Running>, CaptureError>>()?;
+        for thread in running {
+            let tid = thread.tid();
+            match thread.wait_stopped(deadline) {
+                Ok(stopped) => process.threads.push(stopped),
+                Err(SysError::Ended(_)) if tid != pid => {}
+                Err(SysError::Timeout { .. }) => {
+                    let bound_ms = (Instant::now() - begun).as_millis() as u64;
+                    let state = Status::of_thread(pid, tid)
+                        .map(|s| format!(" (state {})", s.field("State")))
+                        .unwrap_or_default();
+                    return Err(CaptureError::NotStopped { pid, tid, bound_ms, state });
+                }
+                Err(e) => return Err(CaptureError::sys("stop", pid)(e)),
+            }
+        }
+    }
+    process.threads.sort_by_key(|t| (t.tid() != pid, t.tid()));
+    if process.threads.first().map(Stopped::tid) != Some(pid) {
+        return Err(CaptureError::Refused { pid, why: "has a leading thread that ended".into() });
+    }
+    Ok(process)
+}
+
+/// `None` when the thread ended meanwhile.
+fn seize(pid: i32, tid: i32) -> Result<Option<Running>, CaptureError> {
+    match Running::seize(tid).and_then(|r| r.interrupt().map(|()| r)) {
+        Ok(running) => Ok(Some(running)),
+        Err(e) if tid != pid && (e.is(3) || matches!(e, SysError::Ended(_))) => Ok(None),
+        Err(e) if e.is(3) => Err(CaptureError::Ended { phase: "stop", pid }),
+        Err(e) if e.is(1) => {
+            let why = "cannot be seized (another tracer, or ptrace is restricted: see \
+                       `mitosis check`)";
+            Err(CaptureError::Refused { pid, why: why.into() })
+        }
+        Err(e) => Err(CaptureError::sys("stop", pid)(e)),
+    }
+}
+
+impl StoppedProcess {
+    /// Reads registers and the like of every thread, and blocks all signals for what follows.
+    pub(crate) fn take_state(&mut self) -> Result<(), CaptureError> {
+        let fail = CaptureError::sys("registers", self.pid);
+        for stopped in &self.threads {
+            self.taken.threads.push(take_thread(self.pid, stopped).map_err(&fail)?);
+            stopped.set_sigmask(u64::MAX).map_err(&fail)?;
+        }
+        self.taken.seccomp = self.threads[0].seccomp_filters().map_err(&fail)?;
+        Ok(())
+    }
+
+    /// Lets all threads run on as they were.
+    pub(crate) fn release(mut self) -> Taken {
+        let threads = std::mem::take(&mut self.threads);
+        let taken = std::mem::take(&mut self.taken);
+        drop(StoppedProcess {
+            pid: self.pid,
+            threads,
+            deadline: self.deadline,
+            taken: taken.clone(),
+        });
+        taken
+    }
+}
+
+fn take_thread(pid: i32, stopped: &Stopped) -> Result<TakenThread, SysError> {
+    let host_tid = stopped.tid();
+    let sigmask = stopped.sigmask()?;
+    let mut regs = stopped.regs()?;
+    let status = Status::of_thread(pid, host_tid)?;
+    rewind_interrupted(&mut regs, sigmask, &status);
+    let mut xstate = stopped.xstate()?;
+    trim_xstate(&mut xstate);
+    let tid = status.numbers("NSpid", 10).last().copied().unwrap_or(host_tid as u64) as i32;
+    Ok(TakenThread {
+        tid,
+
+        regs,
+        xstate,
+        sigmask,
+        rseq: stopped.rseq(),
+        robust_list: robust_list(host_tid)?,
+        name: status.field("Name").as_bytes().to_vec(),
+    })
+}
+
+/// System calls that show EINTR when a tracer interrupts them although no signal came
+/// (signal(7), "interruption of system calls ... by stop signals").
+const SHOW_EINTR: &[u64] = &[
+    232, 281, 441, // epoll_wait, epoll_pwait, epoll_pwait2
+    65, 220, // semop, semtimedop
+    128, // rt_sigtimedwait
+    208, 333, // io_getevents, io_pgetevents
+    0, 1, 19, 20, 43, 44, 45, 46, 47, 288, 299, 307, // socket calls with a timeout
+];
+const EINTR: i64 = -4;
+
+/// A wait that our stop interrupted, and no signal, starts again instead of showing EINTR.
+fn rewind_interrupted(regs: &mut UserRegs, sigmask: u64, status: &Status) {
+    let pending = (status.number("SigPnd", 16) | status.number("ShdPnd", 16)) & !sigmask;
+    let in_call = regs.orig_rax as i64 >= 0;
+    if in_call && regs.rax as i64 == EINTR && pending == 0 && SHOW_EINTR.contains(&regs.orig_rax) {
+        regs.rax = regs.orig_rax;
+        regs.rip -= 2;
+        regs.orig_rax = u64::MAX;
+    }
+}
+
+/// Registers as a child starts with them: any interrupted call is made again. In the parent the
+/// kernel does that itself.
+pub(crate) fn child_registers(regs: &UserRegs) -> Registers {
+    let mut regs = *regs;
+    // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (linux/errno.h)
+    if regs.orig_rax as i64 >= 0 && matches!(-(regs.rax as i64), 512 | 513 | 514 | 516) {
+        regs.rax = regs.orig_rax;
+        regs.rip -= 2;
+    }
+    Registers {
+        r15: regs.r15,
+        r14: regs.r14,
+        r13: regs.r13,
+        r12: regs.r12,
+        rbp: regs.rbp,
+        rbx: regs.rbx,
+        r11: regs.r11,
+        r10: regs.r10,
+        r9: regs.r9,
+        r8: regs.r8,
+        rax: regs.rax,
+        rcx: regs.rcx,
+        rdx: regs.rdx,
+        rsi: regs.rsi,
+        rdi: regs.rdi,
+        rip: regs.rip,
+        cs: regs.cs,
+        eflags: regs.eflags,
+        rsp: regs.rsp,
+        ss: regs.ss,
+        fs_base: regs.fs_base,
+        gs_base: regs.gs_base,
+    }
+}
+
+/// Cuts AMX away: a frame with it would be read as SSE only by a task without the permission.
+fn trim_xstate(image: &mut Vec<u8>) {
+    let features = cpu::frame_features();
+    image.truncate(cpu::xsave_bytes(features));
+    const XSTATE_BV: usize = 512;
+    if let Some(bytes) = image.get_mut(XSTATE_BV..XSTATE_BV + 8) {
+        let mut word = [0u8; 8];
+        word.copy_from_slice(bytes);
+        bytes.copy_from_slice(&(u64::from_le_bytes(word) & features).to_le_bytes());
+    }
+}

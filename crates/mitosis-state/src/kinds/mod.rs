@@ -1,0 +1,228 @@
+//! The kinds, one module each. The table below is the only list of them.
+
+pub mod epoll;
+pub mod eventfd;
+pub mod listener;
+pub mod pipe;
+pub mod regular;
+pub mod stdio;
+pub mod unix_pair;
+
+use crate::program::{Detail, List, Program};
+use crate::{Group, Provided, StateError, scan::duplicate};
+use mitosis_descriptor::OpenFile;
+use rustix::process::PidfdFlags;
+use serde::{Serialize, de::DeserializeOwned};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What a kind's capture may look at.
+pub struct Capture<'a> {
+    /// The parent, as this node sees it.
+    pub pid: i32,
+    /// All its descriptions.
+    pub groups: &'a [Group],
+    pidfd: OwnedFd,
+}
+
+impl Capture<'_> {
+    /// A duplicate of the description's lowest descriptor.
+    ///
+    /// # Errors
+    /// pidfd_getfd(2).
+    pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
+        duplicate(self.pidfd.as_fd(), group.first())
+    }
+}
+
+/// A kind of open file.
+pub struct Kind {
+    /// Stored in descriptors: never reused.
+    pub number: u16,
+    /// As in the docs.
+    pub name: &'static str,
+    /// `None` when the group is not of this kind.
+    capture: fn(&Capture<'_>, &Group) -> Result<Option<Vec<u8>>, StateError>,
+    plan: fn(&OpenFile, &mut Files<'_>) -> Result<(), StateError>,
+    describe: fn(&OpenFile) -> Result<String, StateError>,
+}
+
+/// In the order in which they are tried; epoll comes last in a plan (see [`plan`]).
+pub const KINDS: &[Kind] = &[
+    stdio::KIND,
+    regular::KIND,
+    pipe::KIND,
+    eventfd::KIND,
+    epoll::KIND,
+    listener::KIND,
+    unix_pair::KIND,
+];
+
+/// Captures every description; the parent must be stopped.
+///
+/// # Errors
+/// [`StateError::Refused`] naming the first descriptor of a kind that cannot be carried.
+pub fn capture(pid: i32, groups: &[Group]) -> Result<Vec<OpenFile>, StateError> {
+    let table = |e| StateError::Sys {
+        fd: u32::MAX,
+        source: mitosis_sys::SysError::io("pidfd_open", pid, e),
+    };
+    let process =
+        rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
+    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
+    let context = Capture { pid, groups, pidfd };
+    groups.iter().map(|group| capture_one(&context, group)).collect()
+}
+
+fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
+    for kind in KINDS {
+        if let Some(body) = (kind.capture)(context, group)? {
+            let fds = group.fds.iter().map(|fd| (fd.number, fd.cloexec)).collect();
+            return Ok(OpenFile { kind: kind.number, flags: group.flags, fds, body });
+        }
+    }
+    Err(group.refused(format!("{} (a kind that is not carried)", group.link)))
+}
+
+/// Plans all files. What an epoll instance watches must exist before it.
+///
+/// # Errors
+/// [`StateError::Malformed`], or a file that cannot be had on this node.
+pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateError> {
+    let (last, first): (Vec<_>, Vec<_>) =
+        files.iter().partition(|file| file.kind == epoll::KIND.number);
+    context.all = files.to_vec();
+    for file in first.into_iter().chain(last) {
+        (kind_of(file)?.plan)(file, context)?;
+    }
+    Ok(())
+}
+
+/// One line about a file, for people.
+///
+/// # Errors
+/// [`StateError::Malformed`].
+pub fn describe(file: &OpenFile) -> Result<String, StateError> {
+    let kind = kind_of(file)?;
+    let fds: Vec<String> = file.fds.iter().map(|(n, _)| n.to_string()).collect();
+    Ok(format!("fd {}: {} {}", fds.join(","), kind.name, (kind.describe)(file)?))
+}
+
+fn kind_of(file: &OpenFile) -> Result<&'static Kind, StateError> {
+    KINDS.iter().find(|kind| kind.number == file.kind).ok_or_else(|| StateError::Malformed {
+        kind: file.kind,
+        reason: "unknown kind (made by a newer version?)".into(),
+    })
+}
+
+fn encode<T: Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, StateError> {
+    postcard::to_stdvec(body).map_err(|e| StateError::Malformed { kind, reason: e.to_string() })
+}
+
+fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
+    postcard::from_bytes(&file.body)
+        .map_err(|e| StateError::Malformed { kind: file.kind, reason: e.to_string() })
+}
+
+const DUP3: u16 = 292;
+const CLOSE: u16 = 3;
+const FCNTL: u16 = 72;
+const F_DUPFD_CLOEXEC: u64 = 1030;
+pub(crate) const O_CLOEXEC: u64 = 0o2_000_000;
+
+/// Where kinds put their operations.
+///
+/// Descriptor numbers are predicted: at the start the child has none below `base`, and the kernel
+/// always gives the lowest free number. Each new description is first moved out of the way, above
+/// [`Files::high`], and then to every number it had in the parent.
+pub struct Files<'a> {
+    /// The program under construction.
+    pub program: &'a mut Program,
+    /// What the node supplies.
+    pub provided: &'a mut Vec<Provided>,
+    /// Number of the first provided descriptor.
+    pub provided_base: u32,
+    /// First of the numbers used to park new descriptions.
+    pub high: u32,
+    /// Whether the child has a network namespace of its own.
+    pub own_net: bool,
+    /// Descriptors in use below the provided ones.
+    pub used: std::collections::BTreeSet<u32>,
+    /// All files of the descriptor.
+    pub all: Vec<OpenFile>,
+    /// Kinds that come in pairs note here what has been done.
+    pub done: std::collections::BTreeSet<u64>,
+}
+
+impl Files<'_> {
+    /// The `n` lowest free numbers.
+    pub fn lowest(&self, n: usize) -> Vec<u32> {
+        (0..).filter(|fd| !self.used.contains(fd)).take(n).collect()
+    }
+
+    /// A system call that makes one descriptor, which then goes to the numbers of `file`.
+    pub fn make(&mut self, file: &OpenFile, nr: u16, args: &[u64], what: &'static str, d: Detail) {
+        let at = self.lowest(1)[0];
+        self.program.call_expect(List::Build, nr, args, u64::from(at), what, d);
+        self.park(&[at]);
+        self.spread(file, 0);
+    }
+
+    /// Moves fresh descriptors to `high`, `high + 1`, ...
+    pub fn park(&mut self, fresh: &[u32]) {
+        for &fd in fresh {
+            let args = [u64::from(fd), F_DUPFD_CLOEXEC, u64::from(self.high)];
+            self.program.call(List::Build, FCNTL, &args, "files: park", Detail::Fd(fd));
+            self.close(fd);
+        }
+    }
+
+    /// Gives the parked description `index` the numbers of `file`, and closes the parked one.
+    pub fn spread(&mut self, file: &OpenFile, index: u32) {
+        let parked = self.high + index;
+        for &(fd, cloexec) in &file.fds {
+            self.dup(parked, fd, cloexec);
+        }
+        self.close(parked);
+    }
+
+    /// dup3(2) to a number of the parent's.
+    pub fn dup(&mut self, from: u32, fd: u32, cloexec: bool) {
+        let flags = if cloexec { O_CLOEXEC } else { 0 };
+        let args = [u64::from(from), u64::from(fd), flags];
+        self.program.call(List::Build, DUP3, &args, "files: dup3 to", Detail::Fd(fd));
+        self.used.insert(fd);
+    }
+
+    /// close(2).
+    pub fn close(&mut self, fd: u32) {
+        self.program.call(List::Build, CLOSE, &[u64::from(fd)], "files: close", Detail::Fd(fd));
+    }
+
+    /// Asks the node for a descriptor and returns its number in the child.
+    pub fn provide(&mut self, wanted: Provided) -> u32 {
+        self.provided.push(wanted);
+        self.provided_base + self.provided.len() as u32 - 1
+    }
+}
+
+/// Whether any socket-like name `prefix:[inode]`; returns the inode.
+fn inode_of(link: &str, prefix: &str) -> Option<u64> {
+    link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// O_NONBLOCK.
+const NONBLOCK: u32 = 0o4000;
+
+/// A borrowed descriptor's flag word is of no interest to most kinds.
+fn read_all_peeked(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, rustix::io::Errno> {
+    use rustix::net::RecvFlags;
+    let mut bytes = vec![0u8; limit];
+    match rustix::net::recv(fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((n, _)) => {
+            bytes.truncate(n);
+            Ok(bytes)
+        }
+        Err(rustix::io::Errno::AGAIN) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}

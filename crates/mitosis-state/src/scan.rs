@@ -1,0 +1,96 @@
+//! Which descriptors name which open file descriptions (done while the parent is stopped).
+
+use crate::StateError;
+use mitosis_sys::{SysError, procfs, ptrace};
+
+/// One descriptor of the parent.
+#[derive(Clone, Debug)]
+pub struct OpenFd {
+    /// Number.
+    pub number: u32,
+    /// Close-on-exec.
+    pub cloexec: bool,
+}
+
+/// An open file description with all descriptors that name it.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Never empty, ascending.
+    pub fds: Vec<OpenFd>,
+    /// Target of `/proc/PID/fd/N`.
+    pub link: String,
+    /// `O_*` flags without O_CLOEXEC.
+    pub flags: u32,
+    /// File offset.
+    pub pos: u64,
+    /// The rest of `/proc/PID/fdinfo/N`.
+    pub info: String,
+}
+
+impl Group {
+    /// The lowest descriptor number.
+    pub fn first(&self) -> u32 {
+        self.fds[0].number
+    }
+    /// The text after `key:` in fdinfo.
+    pub fn info_field(&self, key: &str) -> Option<&str> {
+        self.info.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+    }
+    /// A refusal that names this descriptor.
+    pub fn refused(&self, what: impl Into<String>) -> StateError {
+        StateError::Refused { fd: self.first(), what: what.into(), hint: "" }
+    }
+}
+
+const O_CLOEXEC: u32 = 0o2_000_000;
+
+/// Lists the open file descriptions of a process. It must be stopped, else the answer is stale.
+///
+/// # Errors
+/// [`StateError::Sys`].
+pub fn scan(pid: i32) -> Result<Vec<Group>, StateError> {
+    let table = |source| StateError::Sys { fd: u32::MAX, source };
+    let mut groups: Vec<Group> = Vec::new();
+    for number in procfs::descriptors(pid).map_err(table)? {
+        let fd = number as u32;
+        let fail = |source| StateError::Sys { fd, source };
+        let link = procfs::link(pid, &format!("fd/{number}")).map_err(fail)?;
+        let info = procfs::text(pid, &format!("fdinfo/{number}")).map_err(fail)?;
+        let bits = number_after(&info, "flags:", 8) as u32;
+        let open = OpenFd { number: fd, cloexec: bits & O_CLOEXEC != 0 };
+        let mut same = None;
+        for (at, group) in groups.iter().enumerate().filter(|(_, g)| g.link == link) {
+            if ptrace::same_file(pid, group.first(), fd).map_err(fail)? {
+                same = Some(at);
+                break;
+            }
+        }
+        match same {
+            Some(at) => groups[at].fds.push(open),
+            None => groups.push(Group {
+                fds: vec![open],
+                link,
+                flags: bits & !O_CLOEXEC,
+                pos: number_after(&info, "pos:", 10),
+                info,
+            }),
+        }
+    }
+    Ok(groups)
+}
+
+fn number_after(text: &str, key: &str, radix: u32) -> u64 {
+    text.lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix(key)?.trim(), radix).ok())
+        .unwrap_or(0)
+}
+
+/// A duplicate of the parent's descriptor (pidfd_getfd(2)).
+pub(crate) fn duplicate(
+    pidfd: std::os::fd::BorrowedFd<'_>,
+    fd: u32,
+) -> Result<std::os::fd::OwnedFd, StateError> {
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    rustix::process::pidfd_getfd(pidfd, fd as i32, flags)
+        .map_err(|e| StateError::Sys { fd, source: SysError::io("pidfd_getfd", fd, e) })
+}
