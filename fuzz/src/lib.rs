@@ -7,8 +7,12 @@
 
 #![forbid(unsafe_code)]
 
-use mitosis_descriptor::{HEADER_BYTES, Limits, MAGIC, Reference, VERSION, Vpn, decode, encode};
+use mitosis_descriptor::{
+    HEADER_BYTES, Limits, MAGIC, OpenFile, Reference, VERSION, Vpn, decode, encode,
+};
 use mitosis_proto::{Reply, Request};
+use mitosis_state::kinds::Files;
+use mitosis_state::{Program, Region, code_len};
 use mitosis_transport::ReadError;
 use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pong};
 
@@ -102,4 +106,39 @@ pub fn control(bytes: &[u8]) -> bool {
         assert!(same, "a reference changed");
     }
     request.is_some() || reply || reference.is_some()
+}
+
+/// Gives `bytes` to the kinds of open files: a sequence of kind, length and body, each under a
+/// descriptor of its own, described and planned together. Returns whether all of it could be.
+pub fn kinds(bytes: &[u8]) -> bool {
+    let files = open_files(bytes);
+    let described = files.iter().all(|file| mitosis_state::describe(file).is_ok());
+    let mut program =
+        Program::new(Region { base: 0x1000_0000, code_len: code_len(), frames_len: 4096 });
+    let mut context = Files {
+        program: &mut program,
+        provided: &mut Vec::new(),
+        provided_base: 1000,
+        high: 2000,
+        own_net: bytes.len() % 2 == 1,
+        used: Default::default(),
+        all: Vec::new(),
+        done: Default::default(),
+    };
+    let planned = mitosis_state::plan(&files, &mut context).is_ok();
+    assert!(described || !planned, "a file that cannot be described was planned");
+    !files.is_empty() && planned
+}
+
+/// The files that `bytes` tell of: kind, flags, length, body, and again.
+fn open_files(mut bytes: &[u8]) -> Vec<OpenFile> {
+    let mut files = Vec::new();
+    while let [kind, flags, length, rest @ ..] = bytes {
+        let (body, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        let fds = vec![(files.len() as u32, flags & 1 == 1)];
+        let (kind, flags) = (u16::from(*kind), u32::from(*flags));
+        files.push(OpenFile { kind, flags, fds, body: body.to_vec() });
+        bytes = rest;
+    }
+    files
 }
