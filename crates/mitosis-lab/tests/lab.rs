@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -21,8 +21,8 @@ while True:
     let mut command = Command::new("python3");
     command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut server = lab.node(1).spawn(command).unwrap();
-    let mut line = [0; 2];
-    server.take_stdout().unwrap().read_exact(&mut line).unwrap();
+    let mut line = String::new();
+    BufReader::new(server.take_stdout().unwrap()).read_line(&mut line).unwrap();
     server
 }
 
@@ -73,9 +73,15 @@ fn orphans_are_reaped_and_the_census_sees_what_is_left() {
     }
     assert_eq!(before.differences(&node.census().unwrap()), Vec::<String>::new());
     node.sh("touch /tmp/left; sleep 1000 >/dev/null 2>&1 &").unwrap();
-    let differences = before.differences(&node.census().unwrap());
-    assert!(differences.iter().any(|line| line.starts_with("files: ")), "{differences:?}");
-    assert!(differences.iter().any(|line| line.contains("sleep")), "{differences:?}");
+    let end = std::time::Instant::now() + BOUND;
+    loop {
+        let differences = before.differences(&node.census().unwrap());
+        let seen = |what: &str| differences.iter().any(|line| line.contains(what));
+        if seen("files: ") && seen("process sleep: 0 -> 1") {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "{differences:?}");
+    }
 }
 
 #[test]
@@ -91,4 +97,44 @@ fn a_dropped_lab_leaves_nothing() {
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} is left");
     }
     assert!(!made || !std::path::Path::new(&group).exists());
+}
+
+/// Not a test of its own: the body of the process that the next test kills.
+#[test]
+fn holds_a_lab_when_told_to() {
+    let Some(path) = std::env::var_os("LAB_TEST_HOLD") else { return };
+    let lab = Lab::new("labk", 2).unwrap();
+    let inits: Vec<String> = lab.nodes().iter().map(|node| node.init_pid().to_string()).collect();
+    std::fs::write(path, inits.join(" ") + "\n").unwrap();
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[test]
+fn a_killed_lab_leaves_nothing() {
+    let path = std::env::temp_dir().join(format!("lab-test-{}", std::process::id()));
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holds_a_lab_when_told_to"])
+        .env("LAB_TEST_HOLD", &path)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = std::time::Instant::now() + BOUND;
+    let inits = loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.ends_with('\n') {
+            break text;
+        }
+        assert!(std::time::Instant::now() < end, "no lab within {BOUND:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    std::fs::remove_file(&path).unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    for pid in inits.split_whitespace() {
+        let dir = std::path::PathBuf::from(format!("/proc/{pid}"));
+        while dir.exists() {
+            assert!(std::time::Instant::now() < end, "{pid} is left");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }

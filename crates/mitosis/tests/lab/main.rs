@@ -13,6 +13,7 @@ mod files;
 mod hops;
 mod independence;
 mod inputs;
+mod instruments;
 mod leftovers;
 mod notice;
 mod pager_kills;
