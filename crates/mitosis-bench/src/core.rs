@@ -6,6 +6,8 @@ mod response;
 mod start;
 mod stream;
 
+pub(crate) use freeze::{Gaps, SPINNER, longest};
+
 use crate::cluster::Member;
 use crate::error::BenchError;
 use crate::report::Section;

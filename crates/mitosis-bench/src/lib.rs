@@ -14,6 +14,7 @@ mod error;
 mod helper;
 mod machine;
 mod mechanisms;
+mod peers;
 mod plot;
 mod report;
 mod response;
@@ -42,7 +43,7 @@ pub struct DemoArgs {
 /// What `mitosis bench` was asked to do.
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
-    /// Benchmarks by name: `core` or one of its parts, `mechanisms`, `shadow`.
+    /// Benchmarks by name: `core` or one of its parts, `floors`, `mechanisms`, `shadow`.
     pub names: Vec<String>,
     /// Fewer runs: enough to see that it works, not enough to quote.
     pub quick: bool,
@@ -78,7 +79,7 @@ fn status(verb: &str, result: Result<(), BenchError>) -> i32 {
 
 fn run(args: &BenchArgs) -> Result<(), BenchError> {
     let known: Vec<&str> =
-        ["core", "mechanisms", "shadow"].into_iter().chain(core::parts()).collect();
+        ["core", "floors", "mechanisms", "shadow"].into_iter().chain(core::parts()).collect();
     if let Some(name) = args.names.iter().find(|name| !known.contains(&name.as_str())) {
         let known = known.join(", ");
         return Err(BenchError::Usage(format!("no benchmark {name:?}; there are {known}")));
@@ -89,6 +90,7 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
     let mut failures = Vec::new();
     for name in &args.names {
         report.sections.push(match name.as_str() {
+            "floors" => peers::run(runs)?,
             "mechanisms" => mechanisms::run(runs)?,
             "shadow" => shadow::run(runs)?,
             part => core::run(part, runs, &mut failures)?,

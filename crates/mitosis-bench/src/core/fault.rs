@@ -1,18 +1,15 @@
 //! One remote fault, beside a bare fault and a bare round trip.
 
 use super::Bed;
-use crate::cluster::{ANSWER_BOUND, ask_json, helper};
+use crate::cluster::{ask_json, helper};
 use crate::error::BenchError;
-use crate::helper::{BLOB, PAGE_BYTES, SERVE, elapsed_ns};
+use crate::helper::BLOB;
+use crate::peers::{bare_server, round_trips};
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_proto::Net;
 use mitosis_sys::floors::{Backing, fault_latency};
 use serde::Deserialize;
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::time::Instant;
 
-const BARE_PORT: u16 = 7105;
 const BLOB_PORT: u16 = 7106;
 const BLOB_MIB: u16 = 64;
 
@@ -29,7 +26,7 @@ pub(super) struct Touched {
 }
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
-    let _bare = helper(bed.owner.node, SERVE, BARE_PORT, &[])?;
+    let _bare = bare_server(bed.owner.node)?;
     let parent = helper(bed.owner.node, BLOB, BLOB_PORT, &[&BLOB_MIB.to_string()])?;
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut bare, mut trips, mut remote, mut pages) = (vec![], vec![], vec![], vec![]);
@@ -37,7 +34,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         // One after the other, so that a noisy spell of the machine hits all three.
         let faults = fault_latency(Backing::Anonymous, TOUCHES, 1, None);
         bare.extend(faults.map_err(BenchError::io("bare fault", "userfaultfd"))?);
-        trips.extend(round_trips(bed, TOUCHES)?);
+        trips.extend(round_trips(bed.owner.node, bed.host.node, TOUCHES)?);
         let child = bed.host.fork(&seed.reference, Net::Node)?;
         // First the code paths of the command itself, so that only data is missing.
         let warm = command(bed, "random 1")?;
@@ -62,24 +59,6 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Nanoseconds of each of `count` round trips of an 8-byte request and a page.
-fn round_trips(bed: &Bed<'_>, count: usize) -> Result<Vec<u64>, BenchError> {
-    let to = SocketAddr::new(bed.owner.node.ip(), BARE_PORT);
-    let mut stream = bed.host.node.connect(to, ANSWER_BOUND)?;
-    let failed = |error| BenchError::io("round trip", to)(error);
-    stream.set_nodelay(true).map_err(failed)?;
-    let request = (PAGE_BYTES as u64).to_le_bytes();
-    let mut page = [0_u8; PAGE_BYTES];
-    let mut samples = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = Instant::now();
-        stream.write_all(&request).map_err(failed)?;
-        stream.read_exact(&mut page).map_err(failed)?;
-        samples.push(elapsed_ns(start));
-    }
-    Ok(samples)
-}
-
 /// Has the child do a command.
 pub(super) fn command(bed: &Bed<'_>, line: &str) -> Result<Touched, BenchError> {
     ask_json(bed.host.node, BLOB_PORT, format!("{line}\n").as_bytes())
@@ -94,6 +73,3 @@ fn fetched(bed: &Bed<'_>, pid: i32) -> Result<u64, BenchError> {
 
 /// Port and size of the blob, for the sequential touch.
 pub(super) const BLOB_AT: (u16, u16) = (BLOB_PORT, BLOB_MIB);
-
-/// Port of the bare server.
-pub(super) const BARE_AT: u16 = BARE_PORT;

@@ -42,6 +42,6 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
 }
 
 /// The longest gap, if there was any.
-fn longest<'a>(gaps: impl IntoIterator<Item = &'a (u64, u64)>) -> Option<u64> {
+pub fn longest<'a>(gaps: impl IntoIterator<Item = &'a (u64, u64)>) -> Option<u64> {
     gaps.into_iter().map(|(before, after)| after.saturating_sub(*before)).max()
 }

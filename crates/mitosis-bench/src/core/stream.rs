@@ -1,21 +1,18 @@
 //! A sequential touch of 64 MiB, beside a plain TCP stream between the same nodes.
 
 use super::Bed;
-use super::fault::{BARE_AT, BLOB_AT, command};
-use crate::cluster::{ANSWER_BOUND, Parent, cpu_ns, helper};
+use super::fault::{BLOB_AT, command};
+use crate::cluster::helper;
 use crate::error::BenchError;
-use crate::helper::{BLOB, PAGE_BYTES, SERVE, elapsed_ns};
+use crate::helper::BLOB;
+use crate::peers::{Pass, STREAM_MIB, bare_server, per_page_us, plain_stream, rate};
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_proto::Net;
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Instant;
 
-const BYTES: usize = (BLOB_AT.1 as usize) << 20;
-const PAGES: f64 = (BYTES / PAGE_BYTES) as f64;
+// Both sides move the same number of bytes.
+const _: () = assert!(BLOB_AT.1 as usize == STREAM_MIB);
 
-/// One pass: MiB/s, and microseconds of processor time per page on either side.
+/// What passes gave: MiB/s, and microseconds of processor time per page on either side.
 #[derive(Default)]
 struct Passes {
     rate: Vec<f64>,
@@ -24,13 +21,21 @@ struct Passes {
     reader: Vec<f64>,
 }
 
+impl Passes {
+    fn push(&mut self, pass: Pass) {
+        self.rate.push(pass.rate);
+        self.sender.push(pass.sender_us);
+        self.receiver.push(pass.receiver_us);
+    }
+}
+
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
-    let bare = helper(bed.owner.node, SERVE, BARE_AT, &[])?;
+    let bare = bare_server(bed.owner.node)?;
     let parent = helper(bed.owner.node, BLOB, BLOB_AT.0, &[&BLOB_AT.1.to_string()])?;
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
     for _ in 0..bed.runs {
-        plain_pass(bed, &bare, &mut plain)?;
+        plain.push(plain_stream(bed.host.node, bed.owner.node, &bare)?);
         touch_pass(bed, &seed.reference, &mut touch)?;
     }
     bed.owner.remove(&seed.seed)?;
@@ -55,38 +60,6 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn per_page_us(ns: u64) -> f64 {
-    ns as f64 / 1000.0 / PAGES
-}
-
-fn rate(ns: u64) -> f64 {
-    BYTES as f64 / (1 << 20) as f64 / (ns as f64 / 1e9)
-}
-
-fn plain_pass(bed: &Bed<'_>, bare: &Parent, passes: &mut Passes) -> Result<(), BenchError> {
-    let to = SocketAddr::new(bed.owner.node.ip(), BARE_AT);
-    let mut stream = bed.host.node.connect(to, ANSWER_BOUND)?;
-    let failed = |error| BenchError::io("stream", to)(error);
-    let sender = bed.owner.node.proc_dir(bare.pid);
-    let own = Path::new("/proc/self");
-    let mut buffer = vec![0_u8; 1 << 20];
-    let (sent_before, received_before) = (cpu_ns(&sender)?, cpu_ns(own)?);
-    let start = Instant::now();
-    stream.write_all(&(BYTES as u64).to_le_bytes()).map_err(failed)?;
-    let mut left = BYTES;
-    while left > 0 {
-        let count = left.min(buffer.len());
-        left -= match stream.read(&mut buffer[..count]).map_err(failed)? {
-            0 => return Err(BenchError::wrong("stream", format!("ended {left} bytes early"))),
-            read => read,
-        };
-    }
-    passes.rate.push(rate(elapsed_ns(start)));
-    passes.sender.push(per_page_us(cpu_ns(&sender)?.saturating_sub(sent_before)));
-    passes.receiver.push(per_page_us(cpu_ns(own)?.saturating_sub(received_before)));
-    Ok(())
-}
-
 fn touch_pass(bed: &Bed<'_>, reference: &str, passes: &mut Passes) -> Result<(), BenchError> {
     let child = bed.host.fork(reference, Net::Node)?;
     // First the code paths of the command itself, so that only data is missing.
@@ -105,10 +78,9 @@ fn touch_pass(bed: &Bed<'_>, reference: &str, passes: &mut Passes) -> Result<(),
     bed.host.end(child.pid)?;
     let ns = touched.ns.first().copied().filter(|_| touched.right);
     let ns = ns.ok_or_else(|| BenchError::wrong("stream", "the child read wrong data"))?;
-    passes.rate.push(rate(ns));
     let spent = |side: usize| per_page_us(after[side].saturating_sub(before[side]));
-    passes.sender.push(spent(0));
-    passes.receiver.push(spent(1));
+    let (sender_us, receiver_us) = (spent(0), spent(1));
+    passes.push(Pass { rate: rate(ns), sender_us, receiver_us });
     passes.reader.push(spent(2));
     Ok(())
 }
