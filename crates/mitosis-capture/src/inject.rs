@@ -186,10 +186,15 @@ fn run_in_region(
     leader.follow_forks(false).map_err(&fail)?;
     let (data_at, stack) = (base + layout.data, base + layout.leader_stack);
     start(leader, base + ENTRY_CAPTURE, data_at, stack).map_err(&fail)?;
-    let shadow = follow(leader, deadline, process.pid)?;
+    let mut shadow = follow(leader, deadline, process.pid)?;
     let injected = read_answers(process, plan, layout, base)?;
-    if shadow.0.is_none() {
-        return Err(CaptureError::Internal("the shadow was not seen".into()));
+    // The parent may trap before its newborn shadow has run as far as its own first stop.
+    while shadow.0.is_none() {
+        let (tid, event) = wait_event(-1, deadline).map_err(&fail)?;
+        let newborn = !process.threads.iter().any(|thread| thread.tid() == tid);
+        if newborn && !matches!(event, Event::Ended(_)) {
+            shadow.0 = Some(Stopped::attached(tid));
+        }
     }
     Ok((injected, shadow))
 }
