@@ -216,3 +216,23 @@ fn kernel_thread() -> Option<u32> {
     let comm = std::fs::read_to_string("/proc/2/comm").ok()?;
     (comm == "kthreadd\n" && Path::new("/proc/2/exe").read_link().is_err()).then_some(2)
 }
+
+#[test]
+fn an_open_file_of_a_kind_that_cannot_fork_is_refused_by_name() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let held = [
+        ("import ctypes; f = ctypes.CDLL(None).inotify_init()", "inotify"),
+        (
+            "import socket; s = socket.create_server(('127.0.0.1', 0))
+c = socket.create_connection(s.getsockname())",
+            "tcp",
+        ),
+        ("import os; f = os.memfd_create('held')", "memfd"),
+    ];
+    for (code, word) in held {
+        let code = format!("{code}\nimport time; print('ready', flush=True); time.sleep(1000)");
+        let target = python(&lab, &code);
+        refused(&a, target.node_pid().unwrap(), &[word]);
+    }
+}
