@@ -11,7 +11,6 @@ use mitosis_descriptor::{
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::procfs::{self, Status, stat_field};
 use mitosis_sys::{SysError, cpu};
-use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(crate) struct Input<'a> {
@@ -23,26 +22,6 @@ pub(crate) struct Input<'a> {
     pub inherited: Option<InheritedPages>,
     pub capture: Injected,
     pub shadow: Shadow,
-}
-
-/// What two machines must have in common for a process to go from one to the other: the vdso's
-/// checksum and the XSAVE features.
-///
-/// # Errors
-/// The calling process's own `/proc` cannot be read.
-pub fn kernel_facts() -> Result<(u32, u64), SysError> {
-    let pid = std::process::id() as i32;
-    let mem = std::fs::File::open("/proc/self/mem")
-        .map_err(|e| SysError::io("open", "/proc/self/mem", e))?;
-    Ok((vdso_crc(pid, &mem)?, cpu::xcr0()))
-}
-
-fn vdso_crc(pid: i32, mem: &std::fs::File) -> Result<u32, SysError> {
-    let ranges = procfs::ranges(pid)?;
-    let Some(vdso) = ranges.iter().find(|m| m.name == "[vdso]") else { return Ok(0) };
-    let mut image = vec![0u8; (vdso.end - vdso.start) as usize];
-    mem.read_exact_at(&mut image, vdso.start).map_err(|e| SysError::io("read", "vdso", e))?;
-    Ok(crc32fast::hash(&image))
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -88,7 +67,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let origin = Origin {
         node: input.options.node.clone(),
         taken_unix_ms,
-        vdso_crc: vdso_crc(pid, &input.shadow.mem).map_err(&fail)?,
+        vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(&fail)?),
         xcr0: cpu::xcr0(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };

@@ -13,7 +13,6 @@ mod memory;
 mod refuse;
 mod stop;
 
-pub use describe::kernel_facts;
 pub use error::CaptureError;
 
 use mitosis_descriptor::{Descriptor, Owner, PageIndex, Phase};

@@ -227,7 +227,7 @@ impl Program {
     }
 
     /// Lays out operations, threads and stacks behind the data.
-    pub fn finish(&mut self, gate: u64, status_fd: i32) -> Image {
+    pub fn finish(&mut self, gate: u64, status_fd: i32, seccomp: (u64, u64)) -> Image {
         let build = self.lay_ops(|p| &p.build);
         let identity = self.lay_ops(|p| &p.identity);
         let finish = self.lay_ops(|p| &p.finish);
@@ -261,6 +261,8 @@ impl Program {
             self.region.base + region_len,
             gate,
             status_fd as u32 as u64,
+            seccomp.0,
+            seccomp.1,
         ];
         let plan: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let at = plan_offset as usize;

@@ -113,6 +113,8 @@ pub struct Plan {
     pub status_fd: i32,
     /// Padding.
     pub pad: u32,
+    /// Seccomp filters to install last: address of `struct sock_fprog`s (resident) and count.
+    pub seccomp: (u64, u64),
 }
 
 /// "mitosis" and a version.

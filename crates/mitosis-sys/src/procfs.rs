@@ -53,7 +53,10 @@ fn parse_mappings(text: &str) -> Option<Vec<Mapping>> {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let flags = flags.split_whitespace().filter_map(|f| f.as_bytes().try_into().ok());
             out.last_mut()?.flags = flags.collect();
-        } else if line.as_bytes().first().is_some_and(|c| c.is_ascii_digit() || c.is_ascii_lowercase())
+        } else if line
+            .as_bytes()
+            .first()
+            .is_some_and(|c| c.is_ascii_digit() || c.is_ascii_lowercase())
         {
             out.push(parse_mapping(line)?);
         }
@@ -102,6 +105,21 @@ pub fn ranges(pid: i32) -> Result<Vec<Mapping>, SysError> {
         .map(parse_mapping)
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| SysError::Unexpected(format!("{path}: malformed")))
+}
+
+/// The bytes of a process's vdso; empty when it has none.
+///
+/// # Errors
+/// EPERM, ENOENT.
+pub fn vdso(pid: i32) -> Result<Vec<u8>, SysError> {
+    use std::os::unix::fs::FileExt;
+    let path = format!("/proc/{pid}/mem");
+    let mem = fs::File::open(&path).map_err(|e| SysError::io("open", &path, e))?;
+    let ranges = ranges(pid)?;
+    let Some(vdso) = ranges.iter().find(|m| m.name == "[vdso]") else { return Ok(Vec::new()) };
+    let mut image = vec![0u8; (vdso.end - vdso.start) as usize];
+    mem.read_exact_at(&mut image, vdso.start).map_err(|e| SysError::io("read", "vdso", e))?;
+    Ok(image)
 }
 
 /// `/proc/PID/status` as it is, with look-ups.
@@ -174,9 +192,8 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>, SysError> {
 
 fn numbers_in(path: &str) -> Result<Vec<i32>, SysError> {
     let entries = fs::read_dir(path).map_err(|e| SysError::io("readdir", path, e))?;
-    let mut out: Vec<i32> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut out: Vec<i32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     out.sort_unstable();
     Ok(out)
 }

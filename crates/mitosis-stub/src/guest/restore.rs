@@ -74,35 +74,58 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
     frame.status.kind = STATUS_STARTED;
     report(plan.status_fd, &frame.status);
     run(plan, plan.finish, LIST_FINISH, &mut frame);
+    let (filters, count) = plan.seccomp;
     // SAFETY: everything is in place; this is the way out.
-    unsafe { leave(plan.gate + 4, plan.region, plan.resident_end, plan.region_end, me.frame + 8) }
+    unsafe {
+        leave(plan.gate + 4, plan.resident_end, plan.region_end, me.frame + 8, filters, count)
+    }
 }
 
-/// Opens the gate, drops what is not needed of the region and returns to the parent's instruction.
+/// Drops what is not needed of the region, installs the tenant's seccomp filters, opens the gate
+/// and returns to the parent's instruction. Under a filter only rt_sigreturn is called any more.
 #[unsafe(naked)]
-unsafe extern "C" fn leave(go: u64, region: u64, resident: u64, end: u64, frame: u64) -> ! {
+unsafe extern "C" fn leave(
+    go: u64,
+    resident: u64,
+    end: u64,
+    frame: u64,
+    filters: u64,
+    count: u64,
+) -> ! {
     core::arch::naked_asm!(
-        "mov r12, rdi", "mov r13, rsi", "mov r14, rdx", "mov r15, rcx", "mov rbx, r8",
+        "mov r12, rdi", "mov r14, rsi", "mov r15, rdx", "mov rbx, rcx", "mov rbp, r8",
+        "mov r13, r9",
+        // munmap(resident, end - resident): no stack from here on.
+        "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
+        "test r13, r13", "jz 3f",
+        // seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, filter) for each
+        "2:",
+        "mov eax, 317", "mov edi, 1", "mov esi, 1", "mov rdx, rbp", "syscall",
+        "test rax, rax", "jz 4f",
+        "ud2",
+        "4:",
+        "add rbp, 16", "dec r13", "jnz 2b",
+        "mov dword ptr [r12], 1",
+        "jmp 5f",
+        "3:",
         "mov dword ptr [r12], 1",
         // futex(go, FUTEX_WAKE, INT_MAX)
         "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
-        // No stack from here on. munmap(resident, end - resident): threads left it behind them.
-        "cmp r14, r15", "je 2f",
-        "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
-        "2:",
-        // mprotect(region, resident - region, PROT_READ | PROT_EXEC)
-        "mov eax, 10", "mov rdi, r13", "mov rsi, r14", "sub rsi, r13", "mov edx, 5", "syscall",
+        "5:",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
     );
 }
 
-/// A thread's way out: waits for the gate without a stack, then returns through its frame.
+/// A thread's way out: waits for the gate without a stack, then returns through its frame. Where
+/// a filter will be installed it must not be asleep in a system call that nobody may end: it spins.
 #[unsafe(naked)]
-unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
+unsafe extern "C" fn leave_thread(go: u64, frame: u64, spin: u64) -> ! {
     core::arch::naked_asm!(
-        "mov r12, rdi", "mov rbx, rsi",
+        "mov r12, rdi", "mov rbx, rsi", "mov r13, rdx",
         "2:",
         "cmp dword ptr [r12], 0", "jne 3f",
+        "pause",
+        "test r13, r13", "jnz 2b",
         "mov eax, 202", "mov rdi, r12", "xor esi, esi", "xor edx, edx", "xor r10d, r10d", "syscall",
         "jmp 2b",
         "3:",
@@ -171,7 +194,7 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     ready.fetch_add(1, Ordering::Release);
     syscall!(sys::FUTEX, plan.gate, 1, 1, 0, 0, 0);
     // SAFETY: the frame is this thread's own.
-    unsafe { leave_thread(plan.gate + 4, thread.frame + 8) }
+    unsafe { leave_thread(plan.gate + 4, thread.frame + 8, plan.seccomp.1) }
 }
 
 fn run(plan: &Plan, list: (u64, u64), name: u32, frame: &mut Frame) {

@@ -1,0 +1,59 @@
+//! Open files, and the end of all descriptors of ours.
+
+use crate::plan::{Request, provided_base};
+use crate::RestoreError;
+use mitosis_descriptor::Descriptor;
+use mitosis_state::kinds::{self, Files};
+use mitosis_state::{Detail, List, Program, Provided};
+use std::collections::BTreeSet;
+
+const CHDIR: u16 = 80;
+const CHROOT: u16 = 161;
+const UMASK: u16 = 95;
+const MPROTECT: u16 = 10;
+const CLOSE_RANGE: u16 = 436;
+/// Attached descriptors end below this distance from the base.
+const PARK_DISTANCE: u32 = 300;
+
+pub(crate) fn plan(
+    descriptor: &Descriptor,
+    program: &mut Program,
+    provided: &mut Vec<Provided>,
+    fd_base: u32,
+    request: &Request,
+) -> Result<(), RestoreError> {
+    let process = &descriptor.process;
+    if process.root != "/" {
+        let root = program.string(&process.root);
+        let detail = Detail::Text(process.root.clone());
+        program.call(List::Build, CHROOT, &[root], "files: chroot", detail);
+    }
+    let cwd = program.string(&process.cwd);
+    let detail = Detail::Text(process.cwd.clone());
+    program.call(List::Build, CHDIR, &[cwd], "files: chdir", detail);
+    program.call(List::Build, UMASK, &[u64::from(process.umask)], "files: umask", Detail::None);
+    let mut files = Files {
+        program,
+        provided,
+        provided_base: provided_base(fd_base),
+        high: fd_base + PARK_DISTANCE,
+        own_net: request.own_net,
+        used: BTreeSet::new(),
+        all: Vec::new(),
+        done: BTreeSet::new(),
+    };
+    kinds::plan(&descriptor.open_files, &mut files)?;
+    Ok(())
+}
+
+/// The last operations: nothing of ours stays open, and what stays mapped is not both writable
+/// and executable.
+pub(crate) fn finish(program: &mut Program, fd_base: u32) {
+    let region = program.region;
+    let args = [u64::from(fd_base), u64::from(u32::MAX), 0];
+    program.call(List::Finish, CLOSE_RANGE, &args, "finish: close_range", Detail::None);
+    let args = [region.base, region.code_len, 5];
+    program.call(List::Finish, MPROTECT, &args, "finish: mprotect code", Detail::None);
+    let args = [region.frames(), region.frames_len, 3];
+    program.call(List::Finish, MPROTECT, &args, "finish: mprotect frames", Detail::None);
+}

@@ -1,0 +1,120 @@
+//! Signal frames: every thread leaves the restore code through rt_sigreturn(2), which sets all
+//! registers at once (arch/x86/kernel/signal_64.c, struct rt_sigframe).
+
+use mitosis_descriptor::Thread;
+use mitosis_state::Program;
+
+/// Bytes before the first frame: the gate and padding.
+const GATE_BYTES: u64 = 64;
+/// pretcode, ucontext (304), siginfo (128).
+const FRAME_BYTES: u64 = 8 + 304 + 128;
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+/// UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
+const UC_FLAGS: u64 = 7;
+
+fn one_len(thread: &Thread) -> u64 {
+    FRAME_BYTES.next_multiple_of(64) + (thread.xstate.len() as u64 + 4).next_multiple_of(64)
+}
+
+/// Bytes of the resident frames area, page-rounded.
+pub(crate) fn frames_len(threads: &[Thread], filters: &[Vec<u64>]) -> u64 {
+    let code: u64 = filters.iter().map(|f| 16 + 8 * f.len() as u64).sum();
+    (GATE_BYTES + threads.iter().map(one_len).sum::<u64>() + code).next_multiple_of(4096)
+}
+
+/// Writes seccomp filters behind the frames: `struct sock_fprog`s, then their instructions.
+/// Returns address and count.
+pub(crate) fn write_filters(program: &mut Program, at: u64, filters: &[Vec<u64>]) -> (u64, u64) {
+    let mut code_at = at + 16 * filters.len() as u64;
+    for (n, filter) in filters.iter().enumerate() {
+        let code: Vec<u8> = filter.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let header: Vec<u8> =
+            [filter.len() as u64, code_at].iter().flat_map(|w| w.to_le_bytes()).collect();
+        program.write_frame(at + 16 * n as u64, &header);
+        program.write_frame(code_at, &code);
+        code_at += code.len() as u64;
+    }
+    (at, filters.len() as u64)
+}
+
+/// Writes every thread's frame and declares the thread; returns the address behind them.
+pub(crate) fn write_frames(program: &mut Program, threads: &[Thread], new_pid: bool) -> u64 {
+    let mut at = program.region.frames() + GATE_BYTES;
+    for thread in threads {
+        let xstate_at = at + FRAME_BYTES.next_multiple_of(64);
+        program.write_frame(at, &frame(thread, xstate_at));
+        program.write_frame(xstate_at, &xstate(thread));
+        program.thread(if new_pid { 0 } else { thread.tid }, at);
+        at += one_len(thread);
+    }
+    at
+}
+
+fn frame(thread: &Thread, xstate_at: u64) -> Vec<u8> {
+    let r = &thread.regs;
+    let mut words = vec![0, UC_FLAGS, 0];
+    let (stack, flags, size) = thread.altstack;
+    words.extend([stack, u64::from(flags), size]);
+    words.extend([r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15]);
+    words.extend([r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx, r.rsp, r.rip, r.eflags]);
+    // cs, gs, fs, ss: sixteen bits each.
+    words.push((r.cs & 0xffff) | (r.ss & 0xffff) << 48);
+    words.extend([0, 0, 0, 0]); // err, trapno, oldmask, cr2
+    words.push(if thread.xstate.is_empty() { 0 } else { xstate_at });
+    words.extend([0; 8]);
+    words.push(thread.sigmask);
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// The XSAVE image with the software bytes a signal frame carries (struct _fpx_sw_bytes).
+fn xstate(thread: &Thread) -> Vec<u8> {
+    let mut image = thread.xstate.clone();
+    if image.len() < 576 {
+        return image;
+    }
+    let size = image.len() as u32;
+    let mut features = [0u8; 8];
+    features.copy_from_slice(&image[512..520]);
+    let mut software = Vec::with_capacity(48);
+    software.extend(FP_XSTATE_MAGIC1.to_le_bytes());
+    software.extend((size + 4).to_le_bytes());
+    // All components of the image: those absent from XSTATE_BV return to their initial state.
+    software.extend((mitosis_sys::cpu::frame_features()).to_le_bytes());
+    software.extend(size.to_le_bytes());
+    software.resize(48, 0);
+    image[464..512].copy_from_slice(&software);
+    image.extend(FP_XSTATE_MAGIC2.to_le_bytes());
+    image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_has_the_kernels_layout() {
+        let mut regs = mitosis_descriptor::Registers::default();
+        regs.rip = 0x1122_3344;
+        regs.cs = 0x33;
+        regs.ss = 0x2b;
+        let thread = Thread {
+            tid: 1,
+            regs,
+            xstate: vec![0; 832],
+            sigmask: 0xdead,
+            altstack: (0, 2, 0),
+            robust_list: (0, 0),
+            clear_tid: 0,
+            rseq: (0, 0, 0),
+            name: Vec::new(),
+        };
+        let frame = frame(&thread, 0x5000);
+        let word = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().expect("word"));
+        // pretcode 8, ucontext: sigcontext at 40, its rip is word 16, fpstate word 23.
+        assert_eq!(word(8 + 40 + 16 * 8), 0x1122_3344);
+        assert_eq!(word(8 + 40 + 18 * 8), 0x33 | 0x2b << 48);
+        assert_eq!(word(8 + 40 + 23 * 8), 0x5000);
+        assert_eq!(word(8 + 40 + 256), 0xdead);
+    }
+}

@@ -1,0 +1,393 @@
+//! The address space: everything the new process had is unmapped, everything the parent had is
+//! mapped, and what is missing is registered with a userfaultfd.
+
+use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
+use crate::RestoreError;
+use mitosis_descriptor::{
+    Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
+};
+use mitosis_state::{Detail, List, Program, Provided, op};
+use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
+use mitosis_sys::procfs;
+
+const MMAP: u16 = 9;
+const MUNMAP: u16 = 11;
+const IOCTL: u16 = 16;
+const MREMAP: u16 = 25;
+const MADVISE: u16 = 28;
+const SENDMSG: u16 = 46;
+const CLOSE: u16 = 3;
+const DUP3: u16 = 292;
+const PRCTL: u16 = 157;
+const USERFAULTFD: u16 = 323;
+
+const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_NORESERVE: u64 = 0x4000;
+const MAP_STACK: u64 = 0x20000;
+const MREMAP_MAYMOVE_FIXED: u64 = 3;
+/// TASK_SIZE_MAX with 47-bit addresses: nothing of user space lies above.
+const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+const O_CLOEXEC_NONBLOCK: u64 = 0o2_000_000 | 0o4000;
+const UFFDIO_API: u64 = 0xc018_aa3f;
+const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
+/// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP
+const UFFD_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+const PR_SET_MM: u64 = 35;
+const PR_SET_MM_MAP: u64 = 14;
+/// Slot of the fresh userfaultfd's number.
+const SLOT_UFFD: u8 = 1;
+/// A hole of at most so many pages between two runs is registered with them: fewer VMAs, and the
+/// pager answers it with zeros in one window.
+const JOIN_PAGES: u64 = 32;
+/// More attached files than this are not worth a message; the rest comes from the owner.
+const FILES_MAX: usize = 160;
+
+pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
+    let fail = |source| RestoreError::Sys { phase: Phase::Plan, source };
+    let pid = std::process::id() as i32;
+    let ranges = procfs::ranges(pid).map_err(fail)?;
+    let vdso = ranges.iter().find(|m| m.name == "[vdso]").map_or(0, |m| m.start);
+    let part = |m: &procfs::Mapping| {
+        let backing = match m.name.as_str() {
+            "[vdso]" => Backing::Vdso,
+            "[vvar]" => Backing::Vvar,
+            "[vvar_vclock]" => Backing::VvarVclock,
+            _ => return None,
+        };
+        Some((backing, vdso - m.start, m.end - m.start))
+    };
+    let limits = hard_limits();
+    let status = procfs::Status::read(pid).map_err(fail)?;
+    let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
+    Ok(NodeFacts {
+        vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(fail)?),
+        xcr0: mitosis_sys::cpu::xcr0(),
+        vdso_parts: ranges.iter().filter_map(part).collect(),
+        hard_limits: limits,
+        oom_score_adj: oom.trim().parse().unwrap_or(0),
+        cap_bounding: status.number("CapBnd", 16),
+    })
+}
+
+fn hard_limits() -> Vec<u64> {
+    use rustix::process::Resource as R;
+    let order = [
+        R::Cpu, R::Fsize, R::Data, R::Stack, R::Core, R::Rss, R::Nproc, R::Nofile, R::Memlock,
+        R::As, R::Locks, R::Sigpending, R::Msgqueue, R::Nice, R::Rtprio, R::Rttime,
+    ];
+    order.iter().map(|r| rustix::process::getrlimit(*r).maximum.unwrap_or(u64::MAX)).collect()
+}
+
+/// The memory part of a plan.
+pub(crate) struct Memory<'a> {
+    descriptor: &'a Descriptor,
+    fd_base: u32,
+    /// For each mapped file: whether this node's copy may be used.
+    usable: Vec<bool>,
+    /// For each mapped file: its number in the child, once provided.
+    numbers: Vec<Option<u32>>,
+    areas: Vec<Area>,
+    runs: Vec<PageRun>,
+}
+
+impl<'a> Memory<'a> {
+    pub(crate) fn new(
+        descriptor: &'a Descriptor,
+        fd_base: u32,
+        proven: &dyn ProvenFiles,
+    ) -> Memory<'a> {
+        let mut usable: Vec<bool> = descriptor.files.iter().map(|f| proven.proven(f)).collect();
+        let mut count = 0;
+        for usable in usable.iter_mut().filter(|u| **u) {
+            count += 1;
+            *usable = count <= FILES_MAX;
+        }
+        let numbers = vec![None; usable.len()];
+        Memory { descriptor, fd_base, usable, numbers, areas: Vec::new(), runs: Vec::new() }
+    }
+
+    /// Areas and runs for the pager.
+    pub(crate) fn missing(self) -> (Vec<Area>, PageIndex) {
+        let index = PageIndex::from_sorted(self.runs).unwrap_or_default();
+        (self.areas, index)
+    }
+
+    pub(crate) fn plan(
+        &mut self,
+        program: &mut Program,
+        node: &NodeFacts,
+        provided: &mut Vec<Provided>,
+    ) -> Result<(), RestoreError> {
+        self.clear(program, node);
+        for vma in &self.descriptor.vmas {
+            self.map(program, vma, provided);
+        }
+        self.place_vdso(program, node)?;
+        self.layout(program, provided);
+        self.register(program);
+        Ok(())
+    }
+
+    /// Moves the vdso into the hole and unmaps everything else.
+    fn clear(&self, program: &mut Program, node: &NodeFacts) {
+        let base = program.region.base;
+        for &(_, below, len) in &node.vdso_parts {
+            let from = 0u64.wrapping_sub(below);
+            let to = stage(base, node, below);
+            let mut op = op(MREMAP, 1, &[from, len, len, MREMAP_MAYMOVE_FIXED, to]);
+            op.slot = SLOT_VDSO as u8;
+            program.push(List::Build, op, "unmap: set the vdso aside", Detail::None);
+        }
+        let detail = Detail::Range(0, base);
+        program.call(List::Build, MUNMAP, &[0, base], "unmap: munmap", detail);
+        let end = base + HOLE;
+        let detail = Detail::Range(end, TASK_SIZE);
+        program.call(List::Build, MUNMAP, &[end, TASK_SIZE - end], "unmap: munmap", detail);
+    }
+
+    fn place_vdso(&self, program: &mut Program, node: &NodeFacts) -> Result<(), RestoreError> {
+        let base = program.region.base;
+        for vma in &self.descriptor.vmas {
+            let is_part = matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
+            if !is_part {
+                continue;
+            }
+            let part = node.vdso_parts.iter().find(|p| p.0 == vma.backing);
+            let Some(&(_, below, len)) = part.filter(|p| p.2 == vma.end - vma.start) else {
+                return Err(RestoreError::Incompatible(format!(
+                    "the parent's {:?} has another size than this node's",
+                    vma.backing
+                )));
+            };
+            let args = [stage(base, node, below), len, len, MREMAP_MAYMOVE_FIXED, vma.start];
+            let what = "map-vmas: place the vdso at";
+            program.call(List::Build, MREMAP, &args, what, Detail::Range(vma.start, vma.end));
+        }
+        // Parts the parent did not have (it unmapped them, or its kernel has none).
+        for &(backing, below, len) in &node.vdso_parts {
+            if !self.descriptor.vmas.iter().any(|v| v.backing == backing) {
+                let args = [stage(base, node, below), len];
+                program.call_ignore(List::Build, MUNMAP, &args, "unmap: spare vdso part");
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, program: &mut Program, vma: &Vma, provided: &mut Vec<Provided>) {
+        match vma.backing {
+            Backing::Anonymous => {
+                map_anonymous(program, vma, vma.start, vma.end);
+                self.missing_in(vma, None);
+            }
+            Backing::File { file, offset } if self.usable[file as usize] => {
+                let fd = self.number(file, provided);
+                let shared = vma.flags & vma_flags::SHARED != 0;
+                let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
+                let flags = kind | MAP_FIXED | noreserve(vma);
+                let args = [
+                    vma.start, vma.end - vma.start, u64::from(vma.prot), flags, u64::from(fd),
+                    offset,
+                ];
+                let detail = Detail::Range(vma.start, vma.end);
+                program.call(List::Build, MMAP, &args, "map-vmas: mmap file", detail);
+                self.overlay(program, vma);
+            }
+            Backing::File { file, offset } => {
+                // Nothing here is proven to be the parent's file: its bytes come from the owner.
+                map_anonymous(program, vma, vma.start, vma.end);
+                let size = self.descriptor.files[file as usize].size;
+                self.missing_in(vma, Some(size.saturating_sub(offset)));
+            }
+            Backing::Vdso | Backing::Vvar | Backing::VvarVclock => return,
+        }
+        advise(program, vma);
+    }
+
+    fn number(&mut self, file: u32, provided: &mut Vec<Provided>) -> u32 {
+        let at = file as usize;
+        *self.numbers[at].get_or_insert_with(|| {
+            provided.push(Provided::MappedFile(self.descriptor.files[at].path.clone()));
+            provided_base(self.fd_base) + provided.len() as u32 - 1
+        })
+    }
+
+    /// Dirty pages of a private file mapping become memory laid over it, so that they are lazy.
+    fn overlay(&mut self, program: &mut Program, vma: &Vma) {
+        let runs: Vec<PageRun> = self.runs_of(vma).collect();
+        let mut at = 0;
+        while at < runs.len() {
+            let mut end = at + 1;
+            while end < runs.len() && runs[end].start == runs[end - 1].end() {
+                end += 1;
+            }
+            let (first, last) = (runs[at].start, runs[end - 1].end());
+            map_anonymous(program, vma, first.addr(), last.addr());
+            self.areas.push(Area { start: first, count: last.0 - first.0, grows_down: false });
+            at = end;
+        }
+        self.runs.extend(runs);
+    }
+
+    fn runs_of(&self, vma: &Vma) -> impl Iterator<Item = PageRun> + use<'a> {
+        self.descriptor.pages.within(Vpn::of(vma.start), Vpn::of(vma.end))
+    }
+
+    /// Notes what is missing in an anonymous mapping. With `file_bytes` all pages up to that many
+    /// bytes hold data: those of no run are the owner's file.
+    fn missing_in(&mut self, vma: &Vma, file_bytes: Option<u64>) {
+        let mut runs: Vec<PageRun> = self.runs_of(vma).collect();
+        if let Some(bytes) = file_bytes {
+            let pages = bytes.div_ceil(4096);
+            let end = Vpn::of(vma.start).0 + pages.min((vma.end - vma.start) >> 12);
+            fill_gaps(&mut runs, Vpn::of(vma.start), Vpn(end));
+        }
+        let grows_down = vma.flags & vma_flags::GROWSDOWN != 0;
+        if grows_down && !runs.is_empty() {
+            let start = Vpn::of(vma.start);
+            let count = (vma.end - vma.start) >> 12;
+            self.areas.push(Area { start, count, grows_down });
+        } else {
+            self.join_areas(&runs);
+        }
+        self.runs.extend(runs);
+    }
+
+    fn join_areas(&mut self, runs: &[PageRun]) {
+        let from = self.areas.len();
+        for run in runs {
+            match self.areas[from..].last_mut() {
+                Some(last) if run.start.0 - (last.start.0 + last.count) <= JOIN_PAGES => {
+                    last.count = run.end().0 - last.start.0;
+                }
+                _ => self.areas.push(Area {
+                    start: run.start,
+                    count: u64::from(run.count),
+                    grows_down: false,
+                }),
+            }
+        }
+    }
+
+    /// prctl(PR_SET_MM, PR_SET_MM_MAP): what /proc shows, and where brk(2) is.
+    fn layout(&self, program: &mut Program, provided: &mut Vec<Provided>) {
+        provided.push(Provided::Executable(self.descriptor.process.exe.clone()));
+        let exe = provided_base(self.fd_base) + provided.len() as u32 - 1;
+        let mm: &MmLayout = &self.descriptor.process.mm;
+        let auxv = program.words(&mm.auxv);
+        let auxv_len = (mm.auxv.len() * 8) as u64;
+        let words = [
+            mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk,
+            mm.start_stack, mm.arg_start, mm.arg_end, mm.env_start, mm.env_end, auxv,
+            auxv_len | u64::from(exe) << 32,
+        ];
+        let map = program.words(&words);
+        let args = [PR_SET_MM, PR_SET_MM_MAP, map, 104, 0];
+        program.call(List::Build, PRCTL, &args, "map-vmas: PR_SET_MM_MAP", Detail::None);
+    }
+
+    /// The userfaultfd: made, registered, given to the pager and to the guard, closed.
+    fn register(&self, program: &mut Program) {
+        if self.areas.is_empty() {
+            return;
+        }
+        let uffd = u64::from(self.fd_base) + FD_UFFD as u64;
+        let mut make = op(USERFAULTFD, 0, &[O_CLOEXEC_NONBLOCK]);
+        make.save = SLOT_UFFD;
+        program.push(List::Build, make, "register: userfaultfd", Detail::None);
+        let mut dup = op(DUP3, 1, &[0, uffd, 0]);
+        dup.slot = SLOT_UFFD;
+        program.push(List::Build, dup, "register: dup3", Detail::None);
+        let mut close = op(CLOSE, 1, &[0]);
+        close.slot = SLOT_UFFD;
+        program.push(List::Build, close, "register: close", Detail::None);
+        let api = program.words(&[UFFD_API, UFFD_EVENTS, 0]);
+        let what = "register: UFFDIO_API";
+        program.call(List::Build, IOCTL, &[uffd, UFFDIO_API, api], what, Detail::None);
+        for area in &self.areas {
+            let (start, len) = (area.start.addr(), area.count << 12);
+            let range = program.words(&[start, len, UFFDIO_REGISTER_MODE_MISSING, 0]);
+            let detail = Detail::Range(start, start + len);
+            let args = [uffd, UFFDIO_REGISTER, range];
+            program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
+        }
+        let message = rights(program, uffd as u32);
+        for (to, what) in [
+            (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),
+            (FD_PAGER, "register: give the userfaultfd to the pager"),
+        ] {
+            let to = u64::from(self.fd_base) + to as u64;
+            program.call_expect(List::Build, SENDMSG, &[to, message, 0], 1, what, Detail::None);
+        }
+        program.call(List::Build, CLOSE, &[uffd], "register: close", Detail::None);
+    }
+}
+
+/// Where a part of the vdso waits: same distances as in the node's own process.
+fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
+    let deepest = node.vdso_parts.iter().map(|p| p.1).max().unwrap_or(0);
+    base + STAGE + deepest - below
+}
+
+/// `struct msghdr` with one byte and one descriptor (SCM_RIGHTS).
+fn rights(program: &mut Program, fd: u32) -> u64 {
+    let byte = program.data(b"u");
+    let iov = program.words(&[byte, 1]);
+    let control = program.words(&[20, 1 | 1 << 32, u64::from(fd)]);
+    program.words(&[0, 0, iov, 1, control, 24, 0])
+}
+
+fn noreserve(vma: &Vma) -> u64 {
+    if vma.flags & vma_flags::NORESERVE != 0 { MAP_NORESERVE } else { 0 }
+}
+
+fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
+    let grows = if vma.flags & vma_flags::GROWSDOWN != 0 { MAP_GROWSDOWN | MAP_STACK } else { 0 };
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
+    let args = [start, end - start, u64::from(vma.prot), flags, u64::MAX, 0];
+    program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));
+}
+
+/// madvise(2) and mlock(2) state.
+fn advise(program: &mut Program, vma: &Vma) {
+    let (start, len) = (vma.start, vma.end - vma.start);
+    let table = [
+        (vma_flags::HUGEPAGE, 14),
+        (vma_flags::NOHUGEPAGE, 15),
+        (vma_flags::DONTDUMP, 16),
+        (vma_flags::WIPEONFORK, 18),
+    ];
+    for (_, advice) in table.iter().filter(|(flag, _)| vma.flags & flag != 0) {
+        let args = [start, len, *advice];
+        program.call_ignore(List::Build, MADVISE, &args, "map-vmas: madvise");
+    }
+    // LOCKED is not restored: mlock(2) would fetch every page before the child could run.
+}
+
+/// Adds runs of owner 0 for all pages of `[start, end)` that are in no run.
+fn fill_gaps(runs: &mut Vec<PageRun>, start: Vpn, end: Vpn) {
+    let own = |from: Vpn, to: Vpn| PageRun {
+        start: from,
+        count: (to.0 - from.0) as u32,
+        owner: 0,
+        source: from,
+    };
+    let mut out = Vec::with_capacity(2 * runs.len() + 1);
+    let mut at = start;
+    for run in runs.iter() {
+        if at < run.start && at < end {
+            out.push(own(at, Vpn(run.start.0.min(end.0))));
+        }
+        out.push(*run);
+        at = run.end();
+    }
+    if at < end {
+        out.push(own(at, end));
+    }
+    *runs = out;
+}

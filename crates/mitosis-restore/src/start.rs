@@ -1,0 +1,238 @@
+//! Performing a plan: one message to a guard, one answer from the child.
+
+use crate::{RestoreError, RestorePlan};
+use mitosis_descriptor::Phase;
+use mitosis_stub::abi::{FD_PROVIDED, guard_message};
+use mitosis_sys::SysError;
+use rustix::fs::MemfdFlags;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
+};
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Descriptors for the child.
+#[derive(Debug)]
+pub struct StartFds {
+    /// Socket on which the pager will receive the child's userfaultfd.
+    pub pager: OwnedFd,
+    /// What the plan asked for, in its order.
+    pub provided: Vec<OwnedFd>,
+    /// A cgroup (v2) to be born in.
+    pub cgroup: Option<OwnedFd>,
+}
+
+/// A child that runs.
+#[derive(Debug)]
+pub struct Started {
+    /// Its pid, as this node sees it.
+    pub pid: i32,
+    /// CLOCK_MONOTONIC in ns just before its first own instruction.
+    pub first_instruction_ns: u64,
+    /// Duration of each phase in microseconds.
+    pub phases: Vec<(Phase, u64)>,
+    /// What stays of us in the child.
+    pub resident: (u64, u64),
+}
+
+/// Bound on building a child.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
+/// `mitosis_stub::abi::Status` in words.
+const STATUS_WORDS: usize = 9;
+const STATUS_STARTED: u64 = 1;
+
+/// Makes the child under the guard behind `control` and waits until it runs. On error the caller
+/// ends the guard.
+///
+/// # Errors
+/// [`RestoreError`], with the operation that failed.
+pub fn start(
+    plan: &RestorePlan,
+    control: BorrowedFd<'_>,
+    fds: StartFds,
+) -> Result<Started, RestoreError> {
+    let begun = Instant::now();
+    let fail = |call| {
+        move |e: rustix::io::Errno| RestoreError::Sys {
+            phase: Phase::Sandbox,
+            source: SysError::io(call, "child", e),
+        }
+    };
+    let image = rustix::fs::memfd_create("mitosis-plan", MemfdFlags::CLOEXEC)
+        .map_err(fail("memfd_create"))?;
+    let mut image = std::fs::File::from(image);
+    image.write_all(&plan.image.bytes).map_err(|e| RestoreError::Sys {
+        phase: Phase::Sandbox,
+        source: SysError::io("write", "plan", e),
+    })?;
+    let (status, status_child) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(fail("socketpair"))?;
+    sockopt::set_socket_passcred(&status, true).map_err(fail("SO_PASSCRED"))?;
+    let attached = [image.as_fd(), status_child.as_fd(), fds.pager.as_fd()];
+    let mut attached: Vec<BorrowedFd<'_>> = attached.to_vec();
+    attached.extend(fds.provided.iter().map(AsFd::as_fd));
+    let cgroup = fds.cgroup.as_ref().map(|fd| {
+        attached.push(fd.as_fd());
+        attached.len() as u32 - 1
+    });
+    send_order(control, plan, &attached, cgroup).map_err(fail("sendmsg to the guard"))?;
+    drop(attached);
+    drop((image, status_child, fds));
+    let sent = Instant::now();
+    let (pid, words) = receive(&status, control, begun + BUILD_TIMEOUT)?;
+    let word = |n: usize| words[n];
+    if word(0) & 0xffff_ffff != STATUS_STARTED {
+        return Err(operation_error(plan, &words));
+    }
+    // times[0..=4] begin at word 3.
+    let times: Vec<u64> = (3..8).map(word).collect();
+    let micros = |from: u64, to: u64| to.saturating_sub(from) / 1000;
+    let sandbox = (sent - begun).as_micros() as u64;
+    let total = begun.elapsed().as_micros() as u64;
+    let build = micros(times[0], times[4]);
+    let phases = vec![
+        (Phase::Sandbox, total.saturating_sub(build).max(sandbox)),
+        (Phase::Build, build),
+    ];
+    Ok(Started { pid, first_instruction_ns: times[4], phases, resident: plan.resident })
+}
+
+fn send_order(
+    control: BorrowedFd<'_>,
+    plan: &RestorePlan,
+    attached: &[BorrowedFd<'_>],
+    cgroup: Option<u32>,
+) -> Result<(), rustix::io::Errno> {
+    let mut packet = Vec::with_capacity(80);
+    packet.extend(guard_message::FORK.to_le_bytes());
+    packet.extend([0; 12]);
+    let order = [
+        plan.program.region.base,
+        plan.image.region_len,
+        plan.image.bytes.len() as u64,
+        plan.image.plan_offset,
+        u64::from(plan.pid as u32) | u64::from(plan.fd_base) << 32,
+        attached.len() as u64 | u64::from(cgroup.unwrap_or(u32::MAX)) << 32,
+    ];
+    packet.extend(order.iter().flat_map(|w| w.to_le_bytes()));
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(attached.len()))];
+    let mut control_data = SendAncillaryBuffer::new(&mut space);
+    control_data.push(SendAncillaryMessage::ScmRights(attached));
+    let iov = [IoSlice::new(&packet)];
+    rustix::net::sendmsg(control, &iov, &mut control_data, SendFlags::empty())?;
+    Ok(())
+}
+
+/// Waits for the child's word, or the guard's that there will be none.
+fn receive(
+    status: &OwnedFd,
+    control: BorrowedFd<'_>,
+    deadline: Instant,
+) -> Result<(i32, [u64; STATUS_WORDS]), RestoreError> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(RestoreError::Silent("not done in 20 s".into()));
+        }
+        let timeout =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let mut polled =
+            [PollFd::new(status, PollFlags::IN), PollFd::from_borrowed_fd(control, PollFlags::IN)];
+        match poll(&mut polled, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(RestoreError::Silent(e.to_string())),
+        }
+        let (told, guard) = (polled[0].revents(), polled[1].revents());
+        if told.contains(PollFlags::IN) {
+            if let Some(answer) = read_status(status)? {
+                return Ok(answer);
+            }
+        }
+        if !guard.is_empty() {
+            return Err(guard_error(control));
+        }
+        if told.contains(PollFlags::HUP) {
+            return Err(RestoreError::Silent("its status socket closed".into()));
+        }
+    }
+}
+
+fn read_status(status: &OwnedFd) -> Result<Option<(i32, [u64; STATUS_WORDS])>, RestoreError> {
+    let mut bytes = [0u8; STATUS_WORDS * 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let got = rustix::net::recvmsg(status, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC)
+        .map_err(|e| RestoreError::Silent(e.to_string()))?;
+    if got.bytes != STATUS_WORDS * 8 {
+        return Ok(None);
+    }
+    let mut pid = 0;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmCredentials(creds) = message {
+            pid = creds.pid.as_raw_nonzero().get();
+        }
+    }
+    let mut words = [0u64; STATUS_WORDS];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        let mut eight = [0u8; 8];
+        eight.copy_from_slice(chunk);
+        *word = u64::from_le_bytes(eight);
+    }
+    Ok(Some((pid, words)))
+}
+
+fn guard_error(control: BorrowedFd<'_>) -> RestoreError {
+    let mut message = [0u8; 16];
+    let got = rustix::net::recv(control, &mut message[..], RecvFlags::DONTWAIT);
+    let word = |at: usize| {
+        let mut four = [0u8; 4];
+        four.copy_from_slice(&message[at..at + 4]);
+        u32::from_le_bytes(four)
+    };
+    match got {
+        Ok((16, _)) if word(0) == guard_message::FORK_FAILED => {
+            let errno = word(4) as i32;
+            let hint = match errno {
+                17 => " (a thread or process id is taken in the namespace)",
+                1 => " (choosing a pid needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)",
+                22 => " (the parent's pid is above this node's pid_max, or clone3 set_tid is missing)",
+                11 => " (this node's pids limit is reached)",
+                _ => "",
+            };
+            RestoreError::Guard { source: std::io::Error::from_raw_os_error(errno), hint }
+        }
+        Ok((16, _)) if word(0) == guard_message::CHILD_EXITED => {
+            let code = (word(4) >> 8) & 0xff;
+            let why = match code {
+                124 => "its descriptors did not fit below RLIMIT_NOFILE",
+                123 => "the restore region was not free",
+                122 => "the plan could not be read",
+                _ => "it ended",
+            };
+            RestoreError::Silent(format!("{why} (wait status {:#x})", word(4)))
+        }
+        _ => RestoreError::Silent("the guard ended".into()),
+    }
+}
+
+fn operation_error(plan: &RestorePlan, words: &[u64; STATUS_WORDS]) -> RestoreError {
+    let list = (words[0] >> 32) as u32;
+    let what = match plan.program.label(list, words[1]) {
+        Some(label) => label.to_string(),
+        None => format!("threads: clone of thread {}", list.saturating_sub(3)),
+    };
+    let errno = -(words[2] as i64) as i32;
+    RestoreError::Operation { what, source: std::io::Error::from_raw_os_error(errno) }
+}
+
+const _: () = assert!(FD_PROVIDED == 5);
