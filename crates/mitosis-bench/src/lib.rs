@@ -97,7 +97,7 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
         });
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&report);
+        let text = report.json();
         println!("{}", text.map_err(|error| BenchError::wrong("print", error))?);
     } else {
         print!("{}", report.table());
