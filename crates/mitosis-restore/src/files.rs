@@ -1,7 +1,7 @@
 //! Open files, and the end of all descriptors of ours.
 
-use crate::plan::{Request, provided_base};
 use crate::RestoreError;
+use crate::plan::{Request, provided_base};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Program, Provided};

@@ -1,8 +1,8 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
 use crate::RestoreError;
+use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -78,8 +78,22 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
 fn hard_limits() -> Vec<u64> {
     use rustix::process::Resource as R;
     let order = [
-        R::Cpu, R::Fsize, R::Data, R::Stack, R::Core, R::Rss, R::Nproc, R::Nofile, R::Memlock,
-        R::As, R::Locks, R::Sigpending, R::Msgqueue, R::Nice, R::Rtprio, R::Rttime,
+        R::Cpu,
+        R::Fsize,
+        R::Data,
+        R::Stack,
+        R::Core,
+        R::Rss,
+        R::Nproc,
+        R::Nofile,
+        R::Memlock,
+        R::As,
+        R::Locks,
+        R::Sigpending,
+        R::Msgqueue,
+        R::Nice,
+        R::Rtprio,
+        R::Rttime,
     ];
     order.iter().map(|r| rustix::process::getrlimit(*r).maximum.unwrap_or(u64::MAX)).collect()
 }
@@ -113,9 +127,15 @@ impl<'a> Memory<'a> {
     }
 
     /// Areas and runs for the pager.
-    pub(crate) fn missing(self) -> (Vec<Area>, PageIndex) {
-        let index = PageIndex::from_sorted(self.runs).unwrap_or_default();
-        (self.areas, index)
+    ///
+    /// # Errors
+    /// Runs that make no index: without one the pager would take every page for zero.
+    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex), RestoreError> {
+        let index = PageIndex::from_sorted(self.runs).map_err(|run| {
+            let (start, count) = (run.start.0, run.count);
+            RestoreError::Incompatible(format!("page run {start:#x}+{count:#x} out of order"))
+        })?;
+        Ok((self.areas, index))
     }
 
     pub(crate) fn plan(
@@ -154,7 +174,8 @@ impl<'a> Memory<'a> {
     fn place_vdso(&self, program: &mut Program, node: &NodeFacts) -> Result<(), RestoreError> {
         let base = program.region.base;
         for vma in &self.descriptor.vmas {
-            let is_part = matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
+            let is_part =
+                matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
             if !is_part {
                 continue;
             }
@@ -191,7 +212,11 @@ impl<'a> Memory<'a> {
                 let kind = if shared { MAP_SHARED } else { MAP_PRIVATE };
                 let flags = kind | MAP_FIXED | noreserve(vma);
                 let args = [
-                    vma.start, vma.end - vma.start, u64::from(vma.prot), flags, u64::from(fd),
+                    vma.start,
+                    vma.end - vma.start,
+                    u64::from(vma.prot),
+                    flags,
+                    u64::from(fd),
                     offset,
                 ];
                 let detail = Detail::Range(vma.start, vma.end);
@@ -282,8 +307,18 @@ impl<'a> Memory<'a> {
         let auxv = program.words(&mm.auxv);
         let auxv_len = (mm.auxv.len() * 8) as u64;
         let words = [
-            mm.start_code, mm.end_code, mm.start_data, mm.end_data, mm.start_brk, mm.brk,
-            mm.start_stack, mm.arg_start, mm.arg_end, mm.env_start, mm.env_end, auxv,
+            mm.start_code,
+            mm.end_code,
+            mm.start_data,
+            mm.end_data,
+            mm.start_brk,
+            mm.brk,
+            mm.start_stack,
+            mm.arg_start,
+            mm.arg_end,
+            mm.env_start,
+            mm.env_end,
+            auxv,
             auxv_len | u64::from(exe) << 32,
         ];
         let map = program.words(&words);
@@ -371,23 +406,26 @@ fn advise(program: &mut Program, vma: &Vma) {
 
 /// Adds runs of owner 0 for all pages of `[start, end)` that are in no run.
 fn fill_gaps(runs: &mut Vec<PageRun>, start: Vpn, end: Vpn) {
-    let own = |from: Vpn, to: Vpn| PageRun {
-        start: from,
-        count: (to.0 - from.0) as u32,
-        owner: 0,
-        source: from,
+    // A mapping can have more pages than one run can count.
+    let own = |from: Vpn, to: Vpn, out: &mut Vec<PageRun>| {
+        let mut from = from;
+        while from < to {
+            let count = u32::try_from(to.0 - from.0).unwrap_or(u32::MAX);
+            out.push(PageRun { start: from, count, owner: 0, source: from });
+            from.0 += u64::from(count);
+        }
     };
     let mut out = Vec::with_capacity(2 * runs.len() + 1);
     let mut at = start;
     for run in runs.iter() {
         if at < run.start && at < end {
-            out.push(own(at, Vpn(run.start.0.min(end.0))));
+            own(at, Vpn(run.start.0.min(end.0)), &mut out);
         }
         out.push(*run);
         at = run.end();
     }
     if at < end {
-        out.push(own(at, end));
+        own(at, end, &mut out);
     }
     *runs = out;
 }

@@ -124,7 +124,7 @@ pub fn plan(
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);
-    let (areas, index) = memory.missing();
+    let (areas, index) = memory.missing()?;
     Ok(RestorePlan {
         resident: (region.base, region.resident_end()),
         program,

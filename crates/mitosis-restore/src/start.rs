@@ -98,10 +98,8 @@ pub fn start(
     let sandbox = (sent - begun).as_micros() as u64;
     let total = begun.elapsed().as_micros() as u64;
     let build = micros(times[0], times[4]);
-    let phases = vec![
-        (Phase::Sandbox, total.saturating_sub(build).max(sandbox)),
-        (Phase::Build, build),
-    ];
+    let phases =
+        vec![(Phase::Sandbox, total.saturating_sub(build).max(sandbox)), (Phase::Build, build)];
     Ok(Started { pid, first_instruction_ns: times[4], phases, resident: plan.resident })
 }
 
@@ -205,7 +203,9 @@ fn guard_error(control: BorrowedFd<'_>) -> RestoreError {
             let hint = match errno {
                 17 => " (a thread or process id is taken in the namespace)",
                 1 => " (choosing a pid needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)",
-                22 => " (the parent's pid is above this node's pid_max, or clone3 set_tid is missing)",
+                22 => {
+                    " (the parent's pid is above this node's pid_max, or clone3 set_tid is missing)"
+                }
                 11 => " (this node's pids limit is reached)",
                 _ => "",
             };
