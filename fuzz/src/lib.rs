@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 use mitosis_descriptor::{
-    HEADER_BYTES, Limits, MAGIC, OpenFile, Reference, VERSION, Vpn, decode, encode,
+    Backing, Descriptor, HEADER_BYTES, Limits, MAGIC, MappedFile, OpenFile, PageRun, Reference,
+    VERSION, Vpn, decode, encode,
 };
 use mitosis_proto::{Reply, Request};
+use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
 use mitosis_transport::ReadError;
@@ -45,7 +47,51 @@ fn check_descriptor(bytes: &[u8]) -> bool {
         let inside = d.pages.within(start, end).all(|r| start <= r.start && r.end() <= end);
         assert!(inside, "a run reached out of the VMA it was asked for");
     }
+    check_plan(&d);
     true
+}
+
+/// A node on which any vdso and any register state fit.
+fn node(d: &Descriptor) -> NodeFacts {
+    NodeFacts {
+        vdso_crc: d.origin.vdso_crc,
+        xcr0: u64::MAX,
+        vdso_parts: vec![(Backing::Vdso, 0, 0x2000), (Backing::Vvar, 0x4000, 0x4000)],
+        hard_limits: vec![u64::MAX; 16],
+        oom_score_adj: 0,
+        cap_bounding: u64::MAX,
+    }
+}
+
+struct Proven(bool);
+
+impl ProvenFiles for Proven {
+    fn proven(&self, _: &MappedFile) -> bool {
+        self.0
+    }
+}
+
+/// What a node does with a descriptor that it believes: plan, in each way there is. A page that
+/// the descriptor says holds data must not be missing from what the pager will serve.
+fn check_plan(d: &Descriptor) {
+    for (own, proven) in [(false, true), (true, false)] {
+        let request = mitosis_restore::Request { new_pid: own, hostname: None, own_net: own };
+        let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
+            continue;
+        };
+        assert!(plan.index.pages() >= d.pages.pages(), "pages were lost in planning");
+        let covered = |run: &PageRun| reach(&plan.areas, run.start.0) >= run.end().0;
+        assert!(plan.index.runs().iter().all(covered), "pages outside of what is registered");
+        assert!(!plan.to_string().is_empty());
+    }
+}
+
+/// How far, from page `at` on, areas follow each other without a gap.
+fn reach(areas: &[Area], mut at: u64) -> u64 {
+    while let Some(area) = areas.iter().find(|a| (a.start.0..a.start.0 + a.count).contains(&at)) {
+        at = area.start.0 + area.count;
+    }
+    at
 }
 
 /// Gives `bytes` to the decoder of frames between nodes, as a stream of frames. Returns whether

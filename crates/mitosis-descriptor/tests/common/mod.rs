@@ -120,8 +120,14 @@ pub fn cpython(xstate: usize) -> Descriptor {
         at += (16 + u64::from(n % 11) * 3) * PAGE_SIZE;
     }
     d.pages = PageIndex::from_sorted(runs).expect("ascending");
+    // Eventfds (kind 3): a counter and whether it is a semaphore.
     d.open_files = (0..8)
-        .map(|n| OpenFile { kind: n, flags: 2, fds: vec![(n.into(), false)], body: vec![7; 40] })
+        .map(|n| OpenFile {
+            kind: 3,
+            flags: 2,
+            fds: vec![(n.into(), false), (n + 100, true)],
+            body: vec![n as u8, 0],
+        })
         .collect();
     d
 }
