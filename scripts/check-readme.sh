@@ -20,7 +20,7 @@ trap 'rm -rf "$work"' EXIT
         /^```$/ && block { block = 0; if (daemons) print "wait_for_sockets"; daemons = 0; next }
         !block || /^cargo / || /^export PATH/ { next }
         /node run/ { daemons = 1 }
-        /^mitosis (wait|logs)/ { print "sleep 2" }
+        /^mitosis logs/ { print "sleep 2" }
         { print }
     ' README.md
 } > "$work/script"
