@@ -5,13 +5,15 @@
 //! attached by itself: so its pid is known, the tenant's seccomp filter does not meet it, and it
 //! dies with this thread until it has been settled.
 
-use crate::stop::StoppedProcess;
+use crate::refuse::Facts;
+use crate::stop::{self, StoppedProcess};
 use crate::{CaptureError, Shadow};
 use mitosis_stub::abi::{CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD};
 use mitosis_sys::ptrace::{Event, Stopped, wait_event};
 use mitosis_sys::{SysError, procfs};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs::{File, OpenOptions};
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,12 @@ pub(crate) struct Plan {
     mem: File,
     /// Address of a `syscall` instruction in the parent's vdso.
     gadget: u64,
+    /// How the shadow is cloned.
+    shadow_flags: u64,
 }
+
+/// clone(2): the parent, not the helper, becomes the shadow's parent.
+const CLONE_PARENT: u64 = 0x8000;
 
 /// What the injected code brought.
 pub(crate) struct Injected {
@@ -62,7 +69,7 @@ fn kill(pid: i32) {
 }
 
 impl Plan {
-    pub(crate) fn new(pid: i32) -> Result<Plan, CaptureError> {
+    pub(crate) fn new(pid: i32, facts: &Facts) -> Result<Plan, CaptureError> {
         let fail = CaptureError::sys("inspect", pid);
         let path = format!("/proc/{pid}/mem");
         let mem = OpenOptions::new().read(true).write(true).open(&path);
@@ -78,7 +85,10 @@ impl Plan {
         let at = code.windows(2).position(|w| w == [0x0f, 0x05]).ok_or_else(|| {
             CaptureError::Refused { pid, why: "has a vdso without a system call in it".into() }
         })?;
-        Ok(Plan { mem, gadget: vdso.start + at as u64 })
+        // An orphan of a pid namespace goes to its init: if that is the parent, it would find a
+        // child it never made. Cloned as its child with no exit signal, waitpid(-1) passes it by.
+        let shadow_flags = if facts.is_init { CLONE_PARENT } else { 0 };
+        Ok(Plan { mem, gadget: vdso.start + at as u64, shadow_flags })
     }
 }
 
@@ -175,6 +185,8 @@ fn run_in_region(
     };
     write(base, mitosis_stub::text()).map_err(&fail)?;
     write(base + layout.data, &(base + layout.helper_stack).to_le_bytes()).map_err(&fail)?;
+    let flags_at = base + layout.data + offset_of!(CaptureData, shadow_flags) as u64;
+    write(flags_at, &plan.shadow_flags.to_le_bytes()).map_err(&fail)?;
     // The other threads first: their answers must be in the region when the leader forks.
     for (n, thread) in process.threads.iter_mut().enumerate().skip(1) {
         let slot = base + layout.slots + n as u64 * THREAD_SLOT;
@@ -301,12 +313,17 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
         prctl: [w[4] as i64, w[5] as i64, w[6] as i64, w[7] as i64],
         sigactions,
         thread: decode_thread(&bytes[8 * 264..]),
+        shadow_flags: 0,
     }
 }
 
 /// Lets the shadow set itself up and then leaves it alone for good: asleep in a system call, or,
 /// where a seccomp filter would kill it for that, stopped.
-pub(crate) fn settle_shadow(mut new: NewShadow, seccomp: bool) -> Result<Shadow, CaptureError> {
+pub(crate) fn settle_shadow(
+    mut new: NewShadow,
+    parent: i32,
+    facts: &Facts,
+) -> Result<Shadow, CaptureError> {
     let lost = || CaptureError::Internal("the shadow was not seen".into());
     let stopped = new.0.as_mut().ok_or_else(lost)?;
     let pid = stopped.tid();
@@ -321,7 +338,26 @@ pub(crate) fn settle_shadow(mut new: NewShadow, seccomp: bool) -> Result<Shadow,
     let mem = File::open(&path).map_err(|e| fail(SysError::io("open", path, e)))?;
     if let Some(stopped) = new.0.take() {
         const SIGSTOP: i32 = 19;
-        stopped.detach(if seccomp { SIGSTOP } else { 0 });
+        stopped.detach(if facts.seccomp { SIGSTOP } else { 0 });
     }
-    Ok(Shadow { pid, pidfd, mem })
+    Ok(Shadow { pid, pidfd, mem, child_of: facts.is_init.then_some(parent) })
+}
+
+/// Makes `parent` reap a shadow that was cloned as its child and has ended: a zombie that it
+/// cannot see, but `ps` can.
+pub(crate) fn reap(parent: i32, shadow: i32) -> Result<(), CaptureError> {
+    let fail = CaptureError::sys("shadow", parent);
+    let status = procfs::Status::read(shadow).map_err(&fail)?;
+    let inner = status.numbers("NSpid", 10).last().copied().unwrap_or(shadow as u64);
+    let facts = crate::refuse::inspect(parent)?;
+    let plan = Plan::new(parent, &facts)?;
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut process = stop::stop(parent, deadline)?;
+    process.take_state()?;
+    const WAIT4: u64 = 61;
+    const WALL_WNOHANG: u64 = 0x4000_0001;
+    let args = [inner, 0, WALL_WNOHANG, 0, 0, 0];
+    process.threads[0].inject(plan.gadget, WAIT4, args, deadline).map_err(&fail)?;
+    drop(process.release());
+    Ok(())
 }

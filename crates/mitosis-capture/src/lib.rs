@@ -9,6 +9,7 @@
 mod describe;
 mod error;
 mod inject;
+mod limits;
 mod memory;
 mod refuse;
 mod stop;
@@ -69,13 +70,30 @@ pub struct Shadow {
     pub pidfd: OwnedFd,
     /// Its `/proc/PID/mem`. Only pread: anything that pins pages would copy them.
     pub mem: File,
+    /// The process whose child it is, when that is the parent itself (which then is the init of
+    /// its pid namespace); else init reaps it.
+    pub child_of: Option<i32>,
 }
 
 impl Shadow {
-    /// Ends it. Init reaps it.
+    /// Ends it and sees to it that no zombie stays. Takes a moment when the parent must be stopped
+    /// for that.
     pub fn end(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        end_shadow(self.pid, &self.pidfd, self.child_of);
     }
+}
+
+/// Ends a shadow by its parts: see [`Shadow::end`].
+pub fn end_shadow(pid: i32, pidfd: &OwnedFd, child_of: Option<i32>) {
+    let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+    let Some(parent) = child_of else { return };
+    let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    let bound = rustix::event::Timespec { tv_sec: 2, tv_nsec: 0 };
+    let _ = rustix::event::poll(&mut polled, Some(&bound));
+    std::thread::scope(|scope| {
+        // ptrace belongs to a thread; the parent may be gone, and the zombie with it.
+        let _ = scope.spawn(|| inject::reap(parent, pid)).join();
+    });
 }
 
 /// A captured process.
@@ -139,7 +157,8 @@ fn capture(
 ) -> Result<Seeded, CaptureError> {
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let facts = refuse::inspect(pid)?;
-    let plan = inject::Plan::new(pid)?;
+    let plan = inject::Plan::new(pid, &facts)?;
+    let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
     stop::pin_to_cpu_of(pid);
@@ -159,7 +178,9 @@ fn capture(
     clock.lap(Phase::Resume);
     stop::unpin();
 
-    let shadow = inject::settle_shadow(shadow, facts.seccomp)?;
+    let shadow = inject::settle_shadow(shadow, pid, &facts)?;
+    limits::adopt(shadow.pid);
+    drop(room);
     let mut seeded = describe::describe(describe::Input {
         pid,
         options,

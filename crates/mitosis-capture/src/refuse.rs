@@ -9,6 +9,8 @@ pub(crate) struct Facts {
     pub seccomp: bool,
     /// Its pid namespace is not ours.
     pub foreign_pid_ns: bool,
+    /// It is pid 1 of its pid namespace.
+    pub is_init: bool,
 }
 
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
@@ -45,6 +47,7 @@ pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
     Ok(Facts {
         seccomp: status.number("Seccomp", 10) != 0,
         foreign_pid_ns: ns(&pid.to_string()) != ns("self"),
+        is_init: status.numbers("NSpid", 10).last() == Some(&1),
     })
 }
 

@@ -71,3 +71,96 @@ fn what_is_not_a_process_is_refused() {
     let error = prepare(2, &options(), &mut NoInheritance).expect_err("kernel thread");
     assert!(error.to_string().contains("kernel thread") || error.to_string().contains("no such"));
 }
+
+/// The init of a container is the hardest parent: every orphan of its namespace becomes its child.
+#[test]
+fn an_init_does_not_find_the_shadow_among_its_children() {
+    let script = "import os, sys
+print('ready', flush=True)
+for line in sys.stdin:
+    try:
+        print(os.waitpid(-1, os.WNOHANG), flush=True)
+    except ChildProcessError:
+        print('no child', flush=True)
+";
+    let mut unshare = Ended(
+        Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "/usr/bin/python3", "-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare"),
+    );
+    let mut out = BufReader::new(unshare.0.stdout.take().expect("stdout"));
+    let mut stdin = unshare.0.stdin.take().expect("stdin");
+    let mut line = String::new();
+    out.read_line(&mut line).expect("ready");
+    let outer = unshare.0.id();
+    let children = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+    let init: i32 = children.expect("children").trim().parse().expect("one child");
+    let seeded = prepare(init, &options(), &mut NoInheritance).expect("prepare");
+    assert!(seeded.bound, "its pid namespace is not ours");
+    assert_eq!(seeded.descriptor.process.pid, 1);
+    let mut ask = || {
+        stdin.write_all(b"x\n").expect("write");
+        let mut line = String::new();
+        out.read_line(&mut line).expect("read");
+        line
+    };
+    assert_eq!(ask(), "no child\n");
+    seeded.shadow.end();
+    assert_eq!(ask(), "no child\n");
+    let shadow = format!("/proc/{}", seeded.shadow.pid);
+    assert!(!std::path::Path::new(&shadow).exists(), "a zombie stayed");
+}
+
+/// A filter that kills for every unusual call must not meet ours.
+#[test]
+fn a_strict_seccomp_filter_is_not_met() {
+    // PR_SET_NO_NEW_PRIVS, then SECCOMP_MODE_FILTER: kill the process on everything but read,
+    // write, exit_group, sigreturn, restart_syscall, ppoll/select as CPython's input uses read.
+    let script = "import ctypes, struct, sys
+libc = ctypes.CDLL(None)
+allowed = [0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 24, 35, 39, 202, 219, 228, 230, 231, 262, 318]
+n = len(allowed)
+code = struct.pack('HBBI', 0x20, 0, 0, 0)
+for i, nr in enumerate(allowed):
+    code += struct.pack('HBBI', 0x15, n - i, 0, nr)
+code += struct.pack('HBBI', 0x06, 0, 0, 0x80000000)
+code += struct.pack('HBBI', 0x06, 0, 0, 0x7fff0000)
+buf = ctypes.create_string_buffer(code)
+prog = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(buf)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, prog, 0, 0) == 0
+print('ready', flush=True)
+for line in sys.stdin:
+    print('alive', flush=True)
+";
+    let mut parent = Ended(
+        Command::new("/usr/bin/python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3"),
+    );
+    let mut out = BufReader::new(parent.0.stdout.take().expect("stdout"));
+    let mut stdin = parent.0.stdin.take().expect("stdin");
+    let mut line = String::new();
+    out.read_line(&mut line).expect("ready");
+    assert_eq!(line, "ready\n");
+    let pid = parent.0.id() as i32;
+    let seeded = prepare(pid, &options(), &mut NoInheritance).expect("prepare");
+    assert_eq!(seeded.descriptor.process.seccomp.len(), 1);
+    stdin.write_all(b"x\n").expect("write");
+    line.clear();
+    out.read_line(&mut line).expect("read");
+    assert_eq!(line, "alive\n");
+    let shadow = seeded.shadow.pid;
+    assert!(std::path::Path::new(&format!("/proc/{shadow}")).exists());
+    let mut byte = [0u8; 4];
+    use std::os::unix::fs::FileExt;
+    let first = seeded.descriptor.pages.runs()[0].start.addr();
+    seeded.shadow.mem.read_exact_at(&mut byte, first).expect("the shadow's memory");
+    seeded.shadow.end();
+}

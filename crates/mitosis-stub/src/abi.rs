@@ -220,6 +220,8 @@ pub struct CaptureData {
     pub sigactions: [[u64; 4]; 64],
     /// Per-thread data of the leading thread.
     pub thread: CaptureThread,
+    /// In: extra flags of the shadow's clone (CLONE_PARENT or 0).
+    pub shadow_flags: u64,
 }
 
 /// What every thread tells of itself.

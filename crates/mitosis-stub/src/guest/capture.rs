@@ -107,7 +107,9 @@ fn spawn_helper(stack_top: u64, data: *mut CaptureData) -> i64 {
 
 unsafe extern "C" fn helper(data: *mut CaptureData) -> ! {
     syscall!(sys::CLOSE_RANGE, 0, u32::MAX, 0);
-    let pid = syscall!(sys::CLONE, 0, 0, 0, 0, 0);
+    // SAFETY: memory is shared with the parent, which sleeps in vfork.
+    let flags = unsafe { (*data).shadow_flags };
+    let pid = syscall!(sys::CLONE, flags, 0, 0, 0, 0);
     if pid == 0 {
         shadow();
     }
