@@ -59,16 +59,14 @@ fn removing_a_seed_ends_its_dependent_children_with_the_reason() {
     let lab = lab(2);
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
     let parent = Parent::c(a.node(), &[]);
-    let before = a.node().pids().unwrap();
+    let before = settled_pids(a.node());
     let seed = prepare(&a, parent.pid(), &[]);
     let child = fork_one(&b, &seed.reference, &[]);
     let mut peer = Peer::to(b.node(), PORT);
     peer.tell("loop 300");
     assert_eq!(peer.line().as_deref(), Some("."));
     a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
-    until("nothing of the seed is left", SOON, || {
-        (a.node().pids().unwrap() == before).then_some(())
-    });
+    same_pids(a.node(), &before);
     let mut last = Some(".".to_owned());
     while let Some(line) = last {
         assert_eq!(line, ".", "a wrong page");

@@ -10,14 +10,14 @@ use crate::support::*;
 /// `prepare` is refused with one line that has one of `words` in it, and leaves no process.
 #[track_caller]
 fn refused(daemon: &Daemon<'_>, pid: u32, words: &[&str]) {
-    let before = daemon.node().pids().unwrap();
+    let before = settled_pids(daemon.node());
     let output = daemon.mitosis(&["prepare", &pid.to_string()]).unwrap();
     assert_eq!(output.code(), 1, "{output:?}");
     assert_eq!(output.stderr.trim().lines().count(), 1, "{}", output.stderr);
     let said = output.stderr.to_lowercase();
     assert!(words.iter().any(|word| said.contains(word)), "{said} has none of {words:?}");
     assert_eq!(output.stdout, "");
-    assert_eq!(daemon.node().pids().unwrap(), before, "nothing is left behind");
+    same_pids(daemon.node(), &before);
     assert!(daemon.mitosis_json(&["seed", "ls"]).unwrap().as_array().unwrap().is_empty());
 }
 
@@ -107,19 +107,19 @@ fn a_setuid_process() {
 fn a_socket_that_is_taken() {
     let lab = lab(1);
     let a = daemon(&lab, 0);
-    let before = a.node().pids().unwrap();
+    let before = settled_pids(a.node());
     let args = ["node", "run", "--name", "other", "--listen", "127.0.0.1:7001"];
     let output = a.mitosis(&args).unwrap();
     assert_eq!(output.code(), 1, "{output:?}");
     assert!(output.stderr.contains("already"), "{}", output.stderr);
-    assert_eq!(a.node().pids().unwrap(), before);
+    same_pids(a.node(), &before);
     assert!(a.mitosis(&["seed", "ls"]).unwrap().status.success(), "the first goes on");
     let port = format!("{}:7000", a.node().ip());
     let args = ["node", "run", "--name", "third", "--listen", &port, "--socket", "/run/third.sock"];
     let output = a.mitosis(&args).unwrap();
     assert_eq!(output.code(), 1, "{output:?}");
     assert!(output.stderr.contains("7000"), "names the address: {}", output.stderr);
-    assert_eq!(a.node().pids().unwrap(), before);
+    same_pids(a.node(), &before);
     assert!(!a.node().host_path("/run/third.sock").exists());
 }
 

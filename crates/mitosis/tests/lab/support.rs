@@ -316,6 +316,39 @@ pub fn pids_with(node: &Node, part: &str) -> Vec<u32> {
     node.pids().unwrap().into_iter().filter(line).collect()
 }
 
+/// A node's processes, once they no longer change: guards are made ahead in the background.
+#[track_caller]
+pub fn settled_pids(node: &Node) -> Vec<u32> {
+    let mut last = node.pids().unwrap();
+    until("the node is at rest", SOON, || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = node.pids().unwrap();
+        let same = now == last;
+        last.clone_from(&now);
+        same.then_some(now)
+    })
+}
+
+/// Waits until a node has exactly the processes that it had before.
+#[track_caller]
+pub fn same_pids(node: &Node, before: &[u32]) {
+    let mut last = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < SOON {
+        last = node.pids().unwrap();
+        if last == before {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let extra: Vec<String> = last
+        .iter()
+        .filter(|pid| !before.contains(pid))
+        .map(|pid| std::fs::read_to_string(node.proc_dir(*pid).join("stat")).unwrap_or_default())
+        .collect();
+    panic!("{} had {before:?} and has {last:?}: {extra:?}", node.name());
+}
+
 /// The pager of a node.
 #[track_caller]
 pub fn pager(daemon: &Daemon<'_>) -> u32 {
