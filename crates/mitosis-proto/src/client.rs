@@ -42,11 +42,11 @@ pub struct Client {
     connection: Connection,
 }
 
-/// A child whose stdio, signals and exit status are the caller's.
+/// Children whose stdio, signals and exit status are the caller's.
 #[derive(Debug)]
 pub struct Attached {
-    /// The child.
-    pub child: ForkedChild,
+    /// The children.
+    pub children: Vec<ForkedChild>,
     connection: Connection,
 }
 
@@ -112,7 +112,7 @@ impl Client {
         expect!("fork", reply, Reply::Forked(forked) => forked)
     }
 
-    /// Starts one child on the given stdin, stdout and stderr.
+    /// Starts children on the given stdin, stdout and stderr.
     ///
     /// # Errors
     /// [`ClientError::Node`]; no child is left of a call that failed.
@@ -121,11 +121,10 @@ impl Client {
         request: ForkRequest,
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<Attached, ClientError> {
-        let request = ForkRequest { attach: true, count: 1, ..request };
+        let request = ForkRequest { attach: true, ..request };
         let reply = self.call(&Request::Fork(request), &stdio)?.0;
-        let mut forked = expect!("fork", reply, Reply::Forked(forked) => forked)?;
-        let child = forked.children.pop().ok_or(ClientError::Unexpected("fork"))?;
-        Ok(Attached { child, connection: self.connection })
+        let forked = expect!("fork", reply, Reply::Forked(forked) => forked)?;
+        Ok(Attached { children: forked.children, connection: self.connection })
     }
 
     /// Seeds of this node.
@@ -191,15 +190,6 @@ impl Client {
         Ok((info, File::from(fd)))
     }
 
-    /// The descriptor of a seed, or the restore plan it gives on this node, as text.
-    ///
-    /// # Errors
-    /// [`ClientError::Node`] when the reference is refused or cannot be restored here.
-    pub fn inspect(&mut self, reference: &str, plan: bool) -> Result<String, ClientError> {
-        let request = Request::Inspect { reference: reference.to_owned(), plan };
-        expect!("inspect", self.call(&request, &[])?.0, Reply::Text(text) => text)
-    }
-
     /// Ends every child and seed of the node, its pager and the daemon.
     ///
     /// # Errors
@@ -210,7 +200,7 @@ impl Client {
 }
 
 impl Attached {
-    /// Waits for the end of the child.
+    /// Waits for the end of one more of the children.
     ///
     /// # Errors
     /// [`ConnectionError::Closed`] when the daemon went away: the child may live on, and

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_long_reply_crosses() {
         let (mut a, mut b) = pair();
-        let text = Reply::Text("x".repeat(1 << 20));
+        let text = Reply::Error { code: crate::ErrorCode::Failed, message: "x".repeat(1 << 20) };
         let sent = text.clone();
         let sender = std::thread::spawn(move || a.send(&sent, &[]).unwrap());
         assert_eq!(b.receive::<Reply>().unwrap().0, text);

@@ -17,12 +17,10 @@ pub enum Reply {
     Seeds(Vec<SeedRow>),
     /// To `Children`.
     Children(Vec<ChildRow>),
-    /// To `Wait`, and after `Forked` when attached.
+    /// To `Wait`; after `Forked` one for each child when attached.
     Exited(Exited),
     /// To `Logs`; one fd comes along.
     Log(LogInfo),
-    /// To `Inspect`.
-    Text(String),
     /// Done, nothing to say.
     Done,
     /// Not done.

@@ -43,13 +43,6 @@ pub enum Request {
         /// Pid, as the node's host sees it.
         pid: i32,
     },
-    /// What a seed's descriptor says, or what restore would do with it here.
-    Inspect {
-        /// Reference with secret.
-        reference: String,
-        /// The restore plan instead of the descriptor.
-        plan: bool,
-    },
     /// End every child, every seed, the pager and the daemon.
     Stop,
 }
@@ -78,9 +71,9 @@ pub struct ForkRequest {
     /// Number of children, 1 to 1024.
     #[serde(default = "one")]
     pub count: u32,
-    /// The child's stdio is the three fds that come with the request; the daemon sends
-    /// [`Reply::Exited`](crate::Reply::Exited) at its end and kills it when the caller goes away.
-    /// Only with `count` 1. Otherwise stdio goes to a log.
+    /// The children's stdio is the three fds that come with the request; the daemon sends one
+    /// [`Reply::Exited`](crate::Reply::Exited) at the end of each, and kills them when the caller
+    /// goes away. Otherwise stdio goes to a log.
     #[serde(default)]
     pub attach: bool,
     /// Fetch everything in the background, then need no other node.

@@ -1,0 +1,345 @@
+//! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
+
+use crate::listeners::Listener;
+use mitosis_pager::{ChildId, ChildStats};
+use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
+use rustix::process::{Signal, pidfd_send_signal};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Most ended children remembered.
+const ENDED_MAX: usize = 1000;
+/// How long an ended child is remembered.
+const ENDED_FOR: Duration = Duration::from_secs(600);
+
+/// A child, as it was started. Written to a file so that a restarted daemon knows it again.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Start {
+    /// Name between daemon and pager.
+    pub id: u64,
+    /// Pid, as the host sees it.
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: with the pid, the identity of the process.
+    pub start_ticks: u64,
+    /// Public id of the seed.
+    pub seed: String,
+    /// How it was made.
+    pub via: String,
+    /// How its pages come.
+    pub transport: String,
+    /// Path of its own network namespace.
+    pub netns: Option<String>,
+    /// Microseconds from the request to the first instruction.
+    pub start_us: u64,
+    /// Where that time went.
+    pub phases: Vec<PhaseTime>,
+    /// When, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// Its log.
+    pub log: PathBuf,
+    /// The range that its restore left mapped, which is no part of its own image.
+    pub resident: Option<(u64, u64)>,
+}
+
+/// The end of a child.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    /// Raw wait status of the main process, if it exited by itself.
+    pub status: Option<i32>,
+    /// Why it was ended.
+    pub reason: Option<String>,
+}
+
+/// The guard of a running child: pid 1 of its namespace.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    /// Readable when the namespace is empty.
+    pub pidfd: OwnedFd,
+}
+
+impl Guarded {
+    /// Ends the guard, and with it everything in its namespace, and reaps it.
+    pub fn end(self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
+        let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+    }
+}
+
+struct Child {
+    start: Start,
+    pidfd: Option<OwnedFd>,
+    guard: Option<Guarded>,
+    shares: Vec<Arc<Listener>>,
+    /// The main process exited; its namespace may be kept for a seed.
+    exited: Option<i32>,
+    end: Option<(End, Instant)>,
+    stats: Option<ChildStats>,
+}
+
+/// The table.
+#[derive(Default)]
+pub(crate) struct Children {
+    table: Mutex<BTreeMap<u64, Child>>,
+    changed: Condvar,
+}
+
+/// Exit status as a shell has it.
+pub(crate) fn shell_status(end: &End) -> i32 {
+    match end.status {
+        Some(raw) if raw & 0x7f == 0 => (raw >> 8) & 0xff,
+        Some(raw) => 128 + (raw & 0x7f),
+        // Whoever is ended by its node is ended by SIGKILL.
+        None => 128 + 9,
+    }
+}
+
+impl Child {
+    fn exit(&self) -> Option<End> {
+        match (&self.end, self.exited) {
+            (Some((end, _)), _) => Some(end.clone()),
+            (None, Some(status)) => Some(End { status: Some(status), reason: None }),
+            (None, None) => None,
+        }
+    }
+
+    fn row(&self) -> ChildRow {
+        let start = &self.start;
+        let end = self.exit();
+        let stats = self.stats.as_ref();
+        let started = SystemTime::UNIX_EPOCH + Duration::from_millis(start.started_unix_ms);
+        let age = SystemTime::now().duration_since(started).unwrap_or_default();
+        let number = |of: fn(&ChildStats) -> u64| stats.map_or(0, of);
+        ChildRow {
+            pid: start.pid,
+            seed: start.seed.clone(),
+            state: if end.is_some() { ChildState::Ended } else { ChildState::Running },
+            exit: end.as_ref().map(shell_status),
+            reason: end.and_then(|end| end.reason),
+            pages_total: number(|s| s.pages_total),
+            pages_fetched: number(|s| s.pages_fetched),
+            pages_prefetched: number(|s| s.pages_prefetched),
+            faults: number(|s| s.faults),
+            bytes_fetched: number(|s| s.bytes_fetched),
+            independent: stats.is_some_and(|s| s.independent),
+            via: start.via.clone(),
+            transport: start.transport.clone(),
+            netns: start.netns.clone(),
+            start_us: start.start_us,
+            age_ms: age.as_millis() as u64,
+            phases: start.phases.clone(),
+        }
+    }
+}
+
+impl Children {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, Child>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a running child.
+    pub fn add(
+        &self,
+        start: Start,
+        pidfd: Option<OwnedFd>,
+        guard: Option<Guarded>,
+        shares: Vec<Arc<Listener>>,
+    ) {
+        let child = Child { pidfd, guard, shares, exited: None, end: None, stats: None, start };
+        self.table().insert(child.start.id, child);
+    }
+
+    /// Ids of the children that have not ended, namespaces kept included.
+    pub fn live(&self) -> Vec<u64> {
+        let table = self.table();
+        table.iter().filter(|(_, child)| child.end.is_none()).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a child with this id has not ended.
+    pub fn is_live(&self, id: u64) -> bool {
+        self.table().get(&id).is_some_and(|child| child.end.is_none())
+    }
+
+    /// Pids of the running ones whose seed this is.
+    pub fn pids_of_seed(&self, seed: &str) -> Vec<i32> {
+        let table = self.table();
+        let mine = table.values().filter(|c| c.start.seed == seed && c.exit().is_none());
+        mine.map(|child| child.start.pid).collect()
+    }
+
+    /// The newest child with this pid: running ones first.
+    fn by_pid(table: &BTreeMap<u64, Child>, pid: i32) -> Option<&Child> {
+        let mut same = table.values().filter(|child| child.start.pid == pid);
+        same.clone().rfind(|child| child.exit().is_none()).or_else(|| same.next_back())
+    }
+
+    /// The id of the child with this pid, if its main process runs.
+    pub fn id_of(&self, pid: i32) -> Option<u64> {
+        let table = self.table();
+        Self::by_pid(&table, pid).filter(|child| child.exit().is_none()).map(|c| c.start.id)
+    }
+
+    /// The log of the newest child with this pid.
+    pub fn log_of(&self, pid: i32) -> Option<PathBuf> {
+        Self::by_pid(&self.table(), pid).map(|child| child.start.log.clone())
+    }
+
+    /// The start record of a child.
+    pub fn start_of(&self, id: u64) -> Option<Start> {
+        self.table().get(&id).map(|child| child.start.clone())
+    }
+
+    /// Signals the main process of a child. `None`: no such child. An ended one: ESRCH.
+    pub fn signal(&self, pid: i32, signal: Signal) -> Option<rustix::io::Result<()>> {
+        let table = self.table();
+        let child = Self::by_pid(&table, pid)?;
+        match (&child.pidfd, child.exit()) {
+            (Some(pidfd), None) => Some(pidfd_send_signal(pidfd, signal)),
+            _ => Some(Err(rustix::io::Errno::SRCH)),
+        }
+    }
+
+    /// The main process of a child exited by itself.
+    pub fn exited(&self, id: u64, status: i32) {
+        if let Some(child) = self.table().get_mut(&id) {
+            child.exited = Some(status);
+            child.pidfd = None;
+        }
+        self.changed.notify_all();
+    }
+
+    /// A child ended, with everything in its namespace. Returns what it was started as, the first
+    /// time, and its guard, to be reaped.
+    pub fn ended(&self, id: u64, end: End) -> Option<(Start, Option<Guarded>)> {
+        let mut table = self.table();
+        let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
+        let status = end.status.or(child.exited);
+        child.end = Some((End { status, ..end }, Instant::now()));
+        child.pidfd = None;
+        let done = (child.start.clone(), child.guard.take());
+        let shares = std::mem::take(&mut child.shares);
+        drop(table);
+        drop(shares);
+        self.changed.notify_all();
+        Some(done)
+    }
+
+    /// Takes over what the pager says.
+    pub fn update(&self, stats: Vec<ChildStats>) {
+        let mut table = self.table();
+        for one in stats {
+            let ChildId(id) = one.child;
+            if let Some(child) = table.get_mut(&id) {
+                child.stats = Some(one);
+            }
+        }
+    }
+
+    /// Rows for `ps`, oldest first.
+    pub fn rows(&self) -> Vec<ChildRow> {
+        self.table().values().map(Child::row).collect()
+    }
+
+    /// Waits until the main process of the newest child with this pid has exited, at most for
+    /// `limit`. `None`: no such child; `Some(None)`: not yet.
+    pub fn wait(&self, pid: i32, limit: Duration) -> Option<Option<Exited>> {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        let id = Self::by_pid(&table, pid)?.start.id;
+        loop {
+            // Forgotten meanwhile counts as no such child.
+            if let Some(end) = table.get(&id)?.exit() {
+                let exit = shell_status(&end);
+                return Some(Some(Exited { pid, exit, reason: end.reason }));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Some(None);
+            }
+            let waited = self.changed.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Forgets what is too old or too much; returns what was forgotten.
+    pub fn prune(&self, now: Instant) -> Vec<Start> {
+        let mut table = self.table();
+        let mut ended: Vec<(Instant, u64)> =
+            table.iter().filter_map(|(id, c)| c.end.as_ref().map(|(_, at)| (*at, *id))).collect();
+        ended.sort_unstable();
+        let surplus = ended.len().saturating_sub(ENDED_MAX);
+        let old = |at: Instant| now.saturating_duration_since(at) > ENDED_FOR;
+        let gone = ended.iter().enumerate().filter(|(n, (at, _))| *n < surplus || old(*at));
+        let gone: Vec<u64> = gone.map(|(_, (_, id))| *id).collect();
+        gone.iter().filter_map(|id| table.remove(id)).map(|child| child.start).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(id: u64, pid: i32) -> Start {
+        Start {
+            id,
+            pid,
+            start_ticks: 0,
+            seed: "s".into(),
+            via: "direct".into(),
+            transport: "tcp".into(),
+            netns: None,
+            start_us: 1,
+            phases: Vec::new(),
+            started_unix_ms: 0,
+            log: PathBuf::new(),
+            resident: None,
+        }
+    }
+
+    #[test]
+    fn exit_statuses_are_a_shells() {
+        let end = |status| End { status, reason: None };
+        assert_eq!(shell_status(&end(Some(3 << 8))), 3);
+        assert_eq!(shell_status(&end(Some(15))), 143);
+        assert_eq!(shell_status(&end(Some(11 | 0x80))), 139);
+        assert_eq!(shell_status(&end(None)), 137);
+    }
+
+    #[test]
+    fn a_reused_pid_means_the_running_child() {
+        let children = Children::default();
+        children.add(start(1, 77), None, None, Vec::new());
+        children.ended(1, End { status: Some(0), reason: None });
+        children.add(start(2, 77), None, None, Vec::new());
+        assert_eq!(children.id_of(77), Some(2));
+        assert_eq!(children.wait(77, Duration::ZERO), Some(None));
+        assert_eq!(children.wait(78, Duration::ZERO), None);
+        children.ended(2, End { status: None, reason: Some("seed revoked".into()) });
+        let end = children.wait(77, Duration::ZERO).flatten().unwrap();
+        assert_eq!((end.exit, end.reason.as_deref()), (137, Some("seed revoked")));
+    }
+
+    #[test]
+    fn an_end_is_told_once() {
+        let children = Children::default();
+        children.add(start(1, 5), None, None, Vec::new());
+        let end = End { status: None, reason: None };
+        assert!(children.ended(1, end.clone()).is_some());
+        assert!(children.ended(1, end).is_none());
+    }
+
+    #[test]
+    fn ended_children_are_forgotten_in_time() {
+        let children = Children::default();
+        children.add(start(1, 5), None, None, Vec::new());
+        children.add(start(2, 6), None, None, Vec::new());
+        children.ended(1, End { status: None, reason: None });
+        assert!(children.prune(Instant::now()).is_empty());
+        let later = Instant::now() + ENDED_FOR + Duration::from_secs(1);
+        assert_eq!(children.prune(later).len(), 1);
+        assert_eq!(children.rows().len(), 1);
+    }
+}

@@ -1,0 +1,104 @@
+//! How a node is run.
+
+use crate::log::Level;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a node is run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node, for people and for paths.
+    pub name: String,
+    /// Where pages are served to other nodes.
+    pub listen: SocketAddr,
+    /// `HOST:PORT` in references; `None` means the address listened on.
+    pub advertise: Option<String>,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Seeds and logs.
+    pub state_dir: PathBuf,
+    /// Longest time a touched page may be missing before the child is killed.
+    pub page_timeout: Duration,
+    /// How long children outlive the daemon.
+    pub linger: Duration,
+    /// Longest time the threads of a parent may take to stop.
+    pub stop_timeout: Duration,
+    /// Guards held ready.
+    pub pool: usize,
+    /// What is logged.
+    pub log_level: Level,
+    /// The program whose `pager` verb is the pager.
+    pub program: PathBuf,
+}
+
+impl Config {
+    /// The defaults for a name and an address.
+    pub fn new(name: &str, listen: SocketAddr) -> Config {
+        Config {
+            name: name.to_owned(),
+            listen,
+            advertise: None,
+            socket: PathBuf::from(format!("/run/mitosis/{name}.sock")),
+            state_dir: PathBuf::from(format!("/var/lib/mitosis/{name}")),
+            page_timeout: Duration::from_secs(5),
+            linger: Duration::from_secs(60),
+            stop_timeout: Duration::from_secs(2),
+            pool: 4,
+            log_level: Level::Info,
+            program: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    /// What is wrong with it, if anything.
+    pub(crate) fn mistake(&self) -> Option<String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(plain) {
+            return Some(format!("--name {:?}: want 1 to 64 letters, digits, - _ .", self.name));
+        }
+        if self.name.ends_with(".pager") || self.name.starts_with('.') {
+            return Some(format!(
+                "--name {:?}: may not start with . or end with .pager",
+                self.name
+            ));
+        }
+        if self.advertise.is_none() && self.listen.ip().is_unspecified() {
+            let listen = self.listen;
+            return Some(format!("--listen {listen}: nobody finds that address; add --advertise"));
+        }
+        if let Some(address) = &self.advertise {
+            let port = address.rsplit_once(':').and_then(|(host, port)| {
+                (!host.is_empty() && !host.contains(['/', '#']))
+                    .then(|| port.parse::<u16>().ok())?
+            });
+            if !port.is_some_and(|port| port != 0) {
+                return Some(format!("--advertise {address:?}: want HOST:PORT"));
+            }
+        }
+        None
+    }
+
+    /// A path beside the control socket, in memory where the socket is.
+    pub(crate) fn run_path(&self, suffix: &str) -> PathBuf {
+        self.socket.with_file_name(format!("{}.{suffix}", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_found() {
+        let listen: SocketAddr = "10.0.0.1:7000".parse().unwrap();
+        assert_eq!(Config::new("a", listen).mistake(), None);
+        assert!(Config::new("a/b", listen).mistake().is_some());
+        assert!(Config::new("", listen).mistake().is_some());
+        let mut config = Config::new("a", "0.0.0.0:7000".parse().unwrap());
+        assert!(config.mistake().unwrap().contains("--advertise"));
+        config.advertise = Some("node-a:7000".into());
+        assert_eq!(config.mistake(), None);
+        config.advertise = Some("node-a".into());
+        assert!(config.mistake().is_some());
+    }
+}

@@ -1,0 +1,312 @@
+//! Starting children of a seed.
+
+use crate::children::{Guarded, Start};
+use crate::error::NodeError;
+use crate::listeners::Listener;
+use crate::node::Node;
+use crate::pager::Pager;
+use crate::paging::{self, Paging};
+use crate::prepare::start_ticks;
+use crate::{millis, monotonic_ns};
+use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
+use mitosis_pager::{AddChild, ChildFds, ChildId};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
+use mitosis_restore::{Provided, RestorePlan, StartFds};
+use mitosis_sandbox::{Guard, Network};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long the seed's node may take to answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest host name the kernel takes.
+const HOSTNAME_BYTES_MAX: usize = 64;
+
+/// Where standard input, output and error of the children go.
+pub(crate) enum Stdio {
+    /// To the caller's.
+    Caller([OwnedFd; 3]),
+    /// To a log for each child; input is empty.
+    Log,
+}
+
+/// What all children of one request have in common.
+struct Batch<'a> {
+    node: &'a Arc<Node>,
+    pager: Arc<Pager>,
+    request: &'a ForkRequest,
+    stdio: &'a Stdio,
+    seed: String,
+    descriptor: Descriptor,
+    plan: RestorePlan,
+    paging: Paging,
+    arrived: Instant,
+    fetch_us: u64,
+    plan_us: u64,
+}
+
+/// Starts the children of a request: all, or none. `arrived` is when it came.
+pub(crate) fn fork(
+    node: &Arc<Node>,
+    request: &ForkRequest,
+    stdio: &Stdio,
+    arrived: Instant,
+) -> Result<Forked, NodeError> {
+    refuse(request)?;
+    let reference: Reference =
+        request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
+    let batch = batch(node, request, stdio, &reference, arrived)?;
+    let mut started: Vec<(u64, ForkedChild)> = Vec::new();
+    for _ in 0..request.count {
+        match batch.start_one() {
+            Ok(child) => started.push(child),
+            Err(error) => {
+                for (id, _) in started {
+                    node.end_child(id, "another child of the same request could not be started");
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(Forked { children: started.into_iter().map(|(_, child)| child).collect() })
+}
+
+fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
+    if !(1..=1024).contains(&request.count) {
+        return Err(NodeError::Usage(format!("--count {}: want 1 to 1024", request.count)));
+    }
+    match request.via {
+        Via::Auto | Via::Direct => {}
+        Via::Shadow | Via::Template => {
+            let via = request.via.name();
+            return Err(NodeError::step(Phase::Plan, format!("--via {via}"), "not available yet"));
+        }
+    }
+    if request.transport == Transport::Rdma {
+        let cause = "this build has no RDMA transport, and needs an RDMA device; use tcp";
+        return Err(NodeError::step(Phase::Plan, "--transport rdma", cause));
+    }
+    let bad = |name: &String| {
+        name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || name.chars().any(char::is_control)
+    };
+    if request.hostname.as_ref().is_some_and(bad) {
+        return Err(NodeError::Usage("--hostname: want 1 to 64 bytes".into()));
+    }
+    Ok(())
+}
+
+/// One round trip: capability check and descriptor.
+fn fetch(node: &Node, reference: &Reference) -> Result<Descriptor, NodeError> {
+    let limits = Limits::default();
+    if reference.address == node.address {
+        let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
+        let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
+        return Ok(decode(&seed.descriptor, &limits)?);
+    }
+    let Reference { address, seed, secret } = reference;
+    Ok(decode(&node.nodes.fork(address, *seed, secret, FETCH_TIMEOUT)?, &limits)?)
+}
+
+fn batch<'a>(
+    node: &'a Arc<Node>,
+    request: &'a ForkRequest,
+    stdio: &'a Stdio,
+    reference: &Reference,
+    arrived: Instant,
+) -> Result<Batch<'a>, NodeError> {
+    let descriptor = fetch(node, reference)?;
+    let fetched = arrived.elapsed();
+    let wanted = mitosis_restore::Request {
+        new_pid: request.new_pid,
+        hostname: request.hostname.clone(),
+        own_net: request.net == Net::Own,
+    };
+    let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
+    let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
+    let plan_us = (arrived.elapsed() - fetched).as_micros() as u64;
+    Ok(Batch {
+        node,
+        pager: node.pager.get()?,
+        request,
+        stdio,
+        seed: reference.seed.to_string(),
+        descriptor,
+        plan,
+        paging,
+        arrived,
+        fetch_us: fetched.as_micros() as u64,
+        plan_us,
+    })
+}
+
+/// A guard that is ended with all that it guards unless the child was handed over.
+struct Held(Option<Guard>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.take() {
+            guard.end();
+        }
+    }
+}
+
+impl Held {
+    fn guard(&self) -> Result<&Guard, NodeError> {
+        self.0.as_ref().ok_or_else(|| NodeError::step(Phase::Sandbox, "guard", "gone"))
+    }
+}
+
+impl Batch<'_> {
+    fn start_one(&self) -> Result<(u64, ForkedChild), NodeError> {
+        let id = self.node.next_child_id();
+        let network = match self.request.net {
+            Net::Node => Network::Node,
+            Net::Own => Network::Own,
+        };
+        let started = self.build(id, network);
+        if started.is_err() {
+            let _ = std::fs::remove_file(self.node.store.log_path(id));
+        }
+        started
+    }
+
+    fn build(&self, id: u64, network: Network) -> Result<(u64, ForkedChild), NodeError> {
+        let mut held = Held(Some(self.pager.pool.take(network)?));
+        let pair = || {
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| NodeError::step(Phase::Sandbox, "socketpair", e))
+        };
+        let (uffd_rx, uffd_tx) = pair()?;
+        let (provided, shares) = self.provide(id)?;
+        let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
+        let guard = held.guard()?;
+        let netns = guard.netns_path();
+        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds)?;
+        self.page(id, guard, &uffd_rx)?;
+        // Both fail only for a child that has ended already, which the pager will tell.
+        let pid = Pid::from_raw(started.pid);
+        let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let (start_us, phases) = self.times(&started);
+        let start = Start {
+            id,
+            pid: started.pid,
+            start_ticks: start_ticks(started.pid).unwrap_or(0),
+            seed: self.seed.clone(),
+            via: Via::Direct.name().to_owned(),
+            transport: self.paging.transport.to_owned(),
+            netns,
+            start_us,
+            phases,
+            started_unix_ms: millis(SystemTime::now()),
+            log: self.node.store.log_path(id),
+            resident: Some(started.resident),
+        };
+        self.node.note("write a child down", self.node.store.put_child(&start));
+        let child = forked(&start);
+        // The guard's control socket is the pager's alone from here on: its end is a message.
+        let guarded = held.0.take().map(|guard| Guarded { pidfd: guard.pidfd });
+        self.node.children.add(start, pidfd, guarded, shares);
+        Ok((id, child))
+    }
+
+    /// Hands the child to the pager.
+    fn page(&self, id: u64, guard: &Guard, uffd_rx: &OwnedFd) -> Result<(), NodeError> {
+        let add = AddChild {
+            child: ChildId(id),
+            seed: self.seed.clone(),
+            areas: self.paging.areas.clone(),
+            index: self.paging.index.clone(),
+            owners: self.paging.owners.clone(),
+            eager: self.request.paging == mitosis_proto::Paging::Eager,
+            independent: self.request.independent,
+        };
+        let fds = ChildFds {
+            uffd_rx: uffd_rx.as_fd(),
+            guard: guard.control.as_fd(),
+            guard_pidfd: guard.pidfd.as_fd(),
+            local: self.paging.local.iter().map(|shadow| shadow.mem.as_fd()).collect(),
+        };
+        Ok(self.pager.client.add_child(&add, &fds)?)
+    }
+
+    /// From the request to the first instruction; the phases add up to it.
+    fn times(&self, started: &mitosis_restore::Started) -> (u64, Vec<PhaseTime>) {
+        let since = monotonic_ns().saturating_sub(started.first_instruction_ns) / 1000;
+        let start_us = (self.arrived.elapsed().as_micros() as u64).saturating_sub(since);
+        let build = started.phases.iter().find(|(phase, _)| *phase == Phase::Build);
+        let build = build.map_or(0, |(_, us)| *us);
+        let before = self.fetch_us + self.plan_us + build;
+        let parts = [
+            (Phase::Fetch, self.fetch_us),
+            (Phase::Plan, self.plan_us),
+            (Phase::Sandbox, start_us.saturating_sub(before)),
+            (Phase::Build, build),
+        ];
+        (start_us, parts.into_iter().map(|(phase, us)| PhaseTime { phase, us }).collect())
+    }
+
+    /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
+    fn provide(&self, id: u64) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
+        let log = match self.stdio {
+            Stdio::Log => Some(self.node.store.create_log(id)?),
+            Stdio::Caller(_) => None,
+        };
+        let mut shares = Vec::new();
+        let mut fds = Vec::with_capacity(self.plan.provided.len());
+        for wanted in &self.plan.provided {
+            let object = || format!("{wanted:?}");
+            let failed = |e| NodeError::step(Phase::Build, object(), e);
+            fds.push(match wanted {
+                Provided::Stdio(stream) => self.stdio(*stream, log.as_ref()).map_err(failed)?,
+                Provided::Listener { key, fd, spec } => {
+                    let listeners = &self.node.listeners;
+                    let siblings = self.node.children.pids_of_seed(&self.seed);
+                    let share = listeners.share(&self.seed, *key, *fd, spec, &siblings)?;
+                    let copy = share.as_fd().try_clone_to_owned().map_err(failed)?;
+                    shares.push(share);
+                    copy
+                }
+                Provided::MappedFile(path) => self.mapped_file(path)?,
+                Provided::Executable(path) => File::open(path)
+                    .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
+                    .into(),
+            });
+        }
+        Ok((fds, shares))
+    }
+
+    fn stdio(&self, stream: u32, log: Option<&File>) -> std::io::Result<OwnedFd> {
+        match (self.stdio, log) {
+            (Stdio::Caller(fds), _) => fds[stream.min(2) as usize].try_clone(),
+            (Stdio::Log, Some(log)) if stream > 0 => Ok(log.try_clone()?.into()),
+            (Stdio::Log, _) => Ok(File::open("/dev/null")?.into()),
+        }
+    }
+
+    /// Opens a file that was proven to be the parent's, and proves it again: the path may lead to
+    /// another one by now.
+    fn mapped_file(&self, path: &str) -> Result<OwnedFd, NodeError> {
+        let failed = |cause: String| NodeError::step(Phase::Build, path, cause);
+        let file = File::open(path).map_err(|e| failed(e.to_string()))?;
+        let mut wanted = self.descriptor.files.iter().filter(|file| file.path == path);
+        if !wanted.any(|wanted| self.node.hashes.proven_open(&file, wanted)) {
+            return Err(failed("changed while the child was being made".into()));
+        }
+        Ok(file.into())
+    }
+}
+
+fn forked(start: &Start) -> ForkedChild {
+    ForkedChild {
+        pid: start.pid,
+        seed: start.seed.clone(),
+        start_us: start.start_us,
+        via: start.via.clone(),
+        transport: start.transport.clone(),
+        netns: start.netns.clone(),
+        phases: start.phases.clone(),
+    }
+}

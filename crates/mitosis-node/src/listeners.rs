@@ -1,0 +1,158 @@
+//! Listening sockets that the children of one seed on this node share, as after fork(2).
+//!
+//! The daemon binds a socket when the first child asks for it; each child holds a share. With the
+//! last share the socket closes and the path of a unix socket goes, if it is still ours. What any
+//! other process holds is never taken over: the bind fails, and the fork with it.
+
+use crate::error::NodeError;
+use mitosis_descriptor::Phase;
+use mitosis_state::ListenSpec;
+use mitosis_state::net::Address;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// One socket; dropping the last share closes it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    /// Path of a unix socket, with the device and inode it had when it was made.
+    path: Option<(PathBuf, u64, u64)>,
+}
+
+impl Listener {
+    fn new(socket: OwnedFd, spec: &ListenSpec) -> Listener {
+        let path = match &spec.address {
+            Address::Path(path) => std::fs::symlink_metadata(path)
+                .ok()
+                .map(|meta| (PathBuf::from(path), meta.dev(), meta.ino())),
+            _ => None,
+        };
+        Listener { socket, path }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some((path, dev, ino)) = &self.path else { return };
+        let same = std::fs::symlink_metadata(path)
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino));
+        if same {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+type Key = (String, u64);
+
+/// All of them, by seed and key.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    table: Mutex<HashMap<Key, Weak<Listener>>>,
+}
+
+impl Listeners {
+    fn table(&self) -> MutexGuard<'_, HashMap<Key, Weak<Listener>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A share of the socket `key` of `seed`; made if there is none. `siblings` are children of
+    /// the seed: after a restart of the daemon they are the only ones that still hold it.
+    ///
+    /// # Errors
+    /// The address is held by another process, or cannot be had here; names `fd`.
+    pub fn share(
+        &self,
+        seed: &str,
+        key: u64,
+        fd: u32,
+        spec: &ListenSpec,
+        siblings: &[i32],
+    ) -> Result<Arc<Listener>, NodeError> {
+        // Binding does not block, so the table may stay locked: two forks must not both bind.
+        let mut table = self.table();
+        table.retain(|_, listener| listener.strong_count() > 0);
+        let name = (seed.to_owned(), key);
+        if let Some(listener) = table.get(&name).and_then(Weak::upgrade) {
+            return Ok(listener);
+        }
+        let socket = match spec.listen() {
+            Ok(socket) => socket,
+            Err(cause) => {
+                siblings.iter().find_map(|pid| from_sibling(*pid, fd, spec)).ok_or_else(|| {
+                    NodeError::step(Phase::Build, format!("listener of fd {fd}"), cause)
+                })?
+            }
+        };
+        let listener = Arc::new(Listener::new(socket, spec));
+        table.insert(name, Arc::downgrade(&listener));
+        Ok(listener)
+    }
+}
+
+/// The socket that a child of the same seed has under the same number, if it is still that one.
+fn from_sibling(pid: i32, fd: u32, spec: &ListenSpec) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    let socket = pidfd_getfd(&pidfd, i32::try_from(fd).ok()?, PidfdGetfdFlags::empty()).ok()?;
+    let found = ListenSpec::of(&socket, spec.nonblocking).ok()??;
+    (found.address == spec.address && found.kind == spec.kind).then_some(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(address: Address) -> ListenSpec {
+        ListenSpec {
+            address,
+            kind: 1,
+            backlog: 16,
+            nonblocking: false,
+            reuse_addr: false,
+            reuse_port: false,
+            v6_only: false,
+            keepalive: false,
+            nodelay: false,
+        }
+    }
+
+    #[test]
+    fn children_share_and_the_last_one_closes() {
+        let path = std::env::temp_dir().join(format!("mitosis-listen-{}", std::process::id()));
+        let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
+        let listeners = Listeners::default();
+        let one = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        let two = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        assert!(Arc::ptr_eq(&one, &two));
+        let other_seed = listeners.share("t", 1, 3, &spec, &[]).unwrap_err();
+        assert!(other_seed.to_string().contains("fd 3"), "{other_seed}");
+        drop(one);
+        assert!(path.exists());
+        drop(two);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_unlinked() {
+        let path = std::env::temp_dir().join(format!("mitosis-foreign-{}", std::process::id()));
+        let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
+        let listeners = Listeners::default();
+        let share = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "another's").unwrap();
+        drop(share);
+        let left = path.exists();
+        assert!(listeners.share("s", 1, 3, &spec, &[]).is_err());
+        std::fs::remove_file(&path).unwrap();
+        assert!(left);
+    }
+}

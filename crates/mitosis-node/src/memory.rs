@@ -1,0 +1,196 @@
+//! Where the pages of a seed are, and reading them.
+
+use mitosis_descriptor::{Backing, Descriptor, PAGE_SIZE, Vpn};
+use mitosis_transport::ReadError;
+use rustix::process::{Signal, pidfd_send_signal};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The frozen copy of a parent.
+#[derive(Debug)]
+pub(crate) struct Shadow {
+    /// Its pid, as the host sees it.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// `/proc/PID/mem`. Read with pread only: `process_vm_readv` pins, and pinning unshares.
+    pub mem: File,
+}
+
+impl Shadow {
+    /// Whether it still exists.
+    pub fn alive(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
+    }
+
+    /// Kills it, and reaps it when it is a child of this process. Ends within moments or not at
+    /// all: a shadow never runs, so nothing holds it up.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
+        // ECHILD for a shadow that an init or subreaper adopted: that one reaps it.
+        let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+    }
+}
+
+/// Where the owned pages of a seed are now.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// In the shadow.
+    Shadow(Arc<Shadow>),
+    /// In a sparse file in memory: page `n` at offset `n * 4096`.
+    Spool(Arc<File>),
+    /// Nowhere.
+    Gone(String),
+}
+
+/// Pages of a mapped file.
+#[derive(Clone, Copy, Debug)]
+struct FilePages {
+    start: u64,
+    end: u64,
+    file: usize,
+    offset: u64,
+    size: u64,
+}
+
+/// The memory of a seed: which pages it answers for, and where they are.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// Owned page ranges `[start, end)` in the seed's address space, ascending.
+    owned: Vec<(u64, u64)>,
+    mapped: Vec<FilePages>,
+    files: Vec<Option<File>>,
+    place: RwLock<Place>,
+}
+
+impl Memory {
+    /// The memory of the seed that `descriptor` describes. `files` are its mapped files, open, in
+    /// the order of the descriptor.
+    pub fn new(descriptor: &Descriptor, files: Vec<Option<File>>, place: Place) -> Memory {
+        let mine = descriptor.pages.runs().iter().filter(|run| run.owner == 0);
+        let mut owned: Vec<(u64, u64)> =
+            mine.map(|run| (run.source.0, run.source.0 + u64::from(run.count))).collect();
+        owned.sort_unstable();
+        let mapped = descriptor.vmas.iter().filter_map(|vma| match vma.backing {
+            Backing::File { file, offset } => Some(FilePages {
+                start: Vpn::of(vma.start).0,
+                end: Vpn::of(vma.end).0,
+                file: file as usize,
+                offset,
+                size: descriptor.files.get(file as usize)?.size,
+            }),
+            _ => None,
+        });
+        Memory { owned, mapped: mapped.collect(), files, place: RwLock::new(place) }
+    }
+
+    /// The memory of a seed without pages.
+    #[cfg(test)]
+    pub fn empty(place: Place) -> Memory {
+        let place = RwLock::new(place);
+        Memory { owned: Vec::new(), mapped: Vec::new(), files: Vec::new(), place }
+    }
+
+    /// Where the owned pages are now.
+    pub fn place(&self) -> Place {
+        self.place.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The owned pages are somewhere else from now on. Returns where they were.
+    pub fn replace(&self, place: Place) -> Place {
+        let mut slot = self.place.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *slot, place)
+    }
+
+    /// Owned page ranges, ascending.
+    pub fn owned(&self) -> &[(u64, u64)] {
+        &self.owned
+    }
+
+    /// Number of owned pages.
+    pub fn pages_owned(&self) -> u64 {
+        self.owned.iter().map(|(start, end)| end - start).sum()
+    }
+
+    /// Reads `count` pages at `source`; all of them or an error.
+    pub fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
+        let bytes = u64::from(count) * PAGE_SIZE;
+        if out.len() as u64 != bytes {
+            return Err(ReadError::Failed(format!("{count} pages into {} bytes", out.len())));
+        }
+        let place = self.place();
+        let (mut at, end) = (source.0, source.0.saturating_add(u64::from(count)));
+        let mut rest = out;
+        while at < end {
+            let (until, from) = self.part(at, end)?;
+            let (part, tail) = rest.split_at_mut(((until - at) * PAGE_SIZE) as usize);
+            match from {
+                None => read_owned(&place, at, part)?,
+                Some(pages) => self.read_mapped(&pages, at, part)?,
+            }
+            (at, rest) = (until, tail);
+        }
+        Ok(())
+    }
+
+    /// The longest part from `at` that comes from one place: owned (`None`) or a mapped file.
+    fn part(&self, at: u64, end: u64) -> Result<(u64, Option<FilePages>), ReadError> {
+        let next = self.owned.partition_point(|(_, until)| *until <= at);
+        let next = self.owned.get(next);
+        if let Some((start, until)) = next
+            && *start <= at
+        {
+            return Ok((end.min(*until), None));
+        }
+        let index = self.mapped.partition_point(|pages| pages.end <= at);
+        match self.mapped.get(index) {
+            Some(pages) if pages.start <= at => {
+                let until = next.map_or(end, |(start, _)| end.min(*start)).min(pages.end);
+                Ok((until, Some(*pages)))
+            }
+            _ => Err(ReadError::NotOwned(format!("page {at:#x}"))),
+        }
+    }
+
+    /// File bytes; zero after the end of the file within its last page, as in a mapping.
+    fn read_mapped(&self, pages: &FilePages, at: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        let failed = |what: String| ReadError::Failed(what);
+        let Some(Some(file)) = self.files.get(pages.file) else {
+            return Err(failed(format!("page {at:#x}: its file is not open here")));
+        };
+        let offset = pages.offset + (at - pages.start) * PAGE_SIZE;
+        let last_page = offset + out.len() as u64 - PAGE_SIZE;
+        if last_page >= pages.size {
+            return Err(failed(format!("page {at:#x} is past the end of its file")));
+        }
+        let wanted = (out.len() as u64).min(pages.size - offset) as usize;
+        file.read_exact_at(&mut out[..wanted], offset)
+            .map_err(|e| failed(format!("page {at:#x} of a mapped file: {e}")))?;
+        out[wanted..].fill(0);
+        Ok(())
+    }
+}
+
+fn read_owned(place: &Place, at: u64, out: &mut [u8]) -> Result<(), ReadError> {
+    let offset = at * PAGE_SIZE;
+    match place {
+        // A shadow that is gone reads as the end of the file: short, never zeros.
+        Place::Shadow(shadow) => shadow.mem.read_exact_at(out, offset).map_err(|e| {
+            if shadow.alive() {
+                ReadError::Failed(format!("page {at:#x} of the shadow: {e}"))
+            } else {
+                ReadError::Lost("its shadow died".into())
+            }
+        }),
+        Place::Spool(file) => file
+            .read_exact_at(out, offset)
+            .map_err(|e| ReadError::Failed(format!("page {at:#x} of the spool: {e}"))),
+        Place::Gone(reason) => Err(ReadError::Lost(reason.clone())),
+    }
+}

@@ -1,0 +1,219 @@
+//! The state of a running node, and how its seeds and children end.
+
+use crate::children::{Children, End};
+use crate::config::Config;
+use crate::error::NodeError;
+use crate::hashes::Hashes;
+use crate::listeners::Listeners;
+use crate::log::Log;
+use crate::memory::{Place, Shadow};
+use crate::pager::PagerSlot;
+use crate::registry::{Registry, Seed};
+use crate::store::Store;
+use mitosis_descriptor::SeedId;
+use mitosis_pager::ChildId;
+use mitosis_restore::NodeFacts;
+use mitosis_transport::{ControlClient, SeedState};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Everything that the threads of a daemon share. No lock in here is held across a wait.
+pub(crate) struct Node {
+    /// As it was started.
+    pub config: Config,
+    /// `HOST:PORT` in references.
+    pub address: String,
+    /// Standard error.
+    pub log: Log,
+    /// Seeds; shared with the page server.
+    pub seeds: Arc<Registry>,
+    /// Children.
+    pub children: Children,
+    /// Which file has which bytes.
+    pub hashes: Hashes,
+    /// Sockets that children of a seed share.
+    pub listeners: Listeners,
+    /// What of this machine matters to a restore.
+    pub facts: NodeFacts,
+    /// The pager.
+    pub pager: PagerSlot,
+    /// What a restarted daemon must know.
+    pub store: Store,
+    /// Descriptors of other nodes' seeds.
+    pub nodes: ControlClient,
+    /// Set when the daemon ends.
+    pub stop: Arc<AtomicBool>,
+    /// Tells the main thread to end.
+    pub ended: SyncSender<()>,
+    last_id: AtomicU64,
+}
+
+/// The parts of a node that are there before it is.
+pub(crate) struct Parts {
+    pub config: Config,
+    pub address: String,
+    pub hashes: Hashes,
+    pub facts: NodeFacts,
+    pub store: Store,
+    pub stop: Arc<AtomicBool>,
+    pub ended: SyncSender<()>,
+}
+
+impl Node {
+    /// A node without seeds, children or pager.
+    pub fn new(parts: Parts) -> Node {
+        Node {
+            log: Log(parts.config.log_level),
+            config: parts.config,
+            address: parts.address,
+            seeds: Arc::default(),
+            children: Children::default(),
+            hashes: parts.hashes,
+            listeners: Listeners::default(),
+            facts: parts.facts,
+            pager: PagerSlot::default(),
+            store: parts.store,
+            nodes: ControlClient::new(),
+            stop: parts.stop,
+            ended: parts.ended,
+            last_id: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether the daemon is ending.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// An id for a child: never used before, by earlier daemons of this node either.
+    pub fn next_child_id(&self) -> u64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = now.as_nanos() as u64;
+        let step = |last: u64| Some(now.max(last + 1));
+        let last = self.last_id.fetch_update(Ordering::AcqRel, Ordering::Acquire, step);
+        now.max(last.unwrap_or(0) + 1)
+    }
+
+    /// Kills a shadow and ends the pager's interest in it.
+    pub fn drop_shadow(&self, shadow: &Shadow) {
+        shadow.kill();
+        if let Some(pager) = self.pager.now() {
+            // A pager that is gone has no interest either.
+            let _ = pager.client.untrack_shadow(shadow.pid.unsigned_abs());
+        }
+    }
+
+    /// Revokes a seed: no new child, no further page. Children that still need it are ended by
+    /// whoever pages them.
+    pub fn revoke(&self, id: SeedId) -> Result<(), NodeError> {
+        let seed = self.seeds.remove(id);
+        let seed = seed.ok_or_else(|| NodeError::control("seed", "no such seed on this node"))?;
+        self.end_seed(&seed, SeedState::Revoked, "seed revoked");
+        Ok(())
+    }
+
+    /// Ends a seed that can no longer be found (`Revoked`), or marks one whose pages are gone
+    /// (`Lost`).
+    pub fn end_seed(&self, seed: &Seed, state: SeedState, reason: &str) {
+        let place = seed.end(state, reason);
+        if let Some(pager) = self.pager.now() {
+            let told = pager.client.seed_state(seed.id, state);
+            self.note("tell the pager of a seed's end", told);
+        }
+        if let Place::Shadow(shadow) = place {
+            self.drop_shadow(&shadow);
+        }
+        self.store.drop_seed(seed.id);
+        self.release_home(seed);
+        self.log.info(format_args!("seed {}: {reason}", seed.id));
+    }
+
+    /// The namespace of a child is no longer kept for a seed, unless another seed lives there.
+    fn release_home(&self, seed: &Seed) {
+        let Some(home) = seed.home else { return };
+        let other = self.seeds.all().into_iter().any(|other| {
+            other.home == Some(home) && other.id != seed.id && other.state() != SeedState::Lost
+        });
+        if let (false, true, Some(pager)) = (other, self.children.is_live(home), self.pager.now()) {
+            self.note("release a namespace", pager.client.keep(ChildId(home), false));
+        }
+    }
+
+    /// Ends a child, with everything in its namespace.
+    pub fn end_child(&self, id: u64, reason: &str) {
+        match self.pager.now().map(|pager| pager.client.end(ChildId(id), reason)) {
+            Some(Ok(())) => {}
+            // The pager does not know it, or there is none: its guard is gone, or ends here.
+            _ => self.child_ended(id, End { status: None, reason: Some(reason.to_owned()) }),
+        }
+    }
+
+    /// A child has ended: reap its guard, note the reason, give back what it held.
+    pub fn child_ended(&self, id: u64, end: End) {
+        let reason = end.reason.clone();
+        if let Some((start, guard)) = self.children.ended(id, end) {
+            if let Some(guard) = guard {
+                guard.end();
+            }
+            let text = reason.as_deref().unwrap_or("ended by itself");
+            self.log.info(format_args!("child {}: {text}", start.pid));
+            if let Some(reason) = reason {
+                self.append_reason(&start, &reason);
+            }
+        }
+    }
+
+    fn append_reason(&self, start: &crate::children::Start, reason: &str) {
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(&start.log);
+        let line = format!("mitosis: child {}: {reason}\n", start.pid);
+        let written = log.and_then(|mut log| log.write_all(line.as_bytes()));
+        self.note("write to a child's log", written);
+    }
+
+    /// Logs an error that changes nothing.
+    pub fn note<E: std::fmt::Display>(&self, what: &str, result: Result<(), E>) {
+        if let Err(error) = result {
+            self.log.warn(format_args!("{what}: {error}"));
+        }
+    }
+
+    /// Takes over the pager's figures.
+    pub fn refresh(&self) {
+        if let Some(pager) = self.pager.now() {
+            match pager.client.stats() {
+                Ok(stats) => self.children.update(stats),
+                Err(error) => self.log.debug(format_args!("pager: {error}")),
+            }
+        }
+    }
+
+    /// Ends all children and seeds, and the pager.
+    pub fn end_everything(&self) {
+        for id in self.children.live() {
+            self.end_child(id, "the node was stopped");
+        }
+        for seed in self.seeds.all() {
+            self.seeds.remove(seed.id);
+            self.end_seed(&seed, SeedState::Revoked, "the node was stopped");
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.children.live().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.stop.store(true, Ordering::Release);
+        if let Some(pager) = self.pager.set(None) {
+            match pager.client.shutdown() {
+                Ok(()) => pager.reap(),
+                Err(_) => pager.kill(),
+            }
+        }
+        for start in self.store.children() {
+            self.store.drop_child(&start);
+        }
+        self.store.close();
+        let _ = std::fs::remove_file(self.config.run_path("pager.sock"));
+    }
+}

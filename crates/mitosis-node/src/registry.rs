@@ -1,0 +1,385 @@
+//! The seeds of this node: who may fork them, who reads them, when they end.
+
+use crate::memory::{Memory, Place};
+use mitosis_descriptor::{Secret, SeedId, Vpn};
+use mitosis_proto::{Bound, SeedRow};
+use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// How long an expired seed serves pages at most.
+const EXPIRING_MAX: Duration = Duration::from_secs(60);
+/// How long it serves at least: a child started in time may be about to connect.
+const EXPIRING_MIN: Duration = Duration::from_secs(2);
+/// Most seeds of a node.
+pub(crate) const SEEDS_MAX: usize = 4096;
+
+/// What can change about a seed.
+#[derive(Clone, Debug)]
+struct Life {
+    state: SeedState,
+    reason: Option<String>,
+    bound: Bound,
+    expired_at: Option<SystemTime>,
+    idle_since: Option<SystemTime>,
+}
+
+/// A seed of this node.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    /// Public id.
+    pub id: SeedId,
+    /// The capability.
+    pub secret: Secret,
+    /// Name given by the caller.
+    pub name: Option<String>,
+    /// Pid of the parent, as the host sees it.
+    pub parent_pid: i32,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When it expires.
+    pub expires: Option<SystemTime>,
+    /// The encoded descriptor, with this seed as owner 0.
+    pub descriptor: Arc<[u8]>,
+    /// Pages that hold data.
+    pub pages_total: u64,
+    /// Its own pages, and those of its mapped files.
+    pub memory: Memory,
+    /// The child of this node whose namespace it lives in, when the parent is one.
+    pub home: Option<u64>,
+    life: Mutex<Life>,
+    readers: AtomicU64,
+    forks: AtomicU64,
+}
+
+/// The unchanging part of a seed.
+pub(crate) struct SeedParts {
+    pub id: SeedId,
+    pub secret: Secret,
+    pub name: Option<String>,
+    pub parent_pid: i32,
+    pub created: SystemTime,
+    pub expires: Option<SystemTime>,
+    pub descriptor: Arc<[u8]>,
+    pub pages_total: u64,
+    pub memory: Memory,
+    pub home: Option<u64>,
+    pub bound: Bound,
+}
+
+impl Seed {
+    /// A seed that can be forked.
+    pub fn new(parts: SeedParts) -> Seed {
+        let life = Life {
+            state: SeedState::Alive,
+            reason: None,
+            bound: parts.bound,
+            expired_at: None,
+            idle_since: None,
+        };
+        Seed {
+            id: parts.id,
+            secret: parts.secret,
+            name: parts.name,
+            parent_pid: parts.parent_pid,
+            created: parts.created,
+            expires: parts.expires,
+            descriptor: parts.descriptor,
+            pages_total: parts.pages_total,
+            memory: parts.memory,
+            home: parts.home,
+            life: Mutex::new(life),
+            readers: AtomicU64::new(0),
+            forks: AtomicU64::new(0),
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its state now. A seed past its time counts as expiring even before anybody has noted it.
+    pub fn state(&self) -> SeedState {
+        match self.life().state {
+            SeedState::Alive if self.expires.is_some_and(|end| end <= SystemTime::now()) => {
+                SeedState::Expiring
+            }
+            state => state,
+        }
+    }
+
+    /// Sets where the seed stands with regard to the parent's pid namespace.
+    pub fn set_bound(&self, bound: Bound) {
+        self.life().bound = bound;
+    }
+
+    /// Where it stands.
+    pub fn bound(&self) -> Bound {
+        self.life().bound
+    }
+
+    /// Ends its life in `state`; its pages are nowhere from now on. Returns where they were.
+    pub fn end(&self, state: SeedState, reason: &str) -> Place {
+        {
+            let mut life = self.life();
+            life.state = state;
+            life.reason = Some(reason.to_owned());
+        }
+        self.memory.replace(Place::Gone(reason.to_owned()))
+    }
+
+    /// Number of open readers.
+    pub fn readers(&self) -> u64 {
+        self.readers.load(Ordering::Acquire)
+    }
+
+    /// What becomes of it at `now`, given whether a child of this very node still needs it.
+    fn advance(&self, now: SystemTime, needed_here: bool) -> Step {
+        let Some(expires) = self.expires.filter(|end| *end <= now) else { return Step::Nothing };
+        let mut life = self.life();
+        if life.state == SeedState::Lost {
+            return Step::End;
+        }
+        if life.expired_at.is_none() {
+            life.expired_at = Some(now);
+            life.state = SeedState::Expiring;
+            return Step::Announce;
+        }
+        if needed_here || self.readers() > 0 {
+            life.idle_since = None;
+        } else {
+            life.idle_since.get_or_insert(now);
+        }
+        let over = now.duration_since(expires).unwrap_or_default();
+        let idle = life.idle_since.map(|since| now.duration_since(since).unwrap_or_default());
+        let unused = idle.is_some_and(|idle| idle >= EXPIRING_MIN / 2) && over >= EXPIRING_MIN;
+        if unused || over >= EXPIRING_MAX { Step::End } else { Step::Nothing }
+    }
+
+    /// Its row in `seed ls`.
+    pub fn row(&self) -> SeedRow {
+        let state = match self.state() {
+            SeedState::Alive => mitosis_proto::SeedState::Alive,
+            SeedState::Expiring => mitosis_proto::SeedState::Expiring,
+            SeedState::Lost | SeedState::Revoked => mitosis_proto::SeedState::Lost,
+        };
+        let now = SystemTime::now();
+        let ms = |time: Duration| time.as_millis() as u64;
+        let (reason, bound) = {
+            let life = self.life();
+            (life.reason.clone(), life.bound)
+        };
+        SeedRow {
+            seed: self.id.to_string(),
+            name: self.name.clone(),
+            state,
+            reason,
+            bound,
+            parent_pid: self.parent_pid,
+            shadow_pid: match self.memory.place() {
+                Place::Shadow(shadow) => Some(shadow.pid),
+                _ => None,
+            },
+            age_ms: ms(now.duration_since(self.created).unwrap_or_default()),
+            ttl_left_ms: self.expires.map(|end| ms(end.duration_since(now).unwrap_or_default())),
+            pages_total: self.pages_total,
+            pages_owned: self.memory.pages_owned(),
+            descriptor_bytes: self.descriptor.len() as u64,
+            readers: self.readers(),
+            forks: self.forks.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What time does to a seed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// Nothing.
+    Nothing,
+    /// Its time is over: tell those who depend on it.
+    Announce,
+    /// Nobody depends on it any more, or not for too long.
+    End,
+}
+
+/// A seed opened by one connection.
+struct Reader(Arc<Seed>);
+
+impl OpenSeed for Reader {
+    fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
+        if self.0.life().state == SeedState::Revoked {
+            return Err(ReadError::Revoked);
+        }
+        self.0.memory.read(source, count, out)
+    }
+    fn state(&self) -> SeedState {
+        self.0.state()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// All seeds of a node.
+#[derive(Default)]
+pub(crate) struct Registry {
+    seeds: Mutex<HashMap<SeedId, Arc<Seed>>>,
+}
+
+impl Registry {
+    fn seeds(&self) -> MutexGuard<'_, HashMap<SeedId, Arc<Seed>>> {
+        self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a seed; `false` when there are too many.
+    pub fn add(&self, seed: Arc<Seed>) -> bool {
+        let mut seeds = self.seeds();
+        if seeds.len() >= SEEDS_MAX {
+            return false;
+        }
+        seeds.insert(seed.id, seed);
+        true
+    }
+
+    /// Takes a seed out: it can no longer be found.
+    pub fn remove(&self, id: SeedId) -> Option<Arc<Seed>> {
+        self.seeds().remove(&id)
+    }
+
+    /// A seed by its public id, for this node's own operator.
+    pub fn get(&self, id: SeedId) -> Option<Arc<Seed>> {
+        self.seeds().get(&id).cloned()
+    }
+
+    /// All seeds, oldest first.
+    pub fn all(&self) -> Vec<Arc<Seed>> {
+        let mut all: Vec<_> = self.seeds().values().cloned().collect();
+        all.sort_by_key(|seed| seed.created);
+        all
+    }
+
+    /// The seed, if the capability is right: one answer for unknown and wrong.
+    pub fn find(&self, id: SeedId, secret: &Secret) -> Result<Arc<Seed>, Refused> {
+        let seed = self.get(id);
+        // Compared even when there is none, so that the time does not tell either.
+        let right = match &seed {
+            Some(seed) => seed.secret == *secret,
+            None => Secret([0; 32]) == *secret && false,
+        };
+        seed.filter(|_| right).ok_or(Refused)
+    }
+
+    /// The seed, if it may be forked now. Counts the fork.
+    pub fn forkable(&self, id: SeedId, secret: &Secret) -> Result<Arc<Seed>, Refused> {
+        let seed = self.find(id, secret)?;
+        if seed.state() != SeedState::Alive {
+            return Err(Refused);
+        }
+        seed.forks.fetch_add(1, Ordering::Relaxed);
+        Ok(seed)
+    }
+
+    /// What time does to each seed that it does anything to.
+    pub fn advance(
+        &self,
+        now: SystemTime,
+        needed_here: impl Fn(&Seed) -> bool,
+    ) -> Vec<(Arc<Seed>, Step)> {
+        let steps = self.all().into_iter().map(|seed| {
+            let step = seed.advance(now, needed_here(&seed));
+            (seed, step)
+        });
+        steps.filter(|(_, step)| *step != Step::Nothing).collect()
+    }
+}
+
+impl SeedService for Registry {
+    fn fork(&self, seed: SeedId, secret: &Secret) -> Result<Arc<[u8]>, Refused> {
+        self.forkable(seed, secret).map(|seed| Arc::clone(&seed.descriptor))
+    }
+
+    fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused> {
+        // A lost seed opens, so that its reader learns what happened; it reads nothing.
+        let seed = self.find(seed, secret)?;
+        seed.readers.fetch_add(1, Ordering::AcqRel);
+        Ok(Arc::new(Reader(seed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mitosis_descriptor::PAGE_SIZE;
+
+    fn seed(number: u8, ttl: Option<Duration>) -> Arc<Seed> {
+        let created = SystemTime::now();
+        let memory = Memory::empty(Place::Gone("test".into()));
+        Arc::new(Seed::new(SeedParts {
+            id: SeedId([number; 8]),
+            secret: Secret([number; 32]),
+            name: None,
+            parent_pid: 1,
+            created,
+            expires: ttl.map(|ttl| created + ttl),
+            descriptor: Arc::from(vec![number]),
+            pages_total: 0,
+            memory,
+            home: None,
+            bound: Bound::Free,
+        }))
+    }
+
+    #[test]
+    fn one_answer_for_unknown_wrong_and_expired() {
+        let registry = Registry::default();
+        registry.add(seed(1, None));
+        registry.add(seed(2, Some(Duration::ZERO)));
+        assert!(registry.fork(SeedId([1; 8]), &Secret([1; 32])).is_ok());
+        let wrong = registry.fork(SeedId([1; 8]), &Secret([9; 32])).unwrap_err();
+        let unknown = registry.fork(SeedId([3; 8]), &Secret([1; 32])).unwrap_err();
+        let expired = registry.fork(SeedId([2; 8]), &Secret([2; 32])).unwrap_err();
+        assert_eq!((wrong, unknown), (expired, expired));
+    }
+
+    #[test]
+    fn a_removed_seed_is_neither_found_nor_read() {
+        let registry = Registry::default();
+        registry.add(seed(1, None));
+        let open = registry.open(SeedId([1; 8]), &Secret([1; 32])).ok().unwrap();
+        let removed = registry.remove(SeedId([1; 8])).unwrap();
+        removed.end(SeedState::Revoked, "seed revoked");
+        assert_eq!(open.state(), SeedState::Revoked);
+        let mut page = vec![0; PAGE_SIZE as usize];
+        assert_eq!(open.read(Vpn(1), 1, &mut page), Err(ReadError::Revoked));
+        assert!(registry.fork(SeedId([1; 8]), &Secret([1; 32])).is_err());
+        assert!(registry.open(SeedId([1; 8]), &Secret([1; 32])).is_err());
+    }
+
+    #[test]
+    fn an_expired_seed_waits_for_its_readers_but_not_for_ever() {
+        let registry = Registry::default();
+        registry.add(seed(1, Some(Duration::from_secs(10))));
+        let start = registry.all()[0].created;
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let step = |seconds, here| {
+            let steps = registry.advance(at(seconds), |_| here);
+            steps.first().map(|(_, step)| *step)
+        };
+        let reader = registry.open(SeedId([1; 8]), &Secret([1; 32])).ok();
+        assert_eq!(step(9, false), None);
+        assert_eq!(step(10, false), Some(Step::Announce));
+        assert_eq!(step(20, false), None);
+        drop(reader);
+        assert_eq!(step(21, true), None);
+        assert_eq!(step(22, false), None);
+        assert_eq!(step(23, false), Some(Step::End));
+        let _reader = registry.open(SeedId([1; 8]), &Secret([1; 32])).ok();
+        assert_eq!(step(24, false), None);
+        assert_eq!(step(70, false), Some(Step::End));
+    }
+}

@@ -1,0 +1,156 @@
+//! The life of a daemon.
+
+use crate::config::Config;
+use crate::error::NodeError;
+use crate::hashes::{Hashes, usual_files};
+use crate::node::{Node, Parts};
+use crate::pager::Pager;
+use crate::store::Store;
+use crate::{adopt, control, watch};
+use mitosis_restore::NodeFacts;
+use mitosis_transport::{SeedService, ServerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// Runs the daemon of a node until it is told to end.
+///
+/// Told by a signal, it ends its pager too when it has neither seeds nor children; else it leaves
+/// them to the pager for the linger, for a daemon that comes after it.
+///
+/// # Errors
+/// [`NodeError`] when it cannot start: a daemon already runs there, a privilege or a kernel
+/// feature is missing, an address is taken.
+pub fn run(config: Config) -> Result<(), NodeError> {
+    if let Some(mistake) = config.mistake() {
+        return Err(NodeError::Usage(mistake));
+    }
+    // Everything that the daemon creates is its owner's alone.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    if let Some(missing) = crate::check::missing() {
+        return Err(NodeError::control(
+            missing.name,
+            format!("{}; {}", missing.reason, missing.knob),
+        ));
+    }
+    raise_files();
+    let socket = control::bind(&config.socket)?;
+    let path = config.socket.clone();
+    let done = with_socket(config, &socket);
+    let _ = std::fs::remove_file(path);
+    done
+}
+
+/// Children, guards and connections cost descriptors.
+fn raise_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // With the limit as it is there is room for fewer; nothing else changes.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
+    let state = config.state_dir.clone();
+    let state_text = state.display().to_string();
+    std::fs::create_dir_all(&state).map_err(|e| NodeError::control(state_text, e))?;
+    let store = Store::open(&state, config.run_path("children"))?;
+    let listen = config.listen;
+    let pages = TcpListener::bind(listen)
+        .map_err(|e| NodeError::control(format!("--listen {listen}"), e))?;
+    let bound = pages.local_addr().map_err(|e| NodeError::control("--listen", e))?;
+    let (ended, end) = sync_channel(4);
+    let node = Arc::new(Node::new(Parts {
+        address: config.advertise.clone().unwrap_or_else(|| bound.to_string()),
+        hashes: Hashes::start(usual_files()).map_err(|e| NodeError::control("thread", e))?,
+        facts: NodeFacts::read()?,
+        store,
+        stop: Arc::new(AtomicBool::new(false)),
+        ended: ended.clone(),
+        config,
+    }));
+    signals(&ended)?;
+    let pager = Arc::new(Pager::start(&node.config)?);
+    adopt::seeds(&node, &pager);
+    adopt::children(&node, &pager);
+    node.pager.set(Some(pager));
+    let threads = threads(&node, pages, socket)?;
+    node.log.info(format_args!(
+        "node {} serves {} and listens at {}",
+        node.config.name,
+        node.address,
+        node.config.socket.display()
+    ));
+    // Ends with an error only if nobody is left who could end the daemon.
+    let _ = end.recv();
+    finish(&node);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT end the daemon; a closed terminal does too.
+fn signals(ended: &SyncSender<()>) -> Result<(), NodeError> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|e| NodeError::control("signals", e))?;
+    let ended = ended.clone();
+    let thread = std::thread::Builder::new().name("signals".into());
+    let watch = move || {
+        for _ in signals.forever() {
+            let _ = ended.try_send(());
+        }
+    };
+    thread.spawn(watch).map(drop).map_err(|e| NodeError::control("thread", e))
+}
+
+fn threads(
+    node: &Arc<Node>,
+    pages: TcpListener,
+    socket: &UnixListener,
+) -> Result<Vec<JoinHandle<()>>, NodeError> {
+    let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        let builder = std::thread::Builder::new().name(name.to_owned());
+        builder.spawn(work).map_err(|e| NodeError::control("thread", e))
+    };
+    let service: Arc<dyn SeedService> = Arc::clone(&node.seeds) as Arc<dyn SeedService>;
+    let socket = socket.try_clone().map_err(|e| NodeError::control("socket", e))?;
+    let (a, b, c, d) = (node.clone(), node.clone(), node.clone(), node.clone());
+    Ok(vec![
+        thread("pager-watch", Box::new(move || watch::pager(&a)))?,
+        thread("time", Box::new(move || watch::time(&b)))?,
+        thread("control", Box::new(move || control::serve(&c, &socket)))?,
+        thread(
+            "pages",
+            Box::new(move || {
+                let config = ServerConfig::default();
+                let served = mitosis_transport::serve(pages, service, config, d.stop.clone());
+                d.note("page server", served);
+            }),
+        )?,
+    ])
+}
+
+/// Ends the daemon: everything, or only itself.
+fn finish(node: &Node) {
+    if node.stopping() {
+        return;
+    }
+    let (seeds, children) = (node.seeds.all().len(), node.children.live().len());
+    if seeds == 0 && children == 0 {
+        node.end_everything();
+        node.log.info("ended");
+        return;
+    }
+    node.stop.store(true, Ordering::Release);
+    node.log.info(format_args!(
+        "leaving {children} children and {seeds} seeds to the pager for {} s",
+        node.config.linger.as_secs()
+    ));
+    // Ends the guards that wait for a child; those that have one stay with the pager.
+    drop(node.pager.set(None));
+}

@@ -1,0 +1,185 @@
+//! What a restarted daemon must know: seeds in the state directory, children beside the socket.
+//!
+//! Seeds hold a capability, so their files are readable by their owner only (the daemon's umask is
+//! 077). A record is written whole under another name and renamed: half a record is none.
+
+use crate::children::Start;
+use crate::error::NodeError;
+use mitosis_descriptor::{Phase, SeedId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A seed, apart from its descriptor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SeedRecord {
+    /// Public id.
+    pub seed: String,
+    /// The reference, with the secret.
+    pub reference: String,
+    /// Name given by the caller.
+    pub name: Option<String>,
+    /// Pid of the parent.
+    pub parent_pid: i32,
+    /// Milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// Milliseconds since 1970.
+    pub expires_unix_ms: Option<u64>,
+    /// Pid and start time of the shadow.
+    pub shadow: Option<(i32, u64)>,
+    /// File with the pages, when they have moved.
+    pub spool: Option<PathBuf>,
+    /// Child in whose namespace the shadow lives.
+    pub home: Option<u64>,
+    /// Whether the shadow depends on a foreign pid namespace.
+    pub bound: bool,
+}
+
+/// The directories.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    seeds: PathBuf,
+    logs: PathBuf,
+    children: PathBuf,
+}
+
+fn io(path: &Path, error: impl std::fmt::Display) -> NodeError {
+    NodeError::step(Phase::Control, path.display().to_string(), error)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
+    let draft = path.with_extension("draft");
+    let written = std::fs::File::create(&draft)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| std::fs::rename(&draft, path));
+    written.map_err(|e| {
+        let _ = std::fs::remove_file(&draft);
+        io(path, e)
+    })
+}
+
+fn read_all<T: DeserializeOwned>(dir: &Path) -> Vec<T> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let records = paths.filter(|path| path.extension().is_some_and(|e| e == "json"));
+    // A record that does not parse is of no use to anybody.
+    records.filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok()).collect()
+}
+
+impl Store {
+    /// Makes the directories.
+    pub fn open(state: &Path, children: PathBuf) -> Result<Store, NodeError> {
+        let store = Store { seeds: state.join("seeds"), logs: state.join("logs"), children };
+        for dir in [&store.seeds, &store.logs, &store.children] {
+            std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+        }
+        Ok(store)
+    }
+
+    /// Writes a seed down.
+    pub fn put_seed(&self, record: &SeedRecord, descriptor: &[u8]) -> Result<(), NodeError> {
+        write(&self.seeds.join(format!("{}.descriptor", record.seed)), descriptor)?;
+        self.update_seed(record)
+    }
+
+    /// Writes down what has changed about a seed.
+    pub fn update_seed(&self, record: &SeedRecord) -> Result<(), NodeError> {
+        let path = self.seeds.join(format!("{}.json", record.seed));
+        write(&path, &serde_json::to_vec(record).map_err(|e| io(&path, e))?)
+    }
+
+    /// The record of one seed.
+    pub fn seed(&self, id: SeedId) -> Option<SeedRecord> {
+        let bytes = std::fs::read(self.seeds.join(format!("{id}.json"))).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// All seeds written down.
+    pub fn seeds(&self) -> Vec<SeedRecord> {
+        read_all(&self.seeds)
+    }
+
+    /// The descriptor of one.
+    pub fn descriptor(&self, seed: &str) -> std::io::Result<Vec<u8>> {
+        std::fs::read(self.seeds.join(format!("{seed}.descriptor")))
+    }
+
+    /// Nothing of it stays.
+    pub fn drop_seed(&self, seed: SeedId) {
+        if let Some(path) = self.seed(seed).and_then(|record| record.spool) {
+            let _ = std::fs::remove_file(path);
+        }
+        let _ = std::fs::remove_file(self.seeds.join(format!("{seed}.json")));
+        let _ = std::fs::remove_file(self.seeds.join(format!("{seed}.descriptor")));
+    }
+
+    /// Writes a child down.
+    pub fn put_child(&self, start: &Start) -> Result<(), NodeError> {
+        let path = self.children.join(format!("{}.json", start.id));
+        write(&path, &serde_json::to_vec(start).map_err(|e| io(&path, e))?)
+    }
+
+    /// All children written down.
+    pub fn children(&self) -> Vec<Start> {
+        read_all(&self.children)
+    }
+
+    /// Nothing of it stays.
+    pub fn drop_child(&self, start: &Start) {
+        let _ = std::fs::remove_file(self.children.join(format!("{}.json", start.id)));
+        let _ = std::fs::remove_file(&start.log);
+    }
+
+    /// Path of the log of a child.
+    pub fn log_path(&self, id: u64) -> PathBuf {
+        self.logs.join(format!("{id}.log"))
+    }
+
+    /// A new log, for a child's standard output and error.
+    pub fn create_log(&self, id: u64) -> Result<std::fs::File, NodeError> {
+        let path = self.log_path(id);
+        let mut options = std::fs::OpenOptions::new();
+        options.create_new(true).append(true).open(&path).map_err(|e| io(&path, e))
+    }
+
+    /// Removes the directory of children when it is empty.
+    pub fn close(&self) {
+        let _ = std::fs::remove_dir(&self.children);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_written_down_is_read_again_and_then_gone() {
+        let dir = std::env::temp_dir().join(format!("mitosis-store-{}", std::process::id()));
+        let store = Store::open(&dir, dir.join("children")).unwrap();
+        let id = SeedId([1, 2, 3, 4, 5, 6, 7, 8]);
+        let record = SeedRecord {
+            seed: id.to_string(),
+            reference: "r".into(),
+            name: None,
+            parent_pid: 7,
+            created_unix_ms: 1,
+            expires_unix_ms: Some(2),
+            shadow: Some((8, 99)),
+            spool: None,
+            home: None,
+            bound: false,
+        };
+        store.put_seed(&record, b"descriptor").unwrap();
+        std::fs::write(dir.join("seeds/half.json"), b"{\"seed\"").unwrap();
+        let found = store.seeds();
+        let bytes = store.descriptor(&record.seed).unwrap();
+        store.drop_seed(id);
+        let left = store.seeds().len();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].shadow, found[0].expires_unix_ms), (Some((8, 99)), Some(2)));
+        assert_eq!(bytes, b"descriptor");
+        assert_eq!(left, 0);
+    }
+}

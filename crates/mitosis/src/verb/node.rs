@@ -1,0 +1,107 @@
+//! `node run` and `node stop`.
+
+use super::Done;
+use crate::args::{Node, NodeRun, duration};
+use crate::error::CliError;
+use crate::socket;
+use mitosis_node::Config;
+use std::path::Path;
+
+/// `mitosis node`.
+pub fn run(args: Node) -> Done {
+    match args {
+        Node::Run(args) => start(args),
+        Node::Stop { socket } => {
+            socket::connect(&socket)?.stop()?;
+            Ok(0)
+        }
+    }
+}
+
+fn start(mut args: NodeRun) -> Done {
+    if let Some(path) = args.config.clone() {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| CliError::Failed(format!("cannot read {}: {e}", path.display())))?;
+        merge(&mut args, &text, &path)?;
+    }
+    let missing =
+        |flag: &str| CliError::Usage(format!("{flag} is needed (or its line in --config)"));
+    let name = args.name.ok_or_else(|| missing("--name"))?;
+    let listen = args.listen.ok_or_else(|| missing("--listen"))?;
+    let mut config = Config::new(&name, listen);
+    config.advertise = args.advertise.or(config.advertise);
+    config.socket = args.socket.unwrap_or(config.socket);
+    config.state_dir = args.state_dir.unwrap_or(config.state_dir);
+    config.page_timeout = args.page_timeout.unwrap_or(config.page_timeout);
+    config.linger = args.linger.unwrap_or(config.linger);
+    config.stop_timeout = args.stop_timeout.unwrap_or(config.stop_timeout);
+    config.pool = args.pool.unwrap_or(config.pool);
+    if let Some(level) = args.log_level {
+        config.log_level = level.parse().map_err(CliError::Usage)?;
+    }
+    mitosis_node::run(config)?;
+    Ok(0)
+}
+
+/// Fills what flags and environment left open from `key = value` lines.
+fn merge(args: &mut NodeRun, text: &str, path: &Path) -> Result<(), CliError> {
+    for (number, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        let at =
+            |what: String| CliError::Usage(format!("{}:{}: {what}", path.display(), number + 1));
+        let (key, value) = line.split_once('=').ok_or_else(|| at("want `flag = value`".into()))?;
+        set(args, key.trim(), value.trim().trim_matches('"')).map_err(at)?;
+    }
+    Ok(())
+}
+
+fn set(args: &mut NodeRun, key: &str, value: &str) -> Result<(), String> {
+    fn or<T>(slot: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+        let value = value?;
+        slot.get_or_insert(value);
+        Ok(())
+    }
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(value: &str) -> Result<T, String> {
+        value.parse().map_err(|e| format!("{value:?}: {e}"))
+    }
+    match key {
+        "name" => or(&mut args.name, Ok(value.to_owned())),
+        "listen" => or(&mut args.listen, parse(value)),
+        "advertise" => or(&mut args.advertise, Ok(value.to_owned())),
+        "socket" => or(&mut args.socket, Ok(value.into())),
+        "state-dir" => or(&mut args.state_dir, Ok(value.into())),
+        "page-timeout" => or(&mut args.page_timeout, duration(value)),
+        "linger" => or(&mut args.linger, duration(value)),
+        "stop-timeout" => or(&mut args.stop_timeout, duration(value)),
+        "pool" => or(&mut args.pool, parse(value)),
+        "log-level" => or(&mut args.log_level, Ok(value.to_owned())),
+        _ => Err(format!("unknown setting {key:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let mut args = NodeRun { name: Some("flag".into()), ..NodeRun::default() };
+        let text = "# a node\nname = file\nlisten = \"127.0.0.1:7000\"\npool=9\n";
+        merge(&mut args, text, Path::new("f")).unwrap();
+        assert_eq!(args.name.as_deref(), Some("flag"));
+        assert_eq!(args.pool, Some(9));
+        assert_eq!(args.listen.unwrap().port(), 7000);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let mut args = NodeRun::default();
+        let error = merge(&mut args, "pool = 1\nnope = 2\n", Path::new("f")).unwrap_err();
+        assert_eq!(error.to_string(), "f:2: unknown setting \"nope\"");
+        assert_eq!(error.status(), 2);
+        assert!(merge(&mut args, "page-timeout = soon", Path::new("f")).is_err());
+    }
+}

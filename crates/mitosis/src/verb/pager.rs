@@ -1,0 +1,15 @@
+//! `pager`: the process that serves page faults.
+
+use super::Done;
+use crate::args::Pager;
+use crate::error::CliError;
+use std::time::Duration;
+
+/// `mitosis pager`, started by the daemon.
+pub fn run(args: &Pager) -> Done {
+    let mut config = mitosis_pager::PagerConfig::new(&args.listen);
+    config.page_timeout = Duration::from_millis(args.page_timeout_ms);
+    config.linger = Duration::from_millis(args.linger_ms);
+    mitosis_pager::run(config).map_err(|e| CliError::Failed(e.to_string()))?;
+    Ok(0)
+}
