@@ -353,7 +353,7 @@ pub(crate) fn reap(parent: i32, shadow: i32) -> Result<(), CaptureError> {
     let plan = Plan::new(parent, &facts)?;
     let deadline = Instant::now() + Duration::from_secs(2);
     let mut process = stop::stop(parent, deadline)?;
-    process.take_state()?;
+    process.take_state(facts.foreign_pid_ns)?;
     const WAIT4: u64 = 61;
     const WALL_WNOHANG: u64 = 0x4000_0001;
     let args = [inner, 0, WALL_WNOHANG, 0, 0, 0];

@@ -158,25 +158,24 @@ fn capture(
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let facts = refuse::inspect(pid)?;
     let plan = inject::Plan::new(pid, &facts)?;
+    let files = mitosis_state::Prescan::take(pid)?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
     stop::pin_to_cpu_of(pid);
-    let frozen = Instant::now();
     let mut process = stop::stop(pid, Instant::now() + options.stop_timeout)?;
     clock.lap(Phase::Stop);
-    process.take_state()?;
+    process.take_state(facts.foreign_pid_ns)?;
     clock.lap(Phase::Registers);
-    let groups = mitosis_state::scan(pid)?;
-    let open_files = mitosis_state::capture(pid, &groups)?;
+    let open_files = files.confirm()?;
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);
     let (injected, shadow) = inject::fork_shadow(&mut process, &plan)?;
     clock.lap(Phase::Shadow);
-    let taken = process.release();
-    let freeze_us = frozen.elapsed().as_micros() as u64;
-    clock.lap(Phase::Resume);
+    let (mut taken, freeze) = process.release();
     stop::unpin();
+    clock.lap(Phase::Resume);
+    taken.name_threads(pid);
 
     let shadow = inject::settle_shadow(shadow, pid, &facts)?;
     limits::adopt(shadow.pid);
@@ -192,7 +191,7 @@ fn capture(
         shadow,
     })?;
     clock.lap(Phase::Describe);
-    seeded.freeze_us = freeze_us;
+    seeded.freeze_us = freeze.as_micros() as u64;
     seeded.phases = clock.phases;
     Ok(seeded)
 }

@@ -6,7 +6,7 @@ use mitosis_sys::procfs::{self, Status};
 use mitosis_sys::ptrace::{Running, Stopped, UserRegs, robust_list};
 use mitosis_sys::{SysError, cpu};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The parent with all its threads stopped. Dropping it puts back what was changed in them and
 /// lets them run on, whatever happened in between.
@@ -14,13 +14,20 @@ pub(crate) struct StoppedProcess {
     pub pid: i32,
     /// The thread-group leader first.
     pub threads: Vec<Stopped>,
-    pub deadline: Instant,
     /// What was read, in the order of `threads`: what is put back.
     pub taken: Taken,
+    /// When the first thread was told to stop.
+    since: Instant,
 }
 
 impl Drop for StoppedProcess {
     fn drop(&mut self) {
+        self.put_back();
+    }
+}
+
+impl StoppedProcess {
+    fn put_back(&self) {
         for (stopped, taken) in self.threads.iter().zip(&self.taken.threads) {
             // Errors mean that the thread has been killed.
             let _ = stopped.set_regs(&taken.regs);
@@ -34,6 +41,8 @@ impl Drop for StoppedProcess {
 pub(crate) struct TakenThread {
     /// Id in its own pid namespace.
     pub tid: i32,
+    /// Id as we see it.
+    host_tid: i32,
     /// As it will run on: an interrupted wait that would show EINTR is rewound.
     pub regs: UserRegs,
     pub xstate: Vec<u8>,
@@ -69,8 +78,12 @@ pub(crate) fn unpin() {
 /// Seizes and stops every thread, until a scan finds no new one.
 pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
     let begun = Instant::now();
-    let mut process =
-        StoppedProcess { pid, threads: Vec::new(), deadline, taken: Taken::default() };
+    let mut process = StoppedProcess {
+        pid,
+        threads: Vec::new(),
+        taken: Taken::default(),
+        since: begun,
+    };
     loop {
         let mut tids =
             procfs::threads(pid).map_err(|_| CaptureError::Ended { phase: "stop", pid })?;
@@ -80,6 +93,9 @@ pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, Captur
         }
         let running = tids.into_iter().filter_map(|tid| seize(pid, tid).transpose());
         let running = running.collect::<Result<Vec<Running>, CaptureError>>()?;
+        if process.threads.is_empty() {
+            process.since = Instant::now();
+        }
         for thread in running {
             let tid = thread.tid();
             match thread.wait_stopped(deadline) {
@@ -120,48 +136,63 @@ fn seize(pid: i32, tid: i32) -> Result<Option<Running>, CaptureError> {
 
 impl StoppedProcess {
     /// Reads registers and the like of every thread, and blocks all signals for what follows.
-    pub(crate) fn take_state(&mut self) -> Result<(), CaptureError> {
+    pub(crate) fn take_state(&mut self, foreign_pid_ns: bool) -> Result<(), CaptureError> {
         let fail = CaptureError::sys("registers", self.pid);
         for stopped in &self.threads {
-            self.taken.threads.push(take_thread(self.pid, stopped).map_err(&fail)?);
+            let taken = take_thread(self.pid, stopped, foreign_pid_ns).map_err(&fail)?;
+            self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }
         self.taken.seccomp = self.threads[0].seccomp_filters().map_err(&fail)?;
         Ok(())
     }
 
-    /// Lets all threads run on as they were.
-    pub(crate) fn release(mut self) -> Taken {
-        let threads = std::mem::take(&mut self.threads);
-        let taken = std::mem::take(&mut self.taken);
-        drop(StoppedProcess {
-            pid: self.pid,
-            threads,
-            deadline: self.deadline,
-            taken: taken.clone(),
-        });
-        taken
+    /// Lets all threads run on as they were; tells what was read and how long they stood still.
+    pub(crate) fn release(mut self) -> (Taken, Duration) {
+        self.put_back();
+        let stood_still = self.since.elapsed();
+        self.threads.clear();
+        (std::mem::take(&mut self.taken), stood_still)
     }
 }
 
-fn take_thread(pid: i32, stopped: &Stopped) -> Result<TakenThread, SysError> {
+impl Taken {
+    /// Names of the threads, read when they run again: a name is not worth a longer stop.
+    pub(crate) fn name_threads(&mut self, pid: i32) {
+        for thread in &mut self.threads {
+            let comm = procfs::text(pid, &format!("task/{}/comm", thread.host_tid));
+            let comm = comm.or_else(|_| procfs::text(pid, "comm")).unwrap_or_default();
+            thread.name = comm.trim_end_matches('\n').as_bytes().to_vec();
+        }
+    }
+}
+
+fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread, SysError> {
     let host_tid = stopped.tid();
     let sigmask = stopped.sigmask()?;
     let mut regs = stopped.regs()?;
-    let status = Status::of_thread(pid, host_tid)?;
-    rewind_interrupted(&mut regs, sigmask, &status);
+    if shows_eintr(&regs) && !signal_pending(pid, host_tid, sigmask)? {
+        regs.rax = regs.orig_rax;
+        regs.rip -= 2;
+        regs.orig_rax = u64::MAX;
+    }
     let mut xstate = stopped.xstate()?;
     trim_xstate(&mut xstate);
-    let tid = status.numbers("NSpid", 10).last().copied().unwrap_or(host_tid as u64) as i32;
+    let inner = || {
+        let status = Status::of_thread(pid, host_tid)?;
+        let ids = status.numbers("NSpid", 10);
+        Ok::<i32, SysError>(ids.last().map_or(host_tid, |&tid| tid as i32))
+    };
     Ok(TakenThread {
-        tid,
+        tid: if foreign { inner()? } else { host_tid },
+        host_tid,
 
         regs,
         xstate,
         sigmask,
         rseq: stopped.rseq(),
         robust_list: robust_list(host_tid)?,
-        name: status.field("Name").as_bytes().to_vec(),
+        name: Vec::new(),
     })
 }
 
@@ -176,15 +207,15 @@ const SHOW_EINTR: &[u64] = &[
 ];
 const EINTR: i64 = -4;
 
-/// A wait that our stop interrupted, and no signal, starts again instead of showing EINTR.
-fn rewind_interrupted(regs: &mut UserRegs, sigmask: u64, status: &Status) {
-    let pending = (status.number("SigPnd", 16) | status.number("ShdPnd", 16)) & !sigmask;
+/// A wait that our stop interrupted, and no signal, must start again instead of showing EINTR.
+fn shows_eintr(regs: &UserRegs) -> bool {
     let in_call = regs.orig_rax as i64 >= 0;
-    if in_call && regs.rax as i64 == EINTR && pending == 0 && SHOW_EINTR.contains(&regs.orig_rax) {
-        regs.rax = regs.orig_rax;
-        regs.rip -= 2;
-        regs.orig_rax = u64::MAX;
-    }
+    in_call && regs.rax as i64 == EINTR && SHOW_EINTR.contains(&regs.orig_rax)
+}
+
+fn signal_pending(pid: i32, tid: i32, sigmask: u64) -> Result<bool, SysError> {
+    let status = Status::of_thread(pid, tid)?;
+    Ok((status.number("SigPnd", 16) | status.number("ShdPnd", 16)) & !sigmask != 0)
 }
 
 /// Registers as a child starts with them: any interrupted call is made again. In the parent the

@@ -10,12 +10,14 @@
 mod error;
 pub mod kinds;
 pub mod net;
+mod prescan;
 mod program;
 mod scan;
 
 pub use error::StateError;
 pub use kinds::{capture, describe, plan};
 pub use net::ListenSpec;
+pub use prescan::Prescan;
 pub use program::{Detail, Image, Label, List, Program, Region, code_len, op};
 pub use scan::{Group, OpenFd, scan};
 
