@@ -1,10 +1,13 @@
 //! How a pager is run.
 
+use crate::peer::Connect;
+use mitosis_transport::{PageSource, TcpSource};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How a pager is run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PagerConfig {
     /// Unix socket to listen on (`SOCK_SEQPACKET`, mode 0600).
     pub socket: PathBuf,
@@ -20,6 +23,8 @@ pub struct PagerConfig {
     pub ended_for: Duration,
     /// Whether a second process keeps the userfaultfds when this one is killed.
     pub holder: bool,
+    /// How owners are reached: TCP, unless a test or another transport says otherwise.
+    pub connect: Connect,
 }
 
 impl PagerConfig {
@@ -33,6 +38,9 @@ impl PagerConfig {
             ended_max: 1000,
             ended_for: Duration::from_secs(600),
             holder: true,
+            connect: Arc::new(|address| {
+                Ok(Box::new(TcpSource::connect(address)?) as Box<dyn PageSource>)
+            }),
         }
     }
 }

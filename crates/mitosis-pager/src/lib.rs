@@ -8,11 +8,24 @@
 
 #![forbid(unsafe_code)]
 
+mod areas;
+mod arrive;
+mod child;
 mod client;
 mod config;
 mod error;
+mod faults;
+mod guard;
+mod life;
+mod map;
 mod message;
 mod packet;
+mod pager;
+mod peer;
+mod prefetch;
+mod serve;
+mod space;
+mod tick;
 
 pub use client::{ChildFds, PagerClient, PagerEvents};
 pub use config::PagerConfig;
@@ -21,12 +34,28 @@ pub use message::{
     AddChild, Area, ChildId, ChildState, ChildStats, Event, OwnerSource, Reply, Request, Snapshot,
     VERSION,
 };
+pub use peer::Connect;
 
 /// Runs a pager: the main function of its process. Returns when it was told to shut down, or when
 /// no daemon was connected for the linger; all its children are dead then.
 ///
 /// # Errors
 /// If the socket cannot be made, or the kernel refuses something the pager cannot do without.
-pub fn run(_config: PagerConfig) -> Result<(), PagerError> {
-    Err(PagerError::Failed("the pager is not built in yet".into()))
+pub fn run(config: PagerConfig) -> Result<(), PagerError> {
+    let path = config.socket.clone();
+    raise_descriptor_limit();
+    let mut pager = pager::Pager::new(config)?;
+    let result = pager.run();
+    // Only now: a daemon that starts meanwhile finds the socket and waits rather than start a
+    // second pager.
+    let _ = rustix::fs::unlink(&path);
+    result
+}
+
+/// A userfaultfd per process of every child: as many as the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is not possible the limit stays, and a child beyond it is ended with that reason.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

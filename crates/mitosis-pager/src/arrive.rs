@@ -1,0 +1,328 @@
+//! What comes from the owners: pages, failures, signs of life.
+
+use crate::child::Via;
+use crate::map::Tag;
+use crate::message::ChildId;
+use crate::pager::{Pager, Parked, watch_peer};
+use crate::space::{Outcome, PAGE};
+use mitosis_descriptor::Vpn;
+use mitosis_transport::{
+    Handle, PageSource, ReadError, ReadRequest, SeedState, SourceError, SourceEvent,
+};
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+/// Bytes of pages taken from one source before others get their turn.
+const BUDGET: usize = 1 << 20;
+/// Bytes taken from local files before the network and the children get their turn.
+const BUDGET_LOCAL: usize = 256 << 10;
+/// Most bytes kept while a process changes its mappings; beyond, pages are fetched again.
+const PARKED_MAX: usize = 16 << 20;
+/// How often a page is tried again at once.
+const TRIES: u32 = 3;
+
+/// Where an event comes from.
+#[derive(Clone, Copy)]
+enum From {
+    Peer(u64),
+    Local,
+}
+
+/// An event without its pages.
+enum Note {
+    State(Handle, SeedState),
+    Refused(Handle),
+    Failed(u64, ReadError),
+}
+
+impl Pager {
+    /// Takes what a peer has sent.
+    pub(crate) fn poll_peer(&mut self, id: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(mut source) = peer.source.take() else { return };
+        let (heard, result) = self.take(&mut *source, From::Peer(id), BUDGET);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        // Only what follows the protocol is a sign of life: not a connection that closes again.
+        if heard {
+            peer.heard = Instant::now();
+        }
+        match result {
+            Ok(_) => peer.source = Some(source),
+            Err(error) => self.broken(id, &error),
+        }
+    }
+
+    /// Takes what this node's own seeds have ready.
+    pub(crate) fn poll_local(&mut self) {
+        for handle in std::mem::take(&mut self.local_closes) {
+            self.local.close(handle);
+        }
+        let reads = std::mem::take(&mut self.local_reads);
+        self.local.submit(&reads);
+        if reads.is_empty() && !self.local_waiting {
+            return;
+        }
+        let mut source = std::mem::take(&mut self.local);
+        let (_, more) = self.take(&mut source, From::Local, BUDGET_LOCAL);
+        self.local = source;
+        self.local_waiting = matches!(more, Ok(true)) || !self.local_reads.is_empty();
+    }
+
+    fn take(
+        &mut self,
+        source: &mut dyn PageSource,
+        from: From,
+        budget: usize,
+    ) -> (bool, Result<bool, SourceError>) {
+        let mut wrong = None;
+        let mut notes = Vec::new();
+        let mut heard = false;
+        let mut more = source.poll(budget, &mut |event| {
+            heard = true;
+            match event {
+                SourceEvent::Pages { tag, first, bytes } => {
+                    if let Err(text) = self.pages(tag, first, bytes) {
+                        wrong.get_or_insert(text);
+                    }
+                }
+                SourceEvent::Failed { tag, error } => notes.push(Note::Failed(tag, error)),
+                SourceEvent::Refused { handle } => notes.push(Note::Refused(handle)),
+                SourceEvent::Pong => {}
+                SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
+            }
+        });
+        for note in notes {
+            self.note(from, note);
+        }
+        if let Some(text) = wrong {
+            more = Err(SourceError::Protocol(text));
+        }
+        (heard, more)
+    }
+
+    fn note(&mut self, from: From, note: Note) {
+        match note {
+            Note::State(handle, state) => {
+                let users = self.users(from, handle);
+                self.seed_state(&users, state);
+            }
+            Note::Refused(handle) => {
+                for child in self.users(from, handle) {
+                    let reason = "the page source refused the seed: unknown, ended or revoked";
+                    self.kill(child, reason.to_owned());
+                }
+            }
+            Note::Failed(tag, error) => self.failed(tag, &error),
+        }
+    }
+
+    fn users(&self, from: From, handle: Handle) -> BTreeSet<ChildId> {
+        match from {
+            From::Peer(id) => {
+                let open = self.peers.get(&id).and_then(|peer| peer.handles.get(&handle));
+                open.map(|open| open.users.clone()).unwrap_or_default()
+            }
+            From::Local => self.local_users.get(&handle).copied().into_iter().collect(),
+        }
+    }
+
+    /// A seed's state as its node tells it, for the children that need the seed.
+    pub(crate) fn seed_state(&mut self, users: &BTreeSet<ChildId>, state: SeedState) {
+        for child in users {
+            match state {
+                SeedState::Alive => {}
+                SeedState::Expiring => {
+                    if let Some(child) = self.children.get_mut(child) {
+                        child.fill = true;
+                    }
+                    self.review.insert(*child);
+                }
+                SeedState::Revoked => self.kill(*child, "seed revoked".to_owned()),
+                SeedState::Lost => self.kill(*child, "seed lost: its memory is gone".to_owned()),
+            }
+        }
+    }
+
+    /// A read failed. It matters only if somebody still waits for its pages.
+    fn failed(&mut self, tag: u64, error: &ReadError) {
+        let Some(read) = self.reads.remove(&tag) else { return };
+        let child = read.child;
+        if let Some(found) = self.children.get_mut(&child).filter(|_| read.fill) {
+            found.filling -= u64::from(read.count - read.next);
+        }
+        let Some(space) = self.spaces.get(&read.space) else { return };
+        let (lo, hi) = (read.page + u64::from(read.next), read.page + u64::from(read.count));
+        let tag = Tag::new(tag);
+        if space.map.within(lo, hi).any(|run| run.tag == tag) {
+            self.kill(child, error.to_string());
+        }
+    }
+
+    /// Pages of a read. An error means that the peer does not follow the protocol.
+    fn pages(&mut self, tag: u64, first: u32, bytes: &[u8]) -> Result<(), String> {
+        let count = (bytes.len() as u64 / PAGE) as u32;
+        // A read given up: its process is gone.
+        let Some(read) = self.reads.get_mut(&tag) else { return Ok(()) };
+        if first != read.next || count > read.count - read.next {
+            let (next, end) = (read.next, read.count);
+            return Err(format!("pages {first}+{count} of a read that wants {next}..{end}"));
+        }
+        let page = read.page + u64::from(first);
+        read.next += count;
+        read.progress = Instant::now();
+        let (space, child, demand, fill) = (read.space, read.child, read.demand, read.fill);
+        if read.next == read.count {
+            self.reads.remove(&tag);
+        }
+        if let Some(child) = self.children.get_mut(&child) {
+            child.counters.bytes_fetched += bytes.len() as u64;
+            if fill {
+                child.filling -= u64::from(count);
+                self.review.insert(child.id);
+            }
+        }
+        if let Some(tag) = Tag::new(tag) {
+            self.place(space, page, bytes, tag, demand);
+        }
+        Ok(())
+    }
+
+    /// Places pages; what cannot be placed now is kept for later.
+    fn place(&mut self, id: u64, page: u64, bytes: &[u8], tag: Tag, demand: Option<u64>) {
+        for _ in 0..TRIES {
+            match self.try_place(id, page, bytes, tag, demand) {
+                Outcome::Again => {
+                    self.drain(id);
+                    std::thread::yield_now();
+                }
+                other => {
+                    self.outcome(id, other);
+                    return;
+                }
+            }
+        }
+        let kept: usize = self.parked.iter().map(|parked| parked.bytes.len()).sum();
+        if kept + bytes.len() <= PARKED_MAX {
+            let (bytes, since) = (bytes.to_vec(), Instant::now());
+            self.parked.push(Parked { space: id, page, tag, bytes, demand, since });
+        } else if let Some(space) = self.spaces.get_mut(&id) {
+            let end = page + bytes.len() as u64 / PAGE;
+            space.map_mut().unmark(page, end, tag);
+            let _ = space.uffd.wake(page * PAGE, (end - page) * PAGE);
+        }
+    }
+
+    fn try_place(
+        &mut self,
+        id: u64,
+        page: u64,
+        bytes: &[u8],
+        tag: Tag,
+        demand: Option<u64>,
+    ) -> Outcome {
+        let Some(space) = self.spaces.get_mut(&id) else { return Outcome::Done };
+        let Some(child) = self.children.get_mut(&space.child) else { return Outcome::Done };
+        if child.dying {
+            return Outcome::Done;
+        }
+        let end = page + bytes.len() as u64 / PAGE;
+        let demanded = demand.is_some_and(|d| {
+            (page..end).contains(&d) && space.map.find(d).is_some_and(|run| run.tag == Some(tag))
+        });
+        let (placed, outcome) = space.place(page, bytes, tag);
+        let demanded = demanded && demand.is_some_and(|d| space.map.find(d).is_none());
+        let fetched = u64::from(demanded).min(placed);
+        child.counters.pages_fetched += fetched;
+        child.counters.pages_prefetched += placed - fetched;
+        if outcome == Outcome::Done {
+            space.tidy(page, end);
+            if space.map.pages() == 0 {
+                self.review.insert(child.id);
+            }
+        }
+        outcome
+    }
+
+    /// Tries again what met a changing mapping.
+    pub(crate) fn retry_parked(&mut self) {
+        for parked in std::mem::take(&mut self.parked) {
+            let Parked { space, page, tag, ref bytes, demand, since } = parked;
+            self.drain(space);
+            match self.try_place(space, page, bytes, tag, demand) {
+                Outcome::Again if since.elapsed() > self.config.page_timeout => {
+                    let text = "the child's mappings would not settle for the page timeout";
+                    self.outcome(space, Outcome::Kill(text.to_owned()));
+                }
+                Outcome::Again => self.parked.push(parked),
+                other => self.outcome(space, other),
+            }
+        }
+    }
+
+    /// A connection is lost: what was in flight is asked for again over the next one.
+    pub(crate) fn broken(&mut self, id: u64, error: &SourceError) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.broken(error, Instant::now());
+        }
+        self.next_tick = Instant::now();
+        self.connect(id);
+    }
+
+    /// Connects a peer when it is time, and asks again for what is in flight.
+    pub(crate) fn connect(&mut self, id: u64) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.wants_connection(now)) else {
+            return;
+        };
+        let mut again = Vec::new();
+        for (tag, read) in &mut self.reads {
+            let Via::Peer(to, handle) = read.via else { continue };
+            if to == id {
+                read.page += u64::from(read.next);
+                read.source += u64::from(read.next);
+                read.count -= read.next;
+                read.next = 0;
+                let (source, count) = (Vpn(read.source), read.count);
+                again.push(ReadRequest { tag: *tag, handle, source, count });
+            }
+        }
+        again.sort_by_key(|read| read.tag);
+        peer.connect(&self.config.connect, &again, now);
+        self.watch(id);
+    }
+
+    /// Sends what is queued for the peers.
+    pub(crate) fn flush(&mut self) {
+        let dirty: Vec<u64> =
+            self.peers.iter().filter(|(_, peer)| peer.dirty).map(|(id, _)| *id).collect();
+        for id in dirty {
+            self.connect(id);
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            match peer.flush() {
+                Ok(()) => self.watch(id),
+                Err(error) => self.broken(id, &error),
+            }
+        }
+    }
+
+    /// Sends the rest when a connection takes it.
+    fn watch(&mut self, id: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(source) = &peer.source else { return };
+        let write = source.wants_write();
+        // Stays on the list: the next round tries again when epoll says so.
+        peer.dirty = write;
+        let Some(fd) = source.ready_fd() else { return };
+        let wanted = Some((fd.as_raw_fd(), write));
+        if peer.watched != wanted {
+            let known = peer.watched.is_some();
+            if let Err(e) = watch_peer(&self.epoll, fd, id, write, known) {
+                let error = SourceError::Io { what: "watch", cause: e.into() };
+                peer.broken(&error, Instant::now());
+                return;
+            }
+            peer.watched = wanted;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Pages arrive, all of them and only those, whatever the child does with its memory.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use mitosis_sys::uffd::testing::Order;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+#[test]
+fn touched_pages_come_from_the_owner() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child = child(&rig, server.owner(), Wanted { pages: 96, remote: 64, ..Wanted::default() });
+    child.check(0, 64);
+    child.check_zero(64, 32);
+    let stats = rig.until(child.id, "independent", |s| s.independent);
+    assert_eq!(stats.pages_total, 64);
+    assert_eq!(stats.pages_fetched + stats.pages_prefetched, 64);
+    assert_eq!(stats.bytes_fetched, 64 * 4096);
+    assert_eq!(stats.transport, "tcp");
+    assert!(stats.owners.is_empty(), "{stats:?}");
+}
+
+#[test]
+fn local_pages_come_from_a_file() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let memory = rustix::fs::memfd_create("spool", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    // Offsets are addresses of the seed, which the puppet does not know before it lives: so the
+    // file has the same page everywhere near. 47 bits of offset are fine in a memfd.
+    let file = File::from(memory);
+    let copy = file.try_clone().unwrap();
+    let child = child(
+        &rig,
+        server.owner(),
+        Wanted { local: Some(copy.into()), pages: 256, remote: 256, eager: false },
+    );
+    let mut page = vec![0; 4096];
+    for vpn in child.base()..child.base() + 256 {
+        fill_page(vpn, &mut page);
+        file.write_all_at(&page, vpn << 12).unwrap();
+    }
+    child.check(0, 256);
+    let stats = rig.until(child.id, "independent", |s| s.independent);
+    assert_eq!(stats.transport, "local");
+    assert_eq!(server.seed.pages.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[test]
+fn scattered_touches_move_at_most_three_pages_each() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let pages = 8192;
+    let wanted = Wanted { pages, remote: pages, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    let touched = child.order(Order::Touch, [0, pages, 20, 0]);
+    let stats = rig.stats(child.id);
+    assert!(stats.bytes_fetched <= 3 * 4096 * touched, "{stats:?}");
+    assert!(!stats.independent);
+}
+
+#[test]
+fn a_sequential_run_overshoots_little_and_faults_rarely() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let pages = 16384;
+    let wanted = Wanted { pages, remote: pages, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    child.check(0, 819);
+    let stats = rig.stats(child.id);
+    assert!(stats.bytes_fetched <= 4096 * 1147, "{stats:?}");
+    child.check(819, pages - 819);
+    let stats = rig.until(child.id, "independent", |s| s.independent);
+    assert_eq!(stats.bytes_fetched, 4096 * pages);
+    assert!(stats.faults < pages / 8, "{stats:?}");
+}
+
+#[test]
+fn dropped_pages_are_zero() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child =
+        child(&rig, server.owner(), Wanted { pages: 128, remote: 128, ..Wanted::default() });
+    child.check(0, 20);
+    assert_eq!(child.order(Order::Drop, [10, 50, 0, 0]), 0);
+    child.check_zero(10, 50);
+    child.check(0, 10);
+    child.check(60, 68);
+    assert_eq!(child.order(Order::Drop, [0, 128, 0, 0]), 0);
+    child.check_zero(0, 128);
+    rig.until(child.id, "independent", |s| s.independent);
+}
+
+#[test]
+fn a_written_page_stays_written() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child = child(&rig, server.owner(), Wanted::default());
+    child.order(Order::Write, [5, 42, 0, 0]);
+    rig.client.make_independent(child.id).unwrap();
+    rig.until(child.id, "independent", |s| s.independent);
+    assert_eq!(child.order(Order::Peek, [5, 0, 0, 0]), 42);
+    child.check(0, 5);
+    child.check(6, 58);
+}
+
+#[test]
+fn unmapped_pages_are_not_waited_for() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child =
+        child(&rig, server.owner(), Wanted { pages: 300, remote: 300, ..Wanted::default() });
+    assert_eq!(child.order(Order::Unmap, [100, 100, 0, 0]), 0);
+    child.check(0, 100);
+    child.check(200, 100);
+    let stats = rig.until(child.id, "independent", |s| s.independent);
+    assert_eq!(stats.pages_fetched + stats.pages_prefetched, 200);
+}
+
+#[test]
+fn moved_pages_keep_their_source() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child =
+        child(&rig, server.owner(), Wanted { pages: 100, remote: 100, ..Wanted::default() });
+    child.check(0, 3);
+    // Pages 20..60 go to the spare region, at page 130, and grow by 10.
+    assert_eq!(child.order(Order::Move, [20, 40, 130, 50]), 0);
+    let base = child.base();
+    let want = expected((20..60).map(|p| Some(base + p)).chain((0..10).map(|_| None)));
+    assert_eq!(child.order(Order::Hash, [130, 50, 0, 0]), want);
+    // And once more, after which everything is there.
+    assert_eq!(child.order(Order::Move, [60, 40, 140, 40]), 0);
+    child.check(0, 20);
+    let want = expected((60..100).map(|p| Some(base + p)));
+    assert_eq!(child.order(Order::Hash, [140, 40, 0, 0]), want);
+    rig.until(child.id, "independent", |s| s.independent);
+}
+
+#[test]
+fn a_snapshot_names_what_is_missing() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child =
+        child(&rig, server.owner(), Wanted { pages: 200, remote: 200, ..Wanted::default() });
+    child.order(Order::Touch, [0, 1, 1, 0]);
+    assert_eq!(child.order(Order::Move, [100, 50, 300, 50]), 0);
+    rig.until(child.id, "quiet", |s| s.pages_fetched + s.pages_prefetched == 2);
+    let snapshot = rig.client.snapshot(child.id, false).unwrap();
+    assert_eq!(snapshot.index.pages(), 198);
+    assert_eq!(snapshot.owners, [server.owner()]);
+    let moved = snapshot.index.runs().iter().find(|r| r.start.0 == child.base() + 300).unwrap();
+    assert_eq!((moved.count, moved.source.0), (50, child.base() + 100));
+}
+
+#[test]
+fn a_child_without_missing_pages_is_independent_at_once() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let child = child(&rig, server.owner(), Wanted { pages: 64, remote: 0, ..Wanted::default() });
+    child.check_zero(0, 64);
+    rig.until(child.id, "independent", |s| s.independent && s.bytes_fetched == 0);
+}
