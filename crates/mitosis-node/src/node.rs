@@ -91,7 +91,8 @@ impl Node {
     /// An id for a child: never used before, by earlier daemons of this node either.
     pub fn next_child_id(&self) -> u64 {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let now = now.as_nanos() as u64;
+        // Microseconds: the pager takes ids of 56 bits.
+        let now = now.as_micros() as u64;
         let step = |last: u64| Some(now.max(last + 1));
         let last = self.last_id.fetch_update(Ordering::AcqRel, Ordering::Acquire, step);
         now.max(last.unwrap_or(0) + 1)

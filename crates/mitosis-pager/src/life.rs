@@ -3,7 +3,7 @@
 use crate::child::{Child, Via};
 use crate::guard::{self, FromGuard};
 use crate::message::{AddChild, ChildId, Event};
-use crate::pager::{Pager, Token, watch};
+use crate::pager::{ID_BITS, Pager, Token, watch};
 use crate::peer::Peer;
 use crate::space::{Role, Space};
 use mitosis_sys::uffd::Uffd;
@@ -46,6 +46,9 @@ fn receive_uffd(socket: BorrowedFd<'_>) -> Result<Option<Uffd>, String> {
 }
 
 fn validate(add: &AddChild, locals: usize) -> Result<(), String> {
+    if add.child.0 >> ID_BITS != 0 {
+        return Err(format!("child id {:#x} has more than {ID_BITS} bits", add.child.0));
+    }
     let owners = add.owners.len();
     let end = |start: u64, count: u64| start.checked_add(count).filter(|end| *end <= 1 << 52);
     let mut last = 0;

@@ -36,7 +36,8 @@ pub(crate) enum Token {
     GuardPid(u64),
 }
 
-const ID_BITS: u32 = 56;
+/// Bits of an id in an epoll token; the rest tells its kind.
+pub(crate) const ID_BITS: u32 = 56;
 
 impl Token {
     fn encode(self) -> u64 {
