@@ -17,6 +17,8 @@ use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+/// The instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const MMAP: u64 = 9;
 const MUNMAP: u64 = 11;
 const PROT_RWX: u64 = 7;
@@ -82,7 +84,7 @@ impl Plan {
         let mut code = vec![0u8; (vdso.end - vdso.start) as usize];
         mem.read_exact_at(&mut code, vdso.start)
             .map_err(|e| fail(SysError::io("read", "vdso", e)))?;
-        let at = code.windows(2).position(|w| w == [0x0f, 0x05]).ok_or_else(|| {
+        let at = code.windows(SYSCALL.len()).position(|w| w == SYSCALL).ok_or_else(|| {
             CaptureError::Refused { pid, why: "has a vdso without a system call in it".into() }
         })?;
         // An orphan of a pid namespace goes to its init: if that is the parent, it would find a
@@ -119,6 +121,7 @@ pub(crate) fn fork_shadow(
 ) -> Result<(Injected, NewShadow), CaptureError> {
     let pid = process.pid;
     let fail = CaptureError::sys("shadow", pid);
+    refuse_replaced(pid, plan)?;
     refuse_critical_section(process, plan)?;
     let layout = Layout::new(process.threads.len());
     let deadline = Instant::now() + BLOB_TIMEOUT;
@@ -145,6 +148,19 @@ fn check(call: &'static str, result: i64) -> Result<(), CaptureError> {
         return Err(CaptureError::Fork { call, source, hint });
     }
     Ok(())
+}
+
+/// What was looked at before the stop may have been replaced since (execve(2)): then the memory
+/// behind `plan.mem` is no more, and nothing can be read from it.
+fn refuse_replaced(pid: i32, plan: &Plan) -> Result<(), CaptureError> {
+    let mut code = [0u8; SYSCALL.len()];
+    match plan.mem.read_exact_at(&mut code, plan.gadget) {
+        Ok(()) if code == SYSCALL => Ok(()),
+        _ => {
+            let why = "has just replaced its program (execve): try again".into();
+            Err(CaptureError::Refused { pid, why })
+        }
+    }
 }
 
 /// An injected call inside an rseq critical section would let it go on as if nothing had been.
