@@ -21,6 +21,7 @@ trap 'rm -rf "$work"' EXIT
         !block || /^cargo / || /^export PATH/ { next }
         /node run/ { daemons = 1 }
         /^mitosis logs/ { print "sleep 2" }
+        /^parent=/ { print; print "sleep 1"; next }
         { print }
     ' README.md
 } > "$work/script"
