@@ -125,7 +125,7 @@ pub fn cpython(xstate: usize) -> Descriptor {
         .map(|n| OpenFile {
             kind: 3,
             flags: 2,
-            fds: vec![(n.into(), false), (n + 100, true)],
+            fds: vec![(n, false), (n + 100, true)],
             body: vec![n as u8, 0],
         })
         .collect();
