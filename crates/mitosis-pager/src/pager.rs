@@ -24,6 +24,10 @@ const TICK_IDLE: Duration = Duration::from_millis(250);
 /// How soon data that met a changing mapping is tried again.
 const TICK_PARKED: Duration = Duration::from_micros(200);
 
+/// How long the ends of killed children are waited for at the end. Beyond it their guards see this
+/// process go, and do the rest.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
 /// What a descriptor in the epoll is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Token {
@@ -127,7 +131,8 @@ pub(crate) struct Pager {
     pub last_client: Instant,
     pub next_tick: Instant,
     pub next_sweep: Instant,
-    pub shutdown: bool,
+    /// Since when it is to end.
+    pub shutdown: Option<Instant>,
     _holder: Option<Holder>,
 }
 
@@ -165,7 +170,7 @@ impl Pager {
             last_client: now,
             next_tick: now,
             next_sweep: now,
-            shutdown: false,
+            shutdown: None,
             _holder: holder,
         };
         watch(&pager.epoll, pager.listener.as_fd(), Token::Listener)
@@ -252,7 +257,9 @@ impl Pager {
     }
 
     fn finished(&self) -> bool {
-        self.shutdown && self.children.values().all(|child| child.ended.is_some())
+        self.shutdown.is_some_and(|since| {
+            since.elapsed() > SHUTDOWN || self.children.values().all(|c| c.ended.is_some())
+        })
     }
 }
 

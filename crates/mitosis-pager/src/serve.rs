@@ -213,7 +213,7 @@ impl Pager {
         for id in ids {
             self.kill(id, reason.to_owned());
         }
-        self.shutdown = true;
+        self.shutdown.get_or_insert_with(Instant::now);
     }
 
     /// Tells subscribers what happened. One that does not keep up is cut off: it subscribes again

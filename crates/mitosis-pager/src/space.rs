@@ -16,6 +16,8 @@ const COPY_PAGES: u64 = 64;
 const ZERO_PAGES: u64 = 16;
 /// A hole of so many pages is unregistered as a whole instead: ordinary faults cost a tenth.
 const HOLE_PAGES: u64 = 64;
+/// One past the last page of user space (4-level paging).
+const ADDRESS_END: u64 = 1 << 35;
 /// Most holes unregistered one by one; each splits a mapping, and a process may have 65530.
 const HOLES_MAX: u32 = 2048;
 
@@ -228,14 +230,51 @@ impl Space {
     /// Hands a range without missing pages back to the kernel; whether it was possible now.
     ///
     /// Not while mappings are changing: a move into the range, not yet known here, would lose its
-    /// registration with its pages missing.
+    /// registration with its pages missing. What the mapping has grown by goes with it: left
+    /// registered, it would no longer be known to belong to anything.
     fn unregister(&mut self, lo: u64, hi: u64) -> bool {
-        let quiet = matches!(self.uffd.registered(lo * PAGE, PAGE), Ok(true));
-        let done = quiet && self.uffd.unregister(lo * PAGE, (hi - lo) * PAGE).is_ok();
+        let Some(area) = self.areas.find(lo) else { return true };
+        if !matches!(self.uffd.registered(lo * PAGE, PAGE), Ok(true)) {
+            return false;
+        }
+        let above = self.areas.above(lo).map_or(ADDRESS_END, |next| next.start);
+        let below = lo.checked_sub(1).and_then(|page| self.areas.at_or_below(page));
+        let end = if hi == area.end {
+            let room = above.saturating_sub(hi);
+            hi + self.extent(room, |count| (hi - 1, hi + count))
+        } else {
+            hi
+        };
+        let start = if area.traits.grows_down && lo == area.start {
+            let room = lo - below.map_or(1, |piece| piece.end).min(lo);
+            lo - self.extent(room, |count| (lo - count, lo + 1))
+        } else {
+            lo
+        };
+        let done = self.uffd.unregister(start * PAGE, (end - start) * PAGE).is_ok();
         if done {
-            self.areas.remove(lo, hi);
+            self.areas.remove(start, end);
         }
         done
+    }
+
+    /// By how many pages, at most `room`, a mapping exceeds what is known of it. `range` names the
+    /// pages that must lie in one mapping with it.
+    fn extent(&self, room: u64, range: impl Fn(u64) -> (u64, u64)) -> u64 {
+        let same = |count: u64| {
+            let (lo, hi) = range(count);
+            matches!(self.uffd.registered(lo * PAGE, (hi - lo) * PAGE), Ok(true))
+        };
+        let (mut sure, mut step) = (0, 1);
+        while step > 0 && sure < room {
+            if sure + step <= room && same(sure + step) {
+                sure += step;
+                step *= 2;
+            } else {
+                step /= 2;
+            }
+        }
+        sure
     }
 
     /// Unregisters the areas around `[start, end)` that miss no page any more.

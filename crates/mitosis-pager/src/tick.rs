@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// How often address spaces are asked whether they still exist: exec tells nobody.
 const SWEEP: Duration = Duration::from_millis(250);
-/// How long the announcement of a shadow is believed.
+/// Said of a peer that broke nothing and answers nothing.
 const SILENT: &str = "no answer";
 
 impl Pager {
@@ -158,7 +158,9 @@ impl Pager {
     fn tick_linger(&mut self, now: Instant) {
         if !self.clients.is_empty() {
             self.last_client = now;
-        } else if !self.shutdown && now.duration_since(self.last_client) > self.config.linger {
+        } else if self.shutdown.is_none()
+            && now.duration_since(self.last_client) > self.config.linger
+        {
             self.shut_down("no daemon came back");
             for pidfd in self.shadows.values() {
                 let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);

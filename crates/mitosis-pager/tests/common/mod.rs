@@ -108,7 +108,15 @@ impl Server {
             delay_ms: AtomicU64::new(0),
             fail_from: AtomicU64::new(u64::MAX),
         });
-        let listener = TcpListener::bind(address).unwrap();
+        let start = Instant::now();
+        // A port that was in use a moment ago may be, for another moment.
+        let listener = loop {
+            match TcpListener::bind(address) {
+                Ok(listener) => break listener,
+                Err(e) if start.elapsed() > WAIT => panic!("{e}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
         let address = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let service = Arc::new(Service(seed.clone()));
@@ -199,8 +207,11 @@ impl Rig {
         self.until(child, "ended", |stats| stats.state == ChildState::Ended)
     }
 
-    pub fn join(mut self) -> Result<(), PagerError> {
-        self.thread.take().unwrap().join().unwrap()
+    /// Closes all connections and waits until the pager ends by itself.
+    pub fn abandon(mut self) -> Result<(), PagerError> {
+        let thread = self.thread.take().unwrap();
+        drop(self);
+        thread.join().unwrap()
     }
 }
 

@@ -182,6 +182,7 @@ struct Life {
 
 impl Life {
     fn run(mut self, second: RawFd, uffd_tx: RawFd) -> ! {
+        close_others([self.socket, second, uffd_tx]);
         if self.set_up(uffd_tx).is_err() {
             exit(99);
         }
@@ -285,6 +286,19 @@ impl Life {
             }
             _ => Some(u64::MAX),
         }
+    }
+}
+
+/// A puppet must not keep its creator's connections open.
+fn close_others(mut keep: [RawFd; 3]) {
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().chain([RawFd::MAX]) {
+        if first < fd {
+            // SAFETY: nothing in this process uses the descriptors closed here.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+        }
+        first = first.max(fd.saturating_add(1));
     }
 }
 
