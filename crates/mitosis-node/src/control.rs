@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +41,10 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, NodeError> {
         Err(_) => remove_stale(path, &shown)?,
     }
     // The umask is 077: nobody else can connect, from the first moment.
-    UnixListener::bind(path).map_err(|e| NodeError::control(shown, e))
+    let listener = UnixListener::bind(path).map_err(|e| NodeError::control(shown.as_str(), e))?;
+    let owner_only = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(path, owner_only).map_err(|e| NodeError::control(shown, e))?;
+    Ok(listener)
 }
 
 fn remove_stale(path: &Path, shown: &str) -> Result<(), NodeError> {

@@ -184,8 +184,13 @@ impl Batch<'_> {
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
-        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds)?;
+        // First: system calls of the stub may touch pages that are still elsewhere.
         self.page(id, guard, &uffd_rx)?;
+        drop(uffd_rx);
+        let started = match mitosis_restore::start(&self.plan, guard.control.as_fd(), fds) {
+            Ok(started) => started,
+            Err(error) => return Err(self.not_started(id, error)),
+        };
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -230,6 +235,22 @@ impl Batch<'_> {
             local: self.paging.local.iter().map(|shadow| shadow.mem.as_fd()).collect(),
         };
         Ok(self.pager.client.add_child(&add, &fds)?)
+    }
+
+    /// Ends a child that was never complete. What its guard said went to the pager, which listens
+    /// too.
+    fn not_started(&self, id: u64, error: mitosis_restore::RestoreError) -> NodeError {
+        let stats = self.pager.client.stats().unwrap_or_default();
+        let said = stats.into_iter().find(|one| one.child == ChildId(id));
+        let said = said.and_then(|one| one.reason).filter(|reason| reason.contains("guard could"));
+        // Fails for one that the pager saw end.
+        let _ = self.pager.client.end(ChildId(id), "it could not be built");
+        match (said, &error) {
+            (Some(reason), mitosis_restore::RestoreError::Silent(_)) => {
+                NodeError::step(Phase::Sandbox, "child", reason)
+            }
+            _ => error.into(),
+        }
     }
 
     /// From the request to the first instruction; the phases add up to it.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long a pager may take to answer a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to end, once told to.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,8 +58,14 @@ impl Pager {
         self.reap();
     }
 
-    /// Reaps it, once it is ending.
+    /// Reaps it, once it is ending. One that does not end in time is killed.
     pub fn reap(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let limit = Timespec { tv_sec: END_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        if !matches!(poll(&mut fds, Some(&limit)), Ok(n) if n > 0) {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut process) = process {
             let _ = process.wait();

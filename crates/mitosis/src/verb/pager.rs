@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// `mitosis pager`, started by the daemon.
 pub fn run(args: &Pager) -> Done {
+    // A session of its own: a signal to the daemon's terminal is not meant for its children.
+    let _ = rustix::process::setsid();
     let mut config = mitosis_pager::PagerConfig::new(&args.listen);
     config.page_timeout = Duration::from_millis(args.page_timeout_ms);
     config.linger = Duration::from_millis(args.linger_ms);

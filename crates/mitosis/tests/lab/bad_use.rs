@@ -25,7 +25,14 @@ fn refused(daemon: &Daemon<'_>, pid: u32, words: &[&str]) {
 #[track_caller]
 fn python(lab: &Lab, code: &str) -> LabProcess {
     let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", code]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["-c", code]);
+    python_by(lab, command)
+}
+
+/// As [`python`], with a command of the caller's.
+#[track_caller]
+fn python_by(lab: &Lab, mut command: Command) -> LabProcess {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut process = lab.node(0).spawn(command).unwrap();
     let mut line = String::new();
     let stdout = process.take_stdout().unwrap();
@@ -63,7 +70,8 @@ fn a_process_that_cannot_be_stopped() {
     let code = "#include <unistd.h>\nint main(void) { write(1, \"ready\\n\", 6); \
                 if (vfork() == 0) { pause(); _exit(0); } return 0; }\n";
     std::fs::write(&source, code).unwrap();
-    let mut command = Command::new(compile("vforks", &[source]));
+    lab.node(0).put(&compile("vforks", &[source]), "/tmp/vforks").unwrap();
+    let mut command = Command::new("/tmp/vforks");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let parent = lab.node(0).spawn(command).unwrap();
     let pid = parent.node_pid().unwrap();
@@ -80,7 +88,9 @@ fn a_process_that_is_not_dumpable() {
     let a = daemon(&lab, 0);
     let code = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
 print('ready', flush=True); time.sleep(1000)";
-    let target = python(&lab, code);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=1234", "--clear-groups", "/usr/bin/python3", "-c", code]);
+    let target = python_by(&lab, command);
     refused(&a, target.node_pid().unwrap(), &["dumpable"]);
 }
 
@@ -100,7 +110,7 @@ fn a_setuid_process() {
         let name = std::fs::read_to_string(lab.node(0).proc_dir(pid).join("comm")).unwrap();
         (name == "sleep\n").then_some(())
     });
-    refused(&a, pid, &["setuid", "dumpable", "credentials"]);
+    refused(&a, pid, &["set-uid"]);
 }
 
 #[test]
@@ -151,8 +161,9 @@ fn wrong_words_on_the_command_line() {
         (&["wait", "31999"], 1),
         (&["kill", "31999"], 1),
         (&["logs", "31999"], 1),
-        (&["seed", "rm", "nothing"], 1),
-        (&["seed", "inspect", "nothing"], 1),
+        (&["seed", "rm", "nothing"], 2),
+        (&["seed", "rm", "0123456789abcdef"], 1),
+        (&["seed", "inspect", "0123456789abcdef"], 1),
     ] {
         let output = a.mitosis(args).unwrap();
         assert_eq!(output.code(), code, "{args:?}: {output:?}");

@@ -1,7 +1,7 @@
 //! What the tests share: fixtures, asking a process, and the verbs of the command line.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -145,10 +145,15 @@ impl Peer {
     }
 }
 
-/// Asks what listens on [`PORT`] of `node`.
+/// Asks what listens on [`PORT`] of `node`, and waits until it has closed the connection too: an
+/// open connection cannot be forked.
 #[track_caller]
 pub fn ask(node: &Node, line: &str) -> String {
-    Peer::to(node, PORT).ask(line)
+    let mut peer = Peer::to(node, PORT);
+    let answer = peer.ask(line);
+    peer.stream.get_mut().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(peer.line(), None);
+    answer
 }
 
 /// A parent on a node.
@@ -349,14 +354,24 @@ pub fn same_pids(node: &Node, before: &[u32]) {
     panic!("{} had {before:?} and has {last:?}: {extra:?}", node.name());
 }
 
-/// The pager of a node.
+/// The pager of a node; the process that holds descriptors for it is a child of it.
 #[track_caller]
 pub fn pager(daemon: &Daemon<'_>) -> u32 {
-    let wanted = format!("{} pager", binary().display());
-    until("there is one pager", SOON, || match pids_with(daemon.node(), &wanted)[..] {
-        [pid] => Some(pid),
-        _ => None,
+    let node = daemon.node();
+    until("there is one pager", SOON, || {
+        let all = pids_with(node, "mitosis pager --listen-unix");
+        let first = |pid: &&u32| parent(node, **pid).is_some_and(|parent| !all.contains(&parent));
+        match all.iter().filter(first).collect::<Vec<_>>()[..] {
+            [pid] => Some(*pid),
+            _ => None,
+        }
     })
+}
+
+/// The parent of a node's process.
+pub fn parent(node: &Node, pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(node.proc_dir(pid).join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// A field of the fixture's `status` line.
