@@ -67,7 +67,6 @@ fn word(index: usize) -> u64 {
 /// `walk` (every page in order), `random N` (N scattered pages), `nothing`. Answers in one line
 /// with the nanoseconds of each touch (`walk`: of all together) and whether all data was right.
 fn blob(port: u16, mib: u16) -> Result<(), BenchError> {
-    let listener = listen(port)?;
     let mut data = vec![0_u8; (usize::from(mib) << 20) + PAGE_BYTES];
     // Whole pages only: what lies before them shares a page with the allocator.
     let skip = data.as_ptr().align_offset(PAGE_BYTES);
@@ -75,6 +74,8 @@ fn blob(port: u16, mib: u16) -> Result<(), BenchError> {
     for (index, page) in pages.chunks_exact_mut(PAGE_BYTES).enumerate() {
         page[..8].copy_from_slice(&word(index).to_ne_bytes());
     }
+    // Only now: whoever can connect may fork, and must find all data there.
+    let listener = listen(port)?;
     let mut line = String::with_capacity(256);
     let mut spent_ns = Vec::with_capacity(4096);
     loop {

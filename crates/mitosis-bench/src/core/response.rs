@@ -48,7 +48,7 @@ fn by_command(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
     let command = bed.host.fork_command(reference, "node");
     let (ms, mut process) = timed(bed.host.node, command, PORT)?;
     process.wait(crate::cluster::ANSWER_BOUND)?;
-    bed.host.end_all()?;
+    rest(bed)?;
     Ok(ms)
 }
 
@@ -58,6 +58,19 @@ fn by_client(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
     bed.host.fork(reference, Net::Node)?;
     first(|| local(bed.host.node, PORT))?;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
-    bed.host.end_all()?;
+    rest(bed)?;
     Ok(ms)
+}
+
+/// Ends the child, and waits until its port is closed: the next one must not be asked through it.
+fn rest(bed: &Bed<'_>) -> Result<(), BenchError> {
+    bed.host.end_all()?;
+    let end = Instant::now() + crate::cluster::ANSWER_BOUND;
+    while local(bed.host.node, PORT).is_ok() {
+        if Instant::now() > end {
+            return Err(BenchError::wrong("response", "the port of an ended child stays open"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Ok(())
 }
