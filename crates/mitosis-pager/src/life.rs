@@ -165,7 +165,12 @@ impl Pager {
             Ok(None) => return,
             Err(reason) => {
                 child.uffd_rx = None;
-                self.kill(id, reason);
+                // A child of which nothing is registered has no userfaultfd to send.
+                if child.waiting.take_if(|(areas, _)| areas.is_empty()).is_some() {
+                    self.review.insert(id);
+                } else {
+                    self.kill(id, reason);
+                }
                 return;
             }
         };

@@ -135,6 +135,9 @@ fn admit(
     let _ = std::thread::Builder::new().name("page-server".into()).stack_size(256 << 10).spawn(
         move || {
             let _registered = registered;
+            // Of this thread alone. Somewhere a process waits for each answer; without the
+            // privilege it waits longer on a busy machine.
+            let _ = rustix::process::setpriority_process(None, -10);
             if let Ok(mut connection) = Connection::new(stream, service, config, stop) {
                 // The reason a connection ended is of no use here: its peer sees it end.
                 let _ = connection.run();

@@ -181,6 +181,19 @@ impl Rig {
         Rig { client, socket, thread: Some(thread) }
     }
 
+    /// To a pager that runs as another process; it is not stopped with the rig.
+    pub fn attach(socket: &str) -> Rig {
+        let start = Instant::now();
+        let client = loop {
+            match PagerClient::connect(socket.as_ref(), WAIT) {
+                Ok(client) => break client,
+                Err(e) if start.elapsed() > WAIT => panic!("{e}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        Rig { client, socket: socket.into(), thread: None }
+    }
+
     pub fn stats(&self, child: ChildId) -> ChildStats {
         self.client.stats().unwrap().into_iter().find(|s| s.child == child).unwrap()
     }
