@@ -17,6 +17,8 @@ const CHUNK_PAGES: u32 = 32;
 const INPUT: usize = 64 << 10;
 /// How often a blocked connection looks at the stop flag.
 const TICK: Duration = Duration::from_millis(500);
+/// How often the listener does.
+const TICK_ACCEPT: Duration = Duration::from_millis(100);
 
 /// Bounds of a server.
 #[derive(Clone, Debug)]
@@ -82,7 +84,7 @@ pub fn serve(
     let all = Arc::new(Connections::default());
     listener.set_nonblocking(true)?;
     while !stop.load(Ordering::Acquire) {
-        if !readable(&listener, TICK)? {
+        if !readable(&listener, TICK_ACCEPT)? {
             continue;
         }
         match listener.accept() {
@@ -245,7 +247,7 @@ impl Connection {
     }
 
     fn body(&mut self, length: usize) -> Result<Vec<u8>, End> {
-        if length > wire::REQUEST_BODY_MAX {
+        if length > wire::LEARN_BODY_MAX {
             return Err(End::Peer);
         }
         self.fill(length)?;
@@ -274,6 +276,7 @@ impl Connection {
                 Ok(())
             }
             Kind::Read => self.read(header),
+            Kind::Learn => self.learn(header, body),
             Kind::Ping => self.pong(),
             _ => Err(End::Peer),
         }
@@ -317,11 +320,31 @@ impl Connection {
             return Err(End::Peer);
         }
         let opened = self.service.open(access.seed, &access.secret).ok();
-        if opened.is_none() {
-            let head = Header { a: header.a, b: 1, ..Header::new(Kind::Refused) };
-            self.output.extend_from_slice(&head.encode());
+        match &opened {
+            None => {
+                let head = Header { a: header.a, b: 1, ..Header::new(Kind::Refused) };
+                self.output.extend_from_slice(&head.encode());
+            }
+            Some(seed) => {
+                let pages = seed.trail();
+                if !pages.is_empty() {
+                    let head = Header { a: header.a, ..Header::new(Kind::Trail) };
+                    self.output.extend(wire::control(head, &wire::Pages { pages })?);
+                }
+            }
         }
         self.handles.insert(header.a, opened);
+        Ok(())
+    }
+
+    fn learn(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let learned: wire::Pages = wire::body(Kind::Learn, body)?;
+        if learned.pages.len() > wire::TRAIL_PAGES_MAX {
+            return Err(End::Peer);
+        }
+        if let Some(Some(seed)) = self.handles.get(&header.a) {
+            seed.learn(&learned.pages);
+        }
         Ok(())
     }
 

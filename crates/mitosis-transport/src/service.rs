@@ -44,6 +44,14 @@ pub trait OpenSeed: Send + Sync {
     /// [`ReadError`] if any of the pages cannot be had; then none is sent.
     fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError>;
 
+    /// Pages that a child touched, in order. A hint, to be kept or not.
+    fn learn(&self, _pages: &[u64]) {}
+
+    /// What earlier children touched, in order; at most [`crate::wire::TRAIL_PAGES_MAX`] pages.
+    fn trail(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// The present state; asked before and after each read, and for each ping.
     fn state(&self) -> SeedState;
 }

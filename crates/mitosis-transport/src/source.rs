@@ -46,6 +46,13 @@ pub enum SourceEvent<'a> {
         /// The seed's handle.
         handle: Handle,
     },
+    /// What earlier children of a seed touched, in order. Comes at most once per open.
+    Trail {
+        /// The seed's handle.
+        handle: Handle,
+        /// Pages of the seed's address space.
+        pages: Vec<u64>,
+    },
     /// An answer to [`PageSource::ping`]: all opened seeds not reported otherwise are alive.
     Pong,
     /// An opened seed is no longer [`SeedState::Alive`]. Repeated with every ping.
@@ -71,6 +78,9 @@ pub trait PageSource {
 
     /// Queues a batch of reads.
     fn submit(&mut self, reads: &[ReadRequest]);
+
+    /// Tells the owner what a child touched, in order. Only a hint: sources may ignore it.
+    fn learn(&mut self, _handle: Handle, _pages: &[u64]) {}
 
     /// Asks whether the owner is there and how the opened seeds are.
     fn ping(&mut self);

@@ -169,6 +169,13 @@ fn control_frame(
         Kind::Refused if header.b == 1 => {
             sink(SourceEvent::Refused { handle: Handle(header.a) });
         }
+        Kind::Trail => {
+            let trail: wire::Pages = wire::body(Kind::Trail, body)?;
+            if trail.pages.len() > wire::TRAIL_PAGES_MAX {
+                return Err(SourceError::Protocol("a trail too long".into()));
+            }
+            sink(SourceEvent::Trail { handle: Handle(header.a), pages: trail.pages });
+        }
         Kind::Pong => {
             let pong: wire::Pong = wire::body(Kind::Pong, body)?;
             sink(SourceEvent::Pong);
@@ -207,6 +214,16 @@ impl PageSource for TcpSource {
                 c: read.source.0,
             };
             self.output.extend_from_slice(&header.encode());
+        }
+    }
+
+    fn learn(&mut self, handle: Handle, pages: &[u64]) {
+        // As many as fit the body whatever the numbers are.
+        for part in pages.chunks(wire::LEARN_BODY_MAX / 10 - 1) {
+            let header = Header { a: handle.0, ..Header::new(Kind::Learn) };
+            if let Ok(frame) = wire::control(header, &wire::Pages { pages: part.to_vec() }) {
+                self.output.extend(frame);
+            }
         }
     }
 

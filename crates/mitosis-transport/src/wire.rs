@@ -27,6 +27,10 @@ pub const DATA_PAGES_MAX: u32 = 512;
 pub const REQUEST_BODY_MAX: usize = 256;
 /// Most bytes in the body of a control answer other than a descriptor.
 pub const ANSWER_BODY_MAX: usize = 64 << 10;
+/// Most bytes of a [`Kind::Learn`].
+pub const LEARN_BODY_MAX: usize = 16 << 10;
+/// Most pages in a [`Kind::Learn`] or a [`Kind::Trail`]: what fits the body, however far apart.
+pub const TRAIL_PAGES_MAX: usize = 2048;
 /// Most bytes of a descriptor.
 pub const DESCRIPTOR_MAX: usize = 64 << 20;
 /// Most seeds one connection may have open.
@@ -58,14 +62,20 @@ pub enum Kind {
     Ping = 10,
     /// Body [`Pong`].
     Pong = 11,
+    /// Pages that a child touched, in order: `a` = handle, body [`Pages`]. Not answered.
+    Learn = 12,
+    /// What earlier children touched, sent after an open: `a` = handle, body [`Pages`].
+    Trail = 13,
 }
 
 impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
-        [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong]
-            .into_iter()
-            .find(|k| *k as u8 == value)
+        [
+            Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail,
+        ]
+        .into_iter()
+        .find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
@@ -74,7 +84,8 @@ impl Kind {
             Kind::Refused | Kind::Close | Kind::Read | Kind::Ping => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
-            Kind::Error | Kind::Pong => ANSWER_BODY_MAX,
+            Kind::Learn => LEARN_BODY_MAX,
+            Kind::Error | Kind::Pong | Kind::Trail => ANSWER_BODY_MAX,
         }
     }
 }
@@ -200,6 +211,13 @@ pub struct Access {
 pub struct Pong {
     /// Handle and state.
     pub changed: Vec<(u32, SeedState)>,
+}
+
+/// Body of [`Kind::Learn`] and [`Kind::Trail`]: pages of the seed in the order of their touch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Page numbers.
+    pub pages: Vec<u64>,
 }
 
 /// A frame with a postcard body.

@@ -105,7 +105,8 @@ fn close_all_but_needed(creator: RawFd) -> Vec<RawFd> {
         match link.to_str() {
             Some("anon_inode:[userfaultfd]") => {}
             Some(name) if name.contains("pidfd") => {
-                if fd != creator && alive(fd) {
+                // The creator's pidfd of this very process is in the shared table too.
+                if fd != creator && !own(fd) && alive(fd) {
                     pidfds.push(fd);
                 }
             }
@@ -117,6 +118,13 @@ fn close_all_but_needed(creator: RawFd) -> Vec<RawFd> {
         }
     }
     pidfds
+}
+
+/// Whether a pidfd is of the calling process.
+fn own(pidfd: RawFd) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).unwrap_or_default();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.is_some_and(|pid| pid.trim() == std::process::id().to_string())
 }
 
 fn alive(pidfd: RawFd) -> bool {

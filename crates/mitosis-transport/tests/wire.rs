@@ -1,0 +1,93 @@
+//! Frames: what is sent is understood, and nothing else is.
+#![allow(clippy::unwrap_used)]
+
+use mitosis_descriptor::{Secret, SeedId};
+use mitosis_transport::wire::*;
+use mitosis_transport::{ReadError, SeedState};
+use proptest::prelude::*;
+
+fn kind() -> impl Strategy<Value = Kind> {
+    use Kind::*;
+    prop::sample::select(vec![
+        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong,
+    ])
+}
+
+proptest! {
+    #[test]
+    fn a_header_is_itself_after_a_round_trip(
+        kind in kind(), tag: u64, a: u32, b in 1..512u32, c in 0..1u64 << 51,
+    ) {
+        let length = if kind == Kind::Data { b * PAGE as u32 } else { 0 };
+        let header = Header { length, kind, tag, a, b, c };
+        prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+    }
+
+    #[test]
+    fn any_bytes_are_a_bounded_header_or_an_error(bytes: [u8; HEADER]) {
+        if let Ok(header) = Header::decode(&bytes) {
+            prop_assert!(header.length as usize <= DESCRIPTOR_MAX);
+            prop_assert!(header.kind != Kind::Read || header.b <= READ_PAGES_MAX);
+        }
+    }
+
+    #[test]
+    fn any_body_is_understood_or_refused(bytes: Vec<u8>) {
+        let _ = body::<Hello>(Kind::Hello, &bytes);
+        let _ = body::<Access>(Kind::Open, &bytes);
+        let _ = body::<Pong>(Kind::Pong, &bytes);
+        let _ = body::<ReadError>(Kind::Error, &bytes);
+    }
+
+    #[test]
+    fn a_long_error_still_fits_a_frame(text in ".{0,5000}") {
+        let frame = error_frame(3, &ReadError::Failed(text.clone())).unwrap();
+        let header = Header::decode(frame[..HEADER].try_into().unwrap()).unwrap();
+        prop_assert_eq!((header.kind, header.tag), (Kind::Error, 3));
+        let ReadError::Failed(told) = body(Kind::Error, &frame[HEADER..]).unwrap() else {
+            panic!("another error");
+        };
+        prop_assert!(text.starts_with(&told) && told.chars().count() <= 1000);
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let plain = Header::new(Kind::Ping);
+    let header = |change: fn(&mut Header)| {
+        let mut header = plain;
+        change(&mut header);
+        Header::decode(&header.encode())
+    };
+    assert!(header(|_| {}).is_ok());
+    assert!(header(|h| h.length = 1).is_err(), "a ping has no body");
+    assert!(header(|h| (h.kind, h.b) = (Kind::Read, 0)).is_err(), "no pages");
+    assert!(header(|h| (h.kind, h.b) = (Kind::Read, READ_PAGES_MAX + 1)).is_err());
+    assert!(header(|h| (h.kind, h.b, h.c) = (Kind::Read, 1, u64::MAX)).is_err(), "overflow");
+    assert!(header(|h| (h.kind, h.b, h.length) = (Kind::Data, 2, 4096)).is_err(), "one page short");
+    assert!(header(|h| (h.kind, h.length) = (Kind::Open, 1 << 20)).is_err(), "a large request");
+    let mut bytes = plain.encode();
+    bytes[4] = 99;
+    assert_eq!(Header::decode(&bytes), Err(WireError::Kind(99)));
+    bytes = plain.encode();
+    bytes[6] = 1;
+    assert!(Header::decode(&bytes).is_err(), "reserved");
+}
+
+#[test]
+fn a_body_with_something_after_it_is_refused() {
+    let access = Access { seed: SeedId([1; 8]), secret: Secret([2; 32]) };
+    let frame = control(Header::new(Kind::Open), &access).unwrap();
+    assert_eq!(body::<Access>(Kind::Open, &frame[HEADER..]), Ok(access));
+    let mut long = frame[HEADER..].to_vec();
+    long.push(0);
+    assert!(body::<Access>(Kind::Open, &long).is_err());
+    assert!(body::<Access>(Kind::Open, &frame[HEADER..frame.len() - 1]).is_err());
+}
+
+#[test]
+fn states_cross_the_wire() {
+    let pong = Pong { changed: vec![(1, SeedState::Expiring), (9, SeedState::Lost)] };
+    let frame = control(Header::new(Kind::Pong), &pong).unwrap();
+    assert_eq!(body::<Pong>(Kind::Pong, &frame[HEADER..]), Ok(pong));
+}
