@@ -216,8 +216,12 @@ impl Children {
     pub fn ended(&self, id: u64, end: End) -> Option<(Start, Option<Guarded>)> {
         let mut table = self.table();
         let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
-        let status = end.status.or(child.exited);
-        child.end = Some((End { status, ..end }, Instant::now()));
+        // One that exited by itself earlier was not ended by what ended its kept namespace.
+        let end = match child.exited {
+            Some(status) => End { status: Some(status), reason: None },
+            None => end,
+        };
+        child.end = Some((end, Instant::now()));
         child.pidfd = None;
         let done = (child.start.clone(), child.guard.take());
         let shares = std::mem::take(&mut child.shares);
@@ -320,6 +324,16 @@ mod tests {
         children.ended(2, End { status: None, reason: Some("seed revoked".into()) });
         let end = children.wait(77, Duration::ZERO).flatten().unwrap();
         assert_eq!((end.exit, end.reason.as_deref()), (137, Some("seed revoked")));
+    }
+
+    #[test]
+    fn the_end_of_a_kept_namespace_is_not_the_childs() {
+        let children = Children::default();
+        children.add(start(1, 5), None, None, Vec::new());
+        children.exited(1, 3 << 8);
+        children.ended(1, End { status: None, reason: Some("pager died".into()) });
+        let end = children.wait(5, Duration::ZERO).flatten().unwrap();
+        assert_eq!((end.exit, end.reason), (3, None));
     }
 
     #[test]

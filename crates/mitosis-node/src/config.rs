@@ -71,7 +71,7 @@ impl Config {
                 (!host.is_empty() && !host.contains(['/', '#']))
                     .then(|| port.parse::<u16>().ok())?
             });
-            if !port.is_some_and(|port| port != 0) {
+            if port.is_none_or(|port| port == 0) {
                 return Some(format!("--advertise {address:?}: want HOST:PORT"));
             }
         }

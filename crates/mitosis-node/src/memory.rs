@@ -194,3 +194,85 @@ fn read_owned(place: &Place, at: u64, out: &mut [u8]) -> Result<(), ReadError> {
         Place::Gone(reason) => Err(ReadError::Lost(reason.clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use std::process::{Child, Command, Stdio};
+
+    /// A real process as a shadow, with the first pages of its stack as owned pages.
+    fn shadow() -> (Child, Arc<Shadow>, u64) {
+        let child = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().unwrap();
+        let pid = child.id() as i32;
+        let stack = loop {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+            let maps = mitosis_sys::procfs::ranges(pid).unwrap();
+            let stack = maps.iter().find(|m| m.name == "[stack]").map(|m| m.end);
+            match stack {
+                Some(end) if exe.ends_with("sleep") => break end / PAGE_SIZE - 2,
+                _ => std::thread::yield_now(),
+            }
+        };
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
+        (child, Arc::new(Shadow { pid, pidfd, mem }), stack)
+    }
+
+    fn memory(place: Place, owned: Vec<(u64, u64)>, mapped: Vec<FilePages>, file: File) -> Memory {
+        Memory { owned, mapped, files: vec![Some(file)], place: RwLock::new(place) }
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let path = std::env::temp_dir().join(format!(
+            "mitosis-mem-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::write(&path, bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
+    }
+
+    #[test]
+    fn owned_pages_come_from_a_living_shadow_and_never_from_a_dead_one() {
+        let (mut child, shadow, at) = shadow();
+        let place = Place::Shadow(Arc::clone(&shadow));
+        let memory = memory(place, vec![(at, at + 2)], Vec::new(), file(b""));
+        let mut expected = vec![0; 2 * PAGE_SIZE as usize];
+        shadow.mem.read_exact_at(&mut expected, at * PAGE_SIZE).unwrap();
+        assert!(expected.iter().any(|byte| *byte != 0));
+        let mut got = vec![0; expected.len()];
+        let read = memory.read(Vpn(at), 2, &mut got);
+        let outside = memory.read(Vpn(at + 1), 2, &mut got.clone());
+        shadow.kill();
+        let dead = memory.read(Vpn(at), 1, &mut vec![0; PAGE_SIZE as usize]);
+        let _ = child.wait();
+        assert_eq!(read, Ok(()));
+        assert_eq!(got, expected);
+        assert!(matches!(outside, Err(ReadError::NotOwned(_))), "{outside:?}");
+        assert!(matches!(dead, Err(ReadError::Lost(_))), "{dead:?}");
+        assert!(!shadow.alive());
+    }
+
+    #[test]
+    fn file_pages_end_with_zeros_and_nothing_comes_from_past_the_end() {
+        let page = PAGE_SIZE as usize;
+        let bytes: Vec<u8> = (0..page + 100).map(|n| n as u8 | 1).collect();
+        let mapped = FilePages { start: 10, end: 14, file: 0, offset: 0, size: bytes.len() as u64 };
+        let gone = Place::Gone("test".into());
+        let memory = memory(gone, vec![(11, 12)], vec![mapped], file(&bytes));
+        let mut out = vec![0xff; page];
+        assert_eq!(memory.read(Vpn(10), 1, &mut out), Ok(()));
+        assert_eq!(out, bytes[..page]);
+        // Page 11 is dirty: its owner is the shadow, not the file.
+        assert!(matches!(memory.read(Vpn(11), 1, &mut out), Err(ReadError::Lost(_))));
+        assert!(matches!(memory.read(Vpn(12), 1, &mut out), Err(ReadError::Failed(_))));
+        assert!(matches!(memory.read(Vpn(14), 1, &mut out), Err(ReadError::NotOwned(_))));
+        let clean = Memory { owned: Vec::new(), ..memory };
+        assert_eq!(clean.read(Vpn(11), 1, &mut out), Ok(()));
+        assert_eq!(out[..100], bytes[page..]);
+        assert!(out[100..].iter().all(|byte| *byte == 0));
+    }
+}

@@ -216,5 +216,9 @@ impl Node {
         }
         self.store.close();
         let _ = std::fs::remove_file(self.config.run_path("pager.sock"));
+        let log = self.config.state_dir.join("pager.log");
+        if std::fs::metadata(&log).is_ok_and(|meta| meta.len() == 0) {
+            let _ = std::fs::remove_file(log);
+        }
     }
 }

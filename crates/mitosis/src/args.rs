@@ -128,7 +128,7 @@ pub struct Check {
 #[derive(Subcommand, Debug)]
 pub enum Node {
     /// Run the daemon of one node in the foreground
-    Run(NodeRun),
+    Run(Box<NodeRun>),
     /// End all children and seeds of a node, its pager and its daemon
     Stop {
         #[command(flatten)]

@@ -10,7 +10,7 @@ use std::path::Path;
 /// `mitosis node`.
 pub fn run(args: Node) -> Done {
     match args {
-        Node::Run(args) => start(args),
+        Node::Run(args) => start(*args),
         Node::Stop { socket } => {
             socket::connect(&socket)?.stop()?;
             Ok(0)
