@@ -196,8 +196,23 @@ impl Node {
     }
 
     /// Ends the node at once with all its processes; their peers see closed connections.
+    ///
+    /// Pid 1 has let go of its file system when this returns, which is when the kernel kills the
+    /// rest. It has not gone: it stays until all processes of the node are reaped, those too that
+    /// the caller holds.
     pub fn power_off(&self) -> Result<(), LabError> {
-        self.namespaces.end(RUN_BOUND).map_err(|error| LabError::io("power-off", &self.name, error))
+        let failed = |error| LabError::io("power-off", &self.name, error);
+        self.namespaces.kill().map_err(failed)?;
+        let root = PathBuf::from(format!("/proc/{}/root", self.init));
+        let began = Instant::now();
+        while fs::read_link(&root).is_ok() {
+            if began.elapsed() > RUN_BOUND {
+                let object = self.name.clone();
+                return Err(LabError::Timeout { phase: "power-off", object, bound: RUN_BOUND });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// The pid on the host of the process that this node calls `pid`.
