@@ -34,6 +34,7 @@ enum Note {
     State(Handle, SeedState),
     Refused(Handle),
     Failed(u64, ReadError),
+    Trail(Handle, Vec<u64>),
 }
 
 impl Pager {
@@ -88,6 +89,7 @@ impl Pager {
                 }
                 SourceEvent::Failed { tag, error } => notes.push(Note::Failed(tag, error)),
                 SourceEvent::Refused { handle } => notes.push(Note::Refused(handle)),
+                SourceEvent::Trail { handle, pages } => notes.push(Note::Trail(handle, pages)),
                 SourceEvent::Pong => {}
                 SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
             }
@@ -114,6 +116,14 @@ impl Pager {
                 }
             }
             Note::Failed(tag, error) => self.failed(tag, &error),
+            Note::Trail(handle, pages) => {
+                if let From::Peer(id) = from {
+                    let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
+                    if let Some(open) = open {
+                        open.trail.extend(&pages);
+                    }
+                }
+            }
         }
     }
 

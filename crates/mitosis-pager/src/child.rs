@@ -78,6 +78,10 @@ pub struct Child {
     pub shadow_follows: bool,
     /// The address space that may be a shadow's.
     pub shadow: Option<u64>,
+    /// Pages touched that were in no trail, with their owners' ways, not yet told to anybody.
+    pub touched: Vec<(Via, u64)>,
+    /// When the last of them was touched.
+    pub touched_at: Option<Instant>,
     /// Counters.
     pub counters: Counters,
     /// Wait status of the main process.
@@ -129,6 +133,8 @@ impl Child {
             filling: 0,
             shadow_follows: false,
             shadow: None,
+            touched: Vec::new(),
+            touched_at: None,
             exit: None,
             reason: None,
             independent: false,

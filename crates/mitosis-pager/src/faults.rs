@@ -19,6 +19,8 @@ const PENDING_MAX: u64 = 4096;
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
+/// Most touches of a child that are remembered until they are told.
+const TOUCHED_MAX: usize = 1024;
 /// Most batches of events taken from one address space before others get their turn.
 const DRAIN_ROUNDS: usize = 16;
 
@@ -103,8 +105,13 @@ impl Pager {
     fn answer(&mut self, id: u64, page: u64) {
         let Some(space) = self.spaces.get_mut(&id) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
-        if child.dying || matches!(space.role, Role::Shadow(_)) {
+        if child.dying {
             return;
+        }
+        if let Role::Shadow(slot) = space.role {
+            // A shadow never runs again: this is another process, to be served like any.
+            space.role = Role::Fork(slot);
+            self.review.insert(child.id);
         }
         child.counters.faults += 1;
         if space.areas.find(page).is_none() {
@@ -123,8 +130,43 @@ impl Pager {
             Some(run) => {
                 let target = space.streams.touch(page);
                 let wanted = run.tag.is_none();
+                let (owner, source) = (run.owner, run.source + (page - run.start));
                 self.request(id, page, target, wanted);
+                self.follow(id, owner, source, wanted);
             }
+        }
+    }
+
+    /// Fetches what earlier children of the seed touched after page `source` of `owner`, and notes
+    /// a touch that none of them made.
+    fn follow(&mut self, id: u64, owner: u16, source: u64, wanted: bool) {
+        let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
+        let Some(child) = self.children.get_mut(&space.child) else { return };
+        let via = child.sources.get(usize::from(owner)).and_then(|source| source.via);
+        let Some(via @ Via::Peer(peer, handle)) = via else { return };
+        let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
+        let Some(open) = open else { return };
+        if !open.trail.has(source) {
+            if wanted && child.touched.len() < TOUCHED_MAX {
+                child.touched.push((via, source));
+                child.touched_at = Some(Instant::now());
+            }
+            return;
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for &page in space.follower.touch(&open.trail, source) {
+            // Where the owner had it: a mapping that was moved is not followed.
+            let Some(run) = space.map.find(page) else { continue };
+            if run.tag.is_some() || run.owner != owner || run.source + (page - run.start) != page {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(last) if last.end() == page => last.count += 1,
+                _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
+            }
+        }
+        for run in runs {
+            self.read(id, run, None, false);
         }
     }
 

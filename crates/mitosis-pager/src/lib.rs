@@ -26,6 +26,7 @@ mod prefetch;
 mod serve;
 mod space;
 mod tick;
+mod trail;
 
 pub use client::{ChildFds, PagerClient, PagerEvents};
 pub use config::PagerConfig;

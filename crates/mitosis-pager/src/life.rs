@@ -200,10 +200,11 @@ impl Pager {
         child.spaces.iter().find(main).copied()
     }
 
-    /// Pages missing in a child and its forks; `None` while its memory is not set up.
+    /// Pages missing in a child and its forks.
     pub(crate) fn left(&self, child: &Child) -> u64 {
         let waiting = child.waiting.as_ref().map_or(0, |(_, map)| map.pages());
         let spaces = child.spaces.iter().filter_map(|key| self.spaces.get(key));
+        let spaces = spaces.filter(|space| space.counts());
         waiting + spaces.map(|space| space.map.pages()).sum::<u64>()
     }
 
@@ -222,7 +223,8 @@ impl Pager {
             return;
         }
         let mut left = vec![0; child.sources.len()];
-        for space in child.spaces.iter().filter_map(|key| self.spaces.get(key)) {
+        let spaces = child.spaces.iter().filter_map(|key| self.spaces.get(key));
+        for space in spaces.filter(|space| space.counts()) {
             for (sum, pages) in left.iter_mut().zip(space.map.left()) {
                 *sum += pages;
             }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
 pub const VERSION: u32 = 1;
 
-/// Names a child; chosen by the daemon, never reused while the pager lives.
+/// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ChildId(pub u64);
 

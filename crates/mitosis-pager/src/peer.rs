@@ -5,6 +5,7 @@
 //! timeout says that the owner is lost.
 
 use crate::message::ChildId;
+use crate::trail::Trail;
 use mitosis_descriptor::{Owner, Secret, SeedId};
 use mitosis_transport::{Handle, PageSource, ReadRequest, SourceError};
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +31,8 @@ pub struct Open {
     secret: Secret,
     /// Children that need it.
     pub users: BTreeSet<ChildId>,
+    /// What its children touched before.
+    pub trail: Trail,
 }
 
 /// A node that owns pages.
@@ -61,6 +64,7 @@ enum Out {
     Open(Handle),
     Close(Handle),
     Read(ReadRequest),
+    Learn(Handle, Vec<u64>),
 }
 
 impl Peer {
@@ -99,7 +103,7 @@ impl Peer {
         let handle = Handle(self.next_handle);
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
-        self.handles.insert(handle, Open { seed, secret, users });
+        self.handles.insert(handle, Open { seed, secret, users, trail: Trail::default() });
         self.queue(Out::Open(handle));
         handle
     }
@@ -132,6 +136,13 @@ impl Peer {
         self.queue(Out::Read(read));
     }
 
+    /// A child touched pages that are in no trail yet: kept here and told to the owner.
+    pub fn learn(&mut self, handle: Handle, pages: Vec<u64>) {
+        let Some(open) = self.handles.get_mut(&handle) else { return };
+        open.trail.extend(&pages);
+        self.queue(Out::Learn(handle, pages));
+    }
+
     /// Sends what is queued.
     ///
     /// # Errors
@@ -148,6 +159,7 @@ impl Peer {
                 }
                 Out::Close(handle) => source.close(handle),
                 Out::Read(read) => source.submit(&[read]),
+                Out::Learn(handle, pages) => source.learn(handle, &pages),
             }
         }
         source.flush()

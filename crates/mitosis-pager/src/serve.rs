@@ -200,8 +200,6 @@ impl Pager {
             if let Role::Fork(slot) = space.role {
                 space.role = Role::Shadow(slot);
             }
-            let end = u64::MAX >> 12;
-            space.map_mut().remove(0, end);
         }
         self.review.insert(id);
         Ok(())

@@ -4,6 +4,7 @@ use crate::areas::{Areas, Piece, Traits};
 use crate::map::{PageMap, Tag};
 use crate::message::ChildId;
 use crate::prefetch::Streams;
+use crate::trail::Follower;
 use mitosis_sys::uffd::{Placed, Stop, Uffd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,6 +61,8 @@ pub struct Space {
     pub map: Arc<PageMap>,
     /// Sequential runs.
     pub streams: Streams,
+    /// How it follows the trail of its seed.
+    pub follower: Follower,
     /// Where the background fill goes on.
     pub cursor: u64,
     /// Ranges moved here whose registration is to be confirmed, see [`Space::confirm`].
@@ -83,6 +86,7 @@ impl Space {
             areas,
             map,
             streams: Streams::default(),
+            follower: Follower::default(),
             cursor: 0,
             doubts: Vec::new(),
             poisoned: Areas::default(),
@@ -389,6 +393,11 @@ impl Space {
             Err(Stop::Gone) => Outcome::Gone,
             _ => kill(outside(page)),
         }
+    }
+
+    /// Whether its missing pages make the child depend on their owners.
+    pub fn counts(&self) -> bool {
+        !matches!(self.role, Role::Shadow(_))
     }
 
     /// Whether the process still has this address space.

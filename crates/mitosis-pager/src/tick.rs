@@ -4,12 +4,15 @@ use crate::child::Via;
 use crate::message::ChildId;
 use crate::pager::Pager;
 use crate::space::{Outcome, Role};
-use mitosis_transport::SourceError;
+use mitosis_transport::{Handle, SourceError};
 use rustix::process::Signal;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How often address spaces are asked whether they still exist: exec tells nobody.
 const SWEEP: Duration = Duration::from_millis(250);
+/// How long a child must touch nothing new until its touches are told.
+const REST: Duration = Duration::from_millis(100);
 /// Said of a peer that broke nothing and answers nothing.
 const SILENT: &str = "no answer";
 
@@ -21,6 +24,7 @@ impl Pager {
         }
         self.tick_peers(now);
         self.tick_reads(now);
+        self.tick_learned(now);
         self.tick_spaces();
         if now >= self.next_sweep {
             self.sweep(now);
@@ -52,6 +56,28 @@ impl Pager {
             }
             peer.ping(self.config.ping_interval, now);
             self.connect(id);
+        }
+    }
+
+    /// Tells the owners what children touched, once these have come to rest.
+    fn tick_learned(&mut self, now: Instant) {
+        for child in self.children.values_mut() {
+            let rested = |at: Instant| now.duration_since(at) > REST;
+            if !child.touched_at.is_some_and(rested) {
+                continue;
+            }
+            child.touched_at = None;
+            let mut told: BTreeMap<(u64, Handle), Vec<u64>> = BTreeMap::new();
+            for (via, page) in child.touched.drain(..) {
+                if let Via::Peer(peer, handle) = via {
+                    told.entry((peer, handle)).or_default().push(page);
+                }
+            }
+            for ((peer, handle), pages) in told {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.learn(handle, pages);
+                }
+            }
         }
     }
 

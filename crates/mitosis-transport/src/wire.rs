@@ -71,11 +71,9 @@ pub enum Kind {
 impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
-        [
-            Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail,
-        ]
-        .into_iter()
-        .find(|k| *k as u8 == value)
+        [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail]
+            .into_iter()
+            .find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
