@@ -97,6 +97,7 @@ fn see(source: &mut TcpSource, count: usize) -> Result<Vec<Seen>, SourceError> {
                 SourceEvent::Refused { handle } => Seen::Refused(handle.0),
                 SourceEvent::Pong => Seen::Pong,
                 SourceEvent::State { handle, state } => Seen::State(handle.0, state),
+                other => panic!("{other:?}"),
             });
         })?;
         std::thread::sleep(Duration::from_micros(200));
