@@ -15,5 +15,5 @@ for name in floors mechanisms shadow core; do
         rm "bench/results/$name.json.new"
     fi
 done
-bench/table.py BENCHMARKS.md
+bench/table.py BENCHMARKS.md docs/paging.md
 exit $failed
