@@ -120,7 +120,8 @@ fn batch<'a>(
     let descriptor = fetch(node, reference)?;
     let fetched = arrived.elapsed();
     let wanted = mitosis_restore::Request {
-        new_pid: request.new_pid,
+        // Pid 1 of a child's namespace is its guard.
+        new_pid: request.new_pid || descriptor.process.pid == 1,
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
     };
@@ -237,20 +238,32 @@ impl Batch<'_> {
         Ok(self.pager.client.add_child(&add, &fds)?)
     }
 
-    /// Ends a child that was never complete. What its guard said went to the pager, which listens
-    /// too.
+    /// Ends a child that was never complete. Its guard's words went to whoever read them first, us
+    /// or the pager.
     fn not_started(&self, id: u64, error: mitosis_restore::RestoreError) -> NodeError {
-        let stats = self.pager.client.stats().unwrap_or_default();
-        let said = stats.into_iter().find(|one| one.child == ChildId(id));
-        let said = said.and_then(|one| one.reason).filter(|reason| reason.contains("guard could"));
+        let said = match &error {
+            mitosis_restore::RestoreError::Silent(_) => self.guard_said(id),
+            _ => None,
+        };
         // Fails for one that the pager saw end.
         let _ = self.pager.client.end(ChildId(id), "it could not be built");
-        match (said, &error) {
-            (Some(reason), mitosis_restore::RestoreError::Silent(_)) => {
-                NodeError::step(Phase::Sandbox, "child", reason)
-            }
-            _ => error.into(),
+        match said {
+            Some(reason) => NodeError::step(Phase::Sandbox, "child", reason),
+            None => error.into(),
         }
+    }
+
+    /// What the pager heard of a guard that could not make the child.
+    fn guard_said(&self, id: u64) -> Option<String> {
+        for _ in 0..20 {
+            let stats = self.pager.client.stats().ok()?;
+            let child = stats.into_iter().find(|one| one.child == ChildId(id))?;
+            if let Some(reason) = child.reason {
+                return Some(reason).filter(|reason| reason.contains("guard could"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     /// From the request to the first instruction; the phases add up to it.

@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub nodes: ControlClient,
     /// Set when the daemon ends.
     pub stop: Arc<AtomicBool>,
+    /// Set when the page server has ended and its address is free.
+    pub pages_closed: AtomicBool,
     /// Tells the main thread to end.
     pub ended: SyncSender<()>,
     last_id: AtomicU64,
@@ -78,6 +80,7 @@ impl Node {
             store: parts.store,
             nodes: ControlClient::new(),
             stop: parts.stop,
+            pages_closed: AtomicBool::new(false),
             ended: parts.ended,
             last_id: AtomicU64::new(0),
         }
@@ -191,7 +194,8 @@ impl Node {
         }
     }
 
-    /// Ends all children and seeds, and the pager.
+    /// Ends all children and seeds, the pager and the servers: when this returns, another daemon can
+    /// start in the same place.
     pub fn end_everything(&self) {
         for id in self.children.live() {
             self.end_child(id, "the node was stopped");
@@ -219,6 +223,10 @@ impl Node {
         let log = self.config.state_dir.join("pager.log");
         if std::fs::metadata(&log).is_ok_and(|meta| meta.len() == 0) {
             let _ = std::fs::remove_file(log);
+        }
+        let _ = std::fs::remove_file(&self.config.socket);
+        while !self.pages_closed.load(Ordering::Acquire) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

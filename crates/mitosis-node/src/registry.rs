@@ -3,8 +3,9 @@
 use crate::memory::{Memory, Place};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
+use mitosis_transport::wire::TRAIL_PAGES_MAX;
 use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -42,7 +42,9 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let socket = control::bind(&config.socket)?;
     let path = config.socket.clone();
     let done = with_socket(config, &socket);
-    let _ = std::fs::remove_file(path);
+    if done.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
     done
 }
 
@@ -130,6 +132,7 @@ fn threads(
                 let config = ServerConfig::default();
                 let served = mitosis_transport::serve(pages, service, config, d.stop.clone());
                 d.note("page server", served);
+                d.pages_closed.store(true, Ordering::Release);
             }),
         )?,
     ])
@@ -147,6 +150,7 @@ fn finish(node: &Node) {
         return;
     }
     node.stop.store(true, Ordering::Release);
+    let _ = std::fs::remove_file(&node.config.socket);
     node.log.info(format_args!(
         "leaving {children} children and {seeds} seeds to the pager for {} s",
         node.config.linger.as_secs()

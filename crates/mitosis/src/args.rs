@@ -211,7 +211,7 @@ pub struct Fork {
     /// Fetch the rest in the background, then need no other node
     #[arg(long, env = "MITOSIS_FORK_INDEPENDENT", value_parser = FalseyValueParser::new())]
     pub independent: bool,
-    /// A new pid instead of the parent's
+    /// A new pid instead of the parent's; always so for a parent that was pid 1
     #[arg(long, env = "MITOSIS_FORK_NEW_PID", value_parser = FalseyValueParser::new())]
     pub new_pid: bool,
     /// Host name of the child
