@@ -17,8 +17,10 @@ const COPY_PAGES: u64 = 64;
 const ZERO_PAGES: u64 = 16;
 /// A hole of so many pages is unregistered as a whole instead: ordinary faults cost a tenth.
 const HOLE_PAGES: u64 = 64;
-/// One past the last page of user space (4-level paging).
-const ADDRESS_END: u64 = 1 << 35;
+/// One past the last page of user space (4-level paging, less the guard page at its end).
+const ADDRESS_END: u64 = (1 << 35) - 1;
+/// An address that every process may have, whether mapped or not, to ask whether it lives.
+const ANY_ADDRESS: u64 = 16 << 20;
 /// Most holes unregistered one by one; each splits a mapping, and a process may have 65530.
 const HOLES_MAX: u32 = 2048;
 
@@ -402,7 +404,7 @@ impl Space {
 
     /// Whether the process still has this address space.
     pub fn alive(&self) -> bool {
-        self.uffd.registered(PAGE, PAGE) != Err(Stop::Gone)
+        self.uffd.registered(ANY_ADDRESS, PAGE) != Err(Stop::Gone)
     }
 }
 

@@ -68,8 +68,6 @@ impl Stop {
             Errno::AGAIN => Stop::Again,
             Errno::SRCH => Stop::Gone,
             Errno::NOENT => Stop::Unmapped,
-            // The kernel said ENOSPC for a dead process before 4.14's successors said ESRCH.
-            Errno::NOSPC => Stop::Gone,
             Errno::NOMEM => Stop::NoMemory,
             other => Stop::Failed(other),
         }
