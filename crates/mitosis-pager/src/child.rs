@@ -65,8 +65,8 @@ pub struct Child {
     pub uffd_rx: Option<OwnedFd>,
     /// The guard's control socket.
     pub guard: Option<OwnedFd>,
-    /// The guard.
-    pub guard_pidfd: OwnedFd,
+    /// The guard, until it has ended.
+    pub guard_pidfd: Option<OwnedFd>,
     to_guard: VecDeque<ToGuard>,
     slots_free: Vec<u32>,
     slots_used: u32,
@@ -125,7 +125,7 @@ impl Child {
             waiting: Some((Areas::new(&add.areas), Arc::new(map))),
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
-            guard_pidfd,
+            guard_pidfd: Some(guard_pidfd),
             to_guard: VecDeque::new(),
             slots_free: Vec::new(),
             slots_used: 0,

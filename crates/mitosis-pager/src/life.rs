@@ -143,7 +143,10 @@ impl Pager {
         if let Some(socket) = &child.guard {
             watch(&self.epoll, socket.as_fd(), Token::Guard(id))?;
         }
-        watch(&self.epoll, child.guard_pidfd.as_fd(), Token::GuardPid(id))
+        match &child.guard_pidfd {
+            Some(pidfd) => watch(&self.epoll, pidfd.as_fd(), Token::GuardPid(id)),
+            None => Ok(()),
+        }
     }
 
     fn peer(&mut self, address: SocketAddr) -> u64 {
@@ -313,7 +316,9 @@ impl Pager {
         child.reason.get_or_insert(reason);
         // The guard is pid 1 of its namespace: the kernel kills all the others with it. It fails
         // only if the guard is dead already, which its pidfd tells.
-        let _ = rustix::process::pidfd_send_signal(&child.guard_pidfd, Signal::KILL);
+        if let Some(guard) = &child.guard_pidfd {
+            let _ = rustix::process::pidfd_send_signal(guard, Signal::KILL);
+        }
         self.release_all(id);
     }
 
@@ -360,8 +365,11 @@ impl Pager {
         child.guard = None;
         child.uffd_rx = None;
         child.waiting = None;
-        // Out of the epoll: a pidfd of the dead stays readable for ever.
-        let _ = rustix::event::epoll::delete(&self.epoll, &child.guard_pidfd);
+        // Out of the epoll: a pidfd of the dead stays readable for ever, and the record of the
+        // child outlives its use.
+        if let Some(guard) = child.guard_pidfd.take() {
+            let _ = rustix::event::epoll::delete(&self.epoll, &guard);
+        }
         for key in std::mem::take(&mut child.spaces) {
             self.spaces.remove(&key);
         }
