@@ -13,7 +13,7 @@ use crate::proc;
 pub struct Census {
     /// Processes by command name, zombies as `NAME (zombie)`.
     pub processes: BTreeMap<String, usize>,
-    /// Open descriptors of all processes by kind (`socket`, `/memfd:name`, `anon_inode:[x]`, ...).
+    /// Open descriptors as `PROCESS: KIND`; kinds are `socket`, `/memfd:x`, `anon_inode:[x]`, ...
     pub descriptors: BTreeMap<String, usize>,
     /// Namespaces of each type that processes of the node are in.
     pub namespaces: BTreeMap<String, usize>,
@@ -56,7 +56,7 @@ impl Census {
         let zombie = if rest.starts_with('Z') { " (zombie)" } else { "" };
         *self.processes.entry(format!("{name}{zombie}")).or_default() += 1;
         for (_, link) in links(&dir.join("fd")) {
-            *self.descriptors.entry(kind_of(&link)).or_default() += 1;
+            *self.descriptors.entry(format!("{name}: {}", kind_of(&link))).or_default() += 1;
         }
         namespaces.extend(links(&dir.join("ns")).into_iter().filter(|(k, _)| !k.contains("_for_")));
     }
