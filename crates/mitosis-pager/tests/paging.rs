@@ -153,3 +153,17 @@ fn a_child_without_missing_pages_is_independent_at_once() {
     child.check_zero(0, 64);
     rig.until(child.id, "independent", |s| s.independent && s.bytes_fetched == 0);
 }
+
+#[test]
+fn pages_arrive_while_mappings_change_all_the_time() {
+    let (server, rig) = (Server::start(), Rig::start());
+    for eager in [false, true] {
+        let wanted = Wanted { pages: 3000, remote: 2900, eager, local: None };
+        let child = child(&rig, server.owner(), wanted);
+        let base = child.base();
+        let want = expected((20..2900).map(|p| Some(base + p)));
+        assert_eq!(child.order(Order::HashInStorm, [0, 20, 20, 2880]), want);
+        let stats = rig.stats(child.id);
+        assert_eq!(stats.reason, None);
+    }
+}

@@ -35,6 +35,9 @@ pub enum Order {
     Exit = 10,
     /// First word of page `a`.
     Peek = 11,
+    /// Hash of `d` pages from `c`, while another thread of execution in the same memory drops
+    /// `b` pages from `a`, one by one and over and over.
+    HashInStorm = 12,
 }
 
 /// The process. Dropping it kills and reaps it.
@@ -268,8 +271,32 @@ impl Life {
                 }
                 10 => exit(a as i32),
                 11 => self.word(a, 0),
+                12 => self.hash_in_storm([a, b, c, d]),
                 _ => u64::MAX,
             })
+        }
+    }
+
+    fn hash_in_storm(&self, [a, b, c, d]: [u64; 4]) -> u64 {
+        const STACK: usize = 64 << 10;
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let other = Storm { first: self.base + a * PAGE, pages: b, stop };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a process in the same memory, on a stack of its own. It uses `other`, which
+        // lives until that process was waited for.
+        unsafe {
+            let stack = libc::mmap(std::ptr::null_mut(), STACK, protection, flags, -1, 0);
+            let argument = (&raw const other).cast_mut().cast();
+            let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD;
+            let pid = libc::clone(storm, stack.byte_add(STACK), flags, argument);
+            let hash = self.hash(c, d);
+            other.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            if pid < 0 || reap(pid.into()) != 0 {
+                return u64::MAX;
+            }
+            libc::munmap(stack, STACK);
+            hash
         }
     }
 
@@ -300,6 +327,30 @@ fn close_others(mut keep: [RawFd; 3]) {
         }
         first = first.max(fd.saturating_add(1));
     }
+}
+
+/// What the other thread of execution needs.
+struct Storm {
+    first: u64,
+    pages: u64,
+    stop: std::sync::atomic::AtomicBool,
+}
+
+/// Drops pages until told to stop.
+extern "C" fn storm(argument: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `hash_in_storm` passes its own `Storm`, and waits for this process before it ends.
+    let storm = unsafe { &*argument.cast::<Storm>() };
+    while !storm.stop.load(std::sync::atomic::Ordering::Relaxed) {
+        for page in 0..storm.pages {
+            let at = (storm.first + page * PAGE) as *mut libc::c_void;
+            // SAFETY: pages of the puppet's own region, which only the storm touches.
+            unsafe {
+                libc::madvise(at, PAGE as usize, libc::MADV_DONTNEED);
+                at.cast::<u64>().read_volatile();
+            }
+        }
+    }
+    0
 }
 
 fn fork() -> libc::c_long {
