@@ -9,7 +9,7 @@ use crate::refuse::Facts;
 use crate::stop::{self, StoppedProcess};
 use crate::{CaptureError, Shadow};
 use mitosis_stub::abi::{CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD};
-use mitosis_sys::ptrace::{Event, Stopped, wait_event};
+use mitosis_sys::ptrace::{Event, Metronome, Stopped, wait_event};
 use mitosis_sys::{SysError, procfs};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fs::{File, OpenOptions};
@@ -363,6 +363,7 @@ pub(crate) fn settle_shadow(
 /// cannot see, but `ps` can.
 pub(crate) fn reap(parent: i32, shadow: i32) -> Result<(), CaptureError> {
     let fail = CaptureError::sys("shadow", parent);
+    let _metronome = Metronome::start().map_err(&fail)?;
     let status = procfs::Status::read(shadow).map_err(&fail)?;
     let inner = status.numbers("NSpid", 10).last().copied().unwrap_or(shadow as u64);
     let facts = crate::refuse::inspect(parent)?;

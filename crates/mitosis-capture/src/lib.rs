@@ -17,6 +17,7 @@ mod stop;
 pub use error::CaptureError;
 
 use mitosis_descriptor::{Descriptor, Owner, PageIndex, Phase};
+use mitosis_sys::ptrace::Metronome;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -155,6 +156,7 @@ fn capture(
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Seeded, CaptureError> {
+    let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let facts = refuse::inspect(pid)?;
     let plan = inject::Plan::new(pid, &facts)?;
