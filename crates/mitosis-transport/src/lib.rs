@@ -14,6 +14,7 @@ mod fault;
 mod local;
 mod server;
 mod service;
+mod session;
 mod source;
 mod tcp;
 pub mod wire;

@@ -38,7 +38,8 @@ pub trait SeedService: Send + Sync {
 /// handle closes, so the count tells the node whether anybody still depends on the seed.
 pub trait OpenSeed: Send + Sync {
     /// Reads `count` pages starting at page `source` of the seed's address space. `out` is exactly
-    /// `count` pages long; it is sent only if the result is `Ok`.
+    /// `count` pages long and holds anything: `Ok` says that all of it was written. It is sent only
+    /// then.
     ///
     /// # Errors
     /// [`ReadError`] if any of the pages cannot be had; then none is sent.

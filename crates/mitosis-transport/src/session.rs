@@ -1,0 +1,320 @@
+//! One connection of a server: requests in, answers out, in order.
+
+use crate::server::TICK;
+use crate::wire::{self, Header, Kind, WireError};
+use crate::{OpenSeed, ReadError, SeedService, SeedState, ServerConfig};
+use mitosis_descriptor::Vpn;
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Pages read and sent at a time: large enough to amortise the calls, small enough for the cache.
+const CHUNK_PAGES: u32 = 32;
+/// Most bytes of answers kept for reuse.
+const OUTPUT_KEPT: usize = 512 << 10;
+/// Bytes of requests taken in at a time.
+const INPUT: usize = 64 << 10;
+
+/// Why a session is over.
+pub(crate) enum End {
+    /// Its peer is gone, or no peer of this protocol.
+    Peer,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> End {
+        End::Peer
+    }
+}
+impl From<WireError> for End {
+    fn from(_: WireError) -> End {
+        End::Peer
+    }
+}
+
+/// Answers not yet sent. Its memory is kept and not cleared: pages are read right into it, and only
+/// what was filled is sent.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Output {
+    fn push(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The next `count` bytes, to be filled by the caller, or given back by setting `used`.
+    fn room(&mut self, count: usize) -> &mut [u8] {
+        let (from, to) = (self.used, self.used + count);
+        if self.bytes.len() < to {
+            self.bytes.resize(to, 0);
+        }
+        self.used = to;
+        &mut self.bytes[from..to]
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+}
+
+/// A connection of a peer.
+pub(crate) struct Session {
+    stream: TcpStream,
+    service: Arc<dyn SeedService>,
+    config: ServerConfig,
+    stop: Arc<AtomicBool>,
+    handles: HashMap<u32, Option<Arc<dyn OpenSeed>>>,
+    input: Vec<u8>,
+    filled: usize,
+    taken: usize,
+    output: Output,
+    greeted: bool,
+}
+
+impl Session {
+    /// Takes over a connection just accepted.
+    pub(crate) fn new(
+        stream: TcpStream,
+        service: Arc<dyn SeedService>,
+        config: ServerConfig,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<Session> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(config.send_timeout))?;
+        Ok(Session {
+            stream,
+            service,
+            config,
+            stop,
+            handles: HashMap::new(),
+            input: vec![0; INPUT],
+            filled: 0,
+            taken: 0,
+            output: Output::default(),
+            greeted: false,
+        })
+    }
+
+    /// Answers until the peer ends, breaks the protocol, or a bound is reached.
+    pub(crate) fn run(&mut self) -> Result<(), End> {
+        loop {
+            let header = self.header()?;
+            let body = self.body(header.length as usize)?;
+            self.answer(header, &body)?;
+        }
+    }
+
+    /// Waits for at least `need` bytes of input.
+    fn fill(&mut self, need: usize) -> Result<(), End> {
+        if self.filled - self.taken >= need {
+            return Ok(());
+        }
+        // Everything asked so far is answered before this side waits.
+        self.send()?;
+        self.input.copy_within(self.taken..self.filled, 0);
+        self.filled -= self.taken;
+        self.taken = 0;
+        let limit =
+            if self.greeted { self.config.idle_timeout } else { self.config.handshake_timeout };
+        let since = Instant::now();
+        while self.filled < need {
+            match self.stream.read(&mut self.input[self.filled..]) {
+                Ok(0) => return Err(End::Peer),
+                Ok(got) => self.filled += got,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stop.load(Ordering::Acquire) || since.elapsed() >= limit {
+                        return Err(End::Peer);
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self) -> Result<Header, End> {
+        self.fill(wire::HEADER)?;
+        let mut bytes = [0; wire::HEADER];
+        bytes.copy_from_slice(&self.input[self.taken..self.taken + wire::HEADER]);
+        self.taken += wire::HEADER;
+        Ok(Header::decode(&bytes)?)
+    }
+
+    fn body(&mut self, length: usize) -> Result<Vec<u8>, End> {
+        if length > wire::LEARN_BODY_MAX {
+            return Err(End::Peer);
+        }
+        self.fill(length)?;
+        let body = self.input[self.taken..self.taken + length].to_vec();
+        self.taken += length;
+        Ok(body)
+    }
+
+    fn send(&mut self) -> Result<(), End> {
+        if self.output.used > 0 {
+            self.stream.write_all(self.output.filled())?;
+            self.output.used = 0;
+            // A descriptor may have been large, and comes once.
+            self.output.bytes.truncate(OUTPUT_KEPT);
+            self.output.bytes.shrink_to(OUTPUT_KEPT);
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        if !self.greeted {
+            return self.greet(header, body);
+        }
+        match header.kind {
+            Kind::Fork => self.fork(header, body),
+            Kind::Open => self.open(header, body),
+            Kind::Close => {
+                self.handles.remove(&header.a);
+                Ok(())
+            }
+            Kind::Read => self.read(header),
+            Kind::Learn => self.learn(header, body),
+            Kind::Ping => self.pong(),
+            _ => Err(End::Peer),
+        }
+    }
+
+    fn greet(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        if header.kind != Kind::Hello {
+            return Err(End::Peer);
+        }
+        let theirs: wire::Hello = wire::body(Kind::Hello, body)?;
+        let ours = wire::Hello { version: wire::VERSION };
+        self.output.push(&wire::control(Header::new(Kind::Hello), &ours)?);
+        if theirs.version != wire::VERSION {
+            self.send()?;
+            return Err(End::Peer);
+        }
+        self.greeted = true;
+        Ok(())
+    }
+
+    fn fork(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let access: wire::Access = wire::body(Kind::Fork, body)?;
+        match self.service.fork(access.seed, &access.secret) {
+            Ok(bytes) if bytes.len() <= wire::DESCRIPTOR_MAX => {
+                let length = bytes.len() as u32;
+                let head = Header { length, tag: header.tag, ..Header::new(Kind::Descriptor) };
+                self.output.push(&head.encode());
+                self.output.push(&bytes);
+            }
+            _ => {
+                let head = Header { tag: header.tag, ..Header::new(Kind::Refused) };
+                self.output.push(&head.encode());
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let access: wire::Access = wire::body(Kind::Open, body)?;
+        if self.handles.len() >= wire::HANDLES_MAX || self.handles.contains_key(&header.a) {
+            return Err(End::Peer);
+        }
+        let opened = self.service.open(access.seed, &access.secret).ok();
+        match &opened {
+            None => {
+                let head = Header { a: header.a, b: 1, ..Header::new(Kind::Refused) };
+                self.output.push(&head.encode());
+            }
+            Some(seed) => {
+                let pages = seed.trail();
+                if !pages.is_empty() {
+                    let head = Header { a: header.a, ..Header::new(Kind::Trail) };
+                    self.output.push(&wire::control(head, &wire::Pages { pages })?);
+                }
+            }
+        }
+        self.handles.insert(header.a, opened);
+        Ok(())
+    }
+
+    fn learn(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let learned: wire::Pages = wire::body(Kind::Learn, body)?;
+        if learned.pages.len() > wire::TRAIL_PAGES_MAX {
+            return Err(End::Peer);
+        }
+        if let Some(Some(seed)) = self.handles.get(&header.a) {
+            seed.learn(&learned.pages);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, header: Header) -> Result<(), End> {
+        let seed = match self.handles.get(&header.a) {
+            Some(Some(seed)) => Arc::clone(seed),
+            _ => return self.fail(header.tag, &ReadError::Refused),
+        };
+        let mut done = 0;
+        while done < header.b {
+            let count = CHUNK_PAGES.min(header.b - done);
+            let bytes = count as usize * wire::PAGE;
+            let head = Header {
+                length: bytes as u32,
+                kind: Kind::Data,
+                tag: header.tag,
+                a: done,
+                b: count,
+                c: 0,
+            };
+            let at = self.output.used;
+            self.output.push(&head.encode());
+            let out = self.output.room(bytes);
+            if let Err(error) = checked_read(&*seed, Vpn(header.c + u64::from(done)), count, out) {
+                self.output.used = at;
+                return self.fail(header.tag, &error);
+            }
+            done += count;
+            if self.output.used >= CHUNK_PAGES as usize * wire::PAGE {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, tag: u64, error: &ReadError) -> Result<(), End> {
+        self.output.push(&wire::error_frame(tag, error)?);
+        Ok(())
+    }
+
+    fn pong(&mut self) -> Result<(), End> {
+        let states = self.handles.iter().filter_map(|(handle, seed)| {
+            let state = seed.as_ref()?.state();
+            (state != SeedState::Alive).then_some((*handle, state))
+        });
+        let changed = states.collect();
+        self.output.push(&wire::control(Header::new(Kind::Pong), &wire::Pong { changed })?);
+        Ok(())
+    }
+}
+
+/// A read, between two looks at the state: what was revoked meanwhile is not sent.
+fn checked_read(
+    seed: &dyn OpenSeed,
+    source: Vpn,
+    count: u32,
+    out: &mut [u8],
+) -> Result<(), ReadError> {
+    let usable = |state| match state {
+        SeedState::Alive | SeedState::Expiring => Ok(()),
+        SeedState::Revoked => Err(ReadError::Revoked),
+        SeedState::Lost => Err(ReadError::Lost("its memory is gone".into())),
+    };
+    usable(seed.state())?;
+    seed.read(source, count, out)?;
+    usable(seed.state())
+}
