@@ -76,16 +76,17 @@ impl Lab {
     }
 }
 
-/// The shared paths that exist, canonical and without repeats.
+/// The shared paths, canonical, none of them below another.
 fn all_shares(extra: &[&Path]) -> Result<Vec<PathBuf>, LabError> {
-    let own =
-        std::env::current_exe().map_err(|error| LabError::io("shares", "/proc/self/exe", error))?;
+    let own = std::env::current_exe();
+    let own = own.map_err(|error| LabError::io("shares", "/proc/self/exe", error))?;
     let here = std::env::current_dir().map_err(|error| LabError::io("shares", ".", error))?;
-    let mut shares = Vec::new();
+    let mut shares: Vec<PathBuf> = Vec::new();
     for path in [own.as_path(), here.as_path()].iter().chain(extra) {
         let object = path.display().to_string();
         let path = path.canonicalize().map_err(|error| LabError::io("shares", object, error))?;
-        if !shares.contains(&path) {
+        if !shares.iter().any(|share| path.starts_with(share)) {
+            shares.retain(|share| !share.starts_with(&path));
             shares.push(path);
         }
     }

@@ -62,6 +62,21 @@ fn nodes_do_not_share_processes_or_files() {
 }
 
 #[test]
+fn shared_paths_stay_visible_below_private_directories() {
+    let outer = std::env::temp_dir().join(format!("lab-share-{}", std::process::id()));
+    let inner = outer.join("inner");
+    std::fs::create_dir_all(&inner).unwrap();
+    std::fs::write(inner.join("file"), "shared").unwrap();
+    let lab = Lab::with_shares("labt", 1, &[&inner.join("file"), &outer, &inner]).unwrap();
+    let seen = lab.node(0).sh(&format!("cat {}", inner.join("file").display())).unwrap().stdout;
+    let written = lab.node(0).sh(&format!("touch {}", inner.join("new").display()));
+    drop(lab);
+    std::fs::remove_dir_all(&outer).unwrap();
+    assert_eq!(seen, "shared");
+    assert!(written.is_err(), "shared paths are read-only");
+}
+
+#[test]
 fn orphans_are_reaped_and_the_census_sees_what_is_left() {
     let lab = Lab::new("labt", 1).unwrap();
     let node = lab.node(0);
