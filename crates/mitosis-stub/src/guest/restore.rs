@@ -116,12 +116,17 @@ unsafe extern "C" fn leave(
     );
 }
 
-/// A thread's way out: waits for the gate without a stack, then returns through its frame. Where
-/// a filter will be installed it must not be asleep in a system call that nobody may end: it spins.
+/// A thread's way out: says that it is ready, waits for the gate without a stack, then returns
+/// through its frame. From the moment it is ready the leader may unmap the plan and all stacks:
+/// only registers, the gate and the frame are used. Where a filter will be installed it must not
+/// be asleep in a system call that nobody may end: it spins.
 #[unsafe(naked)]
 unsafe extern "C" fn leave_thread(go: u64, frame: u64, spin: u64) -> ! {
     core::arch::naked_asm!(
         "mov r12, rdi", "mov rbx, rsi", "mov r13, rdx",
+        // The count of the ready is the word before the gate; futex(count, FUTEX_WAKE, 1).
+        "lock inc dword ptr [r12 - 4]",
+        "mov eax, 202", "lea rdi, [r12 - 4]", "mov esi, 1", "mov edx, 1", "syscall",
         "2:",
         "cmp dword ptr [r12], 0", "jne 3f",
         "pause",
@@ -189,10 +194,6 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     let mut frame = Frame::new();
     run(plan, thread.ops, LIST_THREAD + index as u32, &mut frame);
     run(plan, plan.identity, LIST_IDENTITY, &mut frame);
-    // SAFETY: the gate lies in the region.
-    let ready = unsafe { &*(plan.gate as *const AtomicU32) };
-    ready.fetch_add(1, Ordering::Release);
-    syscall!(sys::FUTEX, plan.gate, 1, 1, 0, 0, 0);
     // SAFETY: the frame is this thread's own.
     unsafe { leave_thread(plan.gate + 4, thread.frame + 8, plan.seccomp.1) }
 }
