@@ -16,7 +16,7 @@ use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
 use mitosis_transport::ReadError;
-use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pong};
+use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
 
 /// Gives `bytes` to the descriptor's decoder, as they are and as a body under a correct header
 /// (else the checksum would stop nearly all of them). Returns whether either was a descriptor.
@@ -118,6 +118,7 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Fork | Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
+        Kind::Learn | Kind::Trail => same_again(kind, body, wire::body::<Pages>(kind, body)),
         Kind::Descriptor => {
             check_descriptor(body);
         }

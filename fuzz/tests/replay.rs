@@ -5,7 +5,7 @@
 
 use mitosis_descriptor::{HEADER_BYTES, Reference, Secret, SeedId};
 use mitosis_proto::{ErrorCode, ForkRequest, PrepareRequest, Reply, Request};
-use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pong};
+use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
 use mitosis_transport::{ReadError, SeedState};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -164,6 +164,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let body = |kind, bytes: Result<Vec<u8>, wire::WireError>| (kind, bytes.expect("a frame"));
     let access = Access { seed: SeedId([7; 8]), secret: Secret([9; 32]) };
     let changed = vec![(1, SeedState::Expiring), (2, SeedState::Revoked), (3, SeedState::Lost)];
+    let trail = Pages { pages: vec![0x7fff_1234, 0x7fff_1235, 0x5555] };
     let read = Header { tag: 5, a: 1, b: 16, c: 0x7fff_1234, ..Header::new(Kind::Read) };
     let data = Header { length: 4096, b: 1, ..Header::new(Kind::Data) };
     let mut page = data.encode().to_vec();
@@ -173,6 +174,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         body("fork", wire::control(Header { tag: 1, ..Header::new(Kind::Fork) }, &access)),
         body("open", wire::control(Header { a: 1, ..Header::new(Kind::Open) }, &access)),
         body("pong", wire::control(Header::new(Kind::Pong), &Pong { changed })),
+        body("learn", wire::control(Header { a: 1, ..Header::new(Kind::Learn) }, &trail)),
+        body("trail", wire::control(Header { a: 1, ..Header::new(Kind::Trail) }, &trail)),
         body("error", wire::error_frame(5, &ReadError::Lost("the shadow died".into()))),
         ("read", read.encode().to_vec()),
         ("data", page),
