@@ -75,19 +75,28 @@ pub(crate) fn unpin() {
     let _ = sched_setaffinity(None, &set);
 }
 
+/// Stops the leading thread only: enough to make the process do something.
+pub(crate) fn stop_leader(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
+    stop_some(pid, deadline, |tid| tid == pid)
+}
+
 /// Seizes and stops every thread, until a scan finds no new one.
 pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
+    stop_some(pid, deadline, |_| true)
+}
+
+fn stop_some(
+    pid: i32,
+    deadline: Instant,
+    wanted: impl Fn(i32) -> bool,
+) -> Result<StoppedProcess, CaptureError> {
     let begun = Instant::now();
-    let mut process = StoppedProcess {
-        pid,
-        threads: Vec::new(),
-        taken: Taken::default(),
-        since: begun,
-    };
+    let mut process =
+        StoppedProcess { pid, threads: Vec::new(), taken: Taken::default(), since: begun };
     loop {
         let mut tids =
             procfs::threads(pid).map_err(|_| CaptureError::Ended { phase: "stop", pid })?;
-        tids.retain(|tid| process.threads.iter().all(|t| t.tid() != *tid));
+        tids.retain(|tid| wanted(*tid) && process.threads.iter().all(|t| t.tid() != *tid));
         if tids.is_empty() {
             break;
         }
