@@ -45,9 +45,6 @@ pub use peer::Connect;
 pub fn run(config: PagerConfig) -> Result<(), PagerError> {
     let path = config.socket.clone();
     raise_descriptor_limit();
-    // A touch waits for this process: it goes before what merely computes. Without the privilege
-    // it is served all the same, later on a busy machine.
-    let _ = rustix::process::setpriority_process(None, -10);
     let mut pager = pager::Pager::new(config)?;
     let result = pager.run();
     // Only now: a daemon that starts meanwhile finds the socket and waits rather than start a

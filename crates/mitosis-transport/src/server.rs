@@ -132,9 +132,6 @@ fn admit(
     let _ = std::thread::Builder::new().name("page-server".into()).stack_size(256 << 10).spawn(
         move || {
             let _registered = registered;
-            // Of this thread alone. Somewhere a process waits for each answer; without the
-            // privilege it waits longer on a busy machine.
-            let _ = rustix::process::setpriority_process(None, -10);
             if let Ok(mut session) = Session::new(stream, service, config, stop) {
                 // The reason a connection ended is of no use here: its peer sees it end.
                 let _ = session.run();
