@@ -170,7 +170,7 @@ impl Report {
             let (name, notes) = (&section.name, &section.notes);
             text.push_str(if index == 0 { "\n" } else { ",\n" });
             let _ = write!(text, "{{\"name\":{},", serde_json::to_string(name)?);
-            let _ = write!(text, "\"notes\":{},\"figures\":[\n", serde_json::to_string(notes)?);
+            let _ = writeln!(text, "\"notes\":{},\"figures\":[", serde_json::to_string(notes)?);
             let figures: Result<Vec<String>, _> =
                 section.figures.iter().map(serde_json::to_string).collect();
             text.push_str(&figures?.join(",\n"));

@@ -34,6 +34,9 @@ impl Capture<'_> {
     }
 }
 
+/// Gives the body of a group's state.
+type CaptureFn = fn(&Capture<'_>, &Group) -> Result<Option<Vec<u8>>, StateError>;
+
 /// A kind of open file.
 pub struct Kind {
     /// Stored in descriptors: never reused.
@@ -41,7 +44,7 @@ pub struct Kind {
     /// As in the docs.
     pub name: &'static str,
     /// `None` when the group is not of this kind.
-    capture: fn(&Capture<'_>, &Group) -> Result<Option<Vec<u8>>, StateError>,
+    capture: CaptureFn,
     plan: fn(&OpenFile, &mut Files<'_>) -> Result<(), StateError>,
     describe: fn(&OpenFile) -> Result<String, StateError>,
 }
