@@ -8,15 +8,19 @@
 
 mod describe;
 mod error;
+mod gadget;
 mod inject;
 mod limits;
 mod memory;
 mod refuse;
+mod shadow;
 mod stop;
 
 pub use error::CaptureError;
 
-use mitosis_descriptor::{Descriptor, Owner, PageIndex, Phase};
+use inject::Planted;
+use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
+use mitosis_state::Prescan;
 use mitosis_sys::ptrace::Metronome;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -93,7 +97,7 @@ pub fn end_shadow(pid: i32, pidfd: &OwnedFd, child_of: Option<i32>) {
     let _ = rustix::event::poll(&mut polled, Some(&bound));
     std::thread::scope(|scope| {
         // ptrace belongs to a thread; the parent may be gone, and the zombie with it.
-        let _ = scope.spawn(|| inject::reap(parent, pid)).join();
+        let _ = scope.spawn(|| shadow::reap(parent, pid)).join();
     });
 }
 
@@ -151,6 +155,14 @@ impl Clock {
     }
 }
 
+/// What was taken while the parent stood still.
+struct Frozen {
+    taken: stop::Taken,
+    open_files: Vec<OpenFile>,
+    inherited: Option<InheritedPages>,
+    freeze: Duration,
+}
+
 fn capture(
     pid: i32,
     options: &Options,
@@ -159,41 +171,65 @@ fn capture(
     let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let facts = refuse::inspect(pid)?;
-    let plan = inject::Plan::new(pid, &facts)?;
-    let files = mitosis_state::Prescan::take(pid)?;
+    let gadget = gadget::Gadget::find(pid)?;
+    let files = Prescan::take(pid)?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
     stop::pin_to_cpu_of(pid);
-    let mut process = stop::stop(pid, Instant::now() + options.stop_timeout)?;
-    clock.lap(Phase::Stop);
-    process.take_state(facts.foreign_pid_ns)?;
-    clock.lap(Phase::Registers);
-    let open_files = files.confirm()?;
-    let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
-    clock.lap(Phase::Files);
-    let (injected, shadow) = inject::fork_shadow(&mut process, &plan)?;
-    clock.lap(Phase::Shadow);
-    let (mut taken, freeze) = process.release();
+    let deadline = Instant::now() + options.stop_timeout;
+    let mut planted = Planted::plant(pid, &facts, gadget, deadline)?;
+    clock.lap(Phase::Plant);
+    let frozen = freeze(&facts, files, inherited, &mut planted, deadline, &mut clock);
+    let forked = frozen.and_then(|frozen| {
+        let brought = planted.collect(frozen.taken.threads.len())?;
+        Ok((frozen, brought))
+    });
+    // Whatever came of it, nothing of ours stays in the parent.
+    let uprooted = planted.uproot();
     stop::unpin();
     clock.lap(Phase::Resume);
-    taken.name_threads(pid);
+    let (mut frozen, (injected, shadow)) = forked?;
+    uprooted?;
+    frozen.taken.name_threads(pid);
 
-    let shadow = inject::settle_shadow(shadow, pid, &facts)?;
+    let shadow = shadow::settle(shadow, pid, &facts)?;
     limits::adopt(shadow.pid);
     drop(room);
     let mut seeded = describe::describe(describe::Input {
         pid,
         options,
         facts: &facts,
-        taken,
-        open_files,
-        inherited,
+        taken: frozen.taken,
+        open_files: frozen.open_files,
+        inherited: frozen.inherited,
         capture: injected,
         shadow,
     })?;
     clock.lap(Phase::Describe);
-    seeded.freeze_us = freeze.as_micros() as u64;
+    seeded.freeze_us = frozen.freeze.as_micros() as u64;
     seeded.phases = clock.phases;
     Ok(seeded)
+}
+
+/// The stop that counts: all threads stand still until the fork is done.
+fn freeze(
+    facts: &refuse::Facts,
+    files: Prescan,
+    inherited: &mut (dyn Inherited + Send),
+    planted: &mut Planted,
+    deadline: Instant,
+    clock: &mut Clock,
+) -> Result<Frozen, CaptureError> {
+    let mut process = stop::stop(planted.pid, deadline)?;
+    clock.lap(Phase::Stop);
+    process.take_state(facts.foreign_pid_ns)?;
+    clock.lap(Phase::Registers);
+    let open_files = files.confirm()?;
+    let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
+    clock.lap(Phase::Files);
+    planted.fork(&mut process)?;
+    let (taken, freeze) = process.release();
+    clock.lap(Phase::Shadow);
+    Ok(Frozen { taken, open_files, inherited, freeze })
 }

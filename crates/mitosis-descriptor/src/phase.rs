@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Phase {
     /// Looking at the parent before it is stopped.
     Inspect,
+    /// Placing the helper that will fork in the parent, which stops shortly for it.
+    Plant,
     /// Stopping every thread of the parent.
     Stop,
     /// Reading registers and per-thread state.
@@ -16,7 +18,7 @@ pub enum Phase {
     Files,
     /// The injected fork.
     Shadow,
-    /// Letting the parent run on.
+    /// Letting the parent run on, and taking the helper away.
     Resume,
     /// Reading the shadow's page tables and identity; building the descriptor.
     Describe,
@@ -39,6 +41,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Phase::Inspect => "inspect",
+            Phase::Plant => "plant",
             Phase::Stop => "stop",
             Phase::Registers => "registers",
             Phase::Files => "files",

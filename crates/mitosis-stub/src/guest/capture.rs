@@ -1,21 +1,21 @@
-//! Runs inside the stopped parent: says what only the process itself can say, then forks the
-//! shadow by way of a short-lived helper, so that the parent never has a child it could notice.
+//! Runs inside the parent, in two steps, so that the parent stands still for little more than the
+//! fork itself.
 //!
-//! The helper shares memory with the parent (CLONE_VM) but has a copy of its fd table; it closes
-//! all of that and forks. So the shadow holds no file of the parent, and when the helper is gone
-//! and reaped, the shadow belongs to init.
+//! First the leading thread says what only it can say and makes a helper, which shares memory,
+//! directories and signal dispositions with the parent (CLONE_VM, CLONE_FS, CLONE_SIGHAND) but has
+//! a copy of its fd table; the helper closes all of that and waits. Later, with the whole parent
+//! stopped, the helper forks: so the shadow holds no file of the parent, and when the helper is
+//! gone and reaped, the shadow belongs to init and the parent never had a child it could notice.
 
 use crate::abi::{CaptureData, CaptureThread};
 use crate::sys::{self, syscall};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
-const CLONE_VFORK: u64 = 0x4000;
-const WALL: u64 = 0x4000_0000;
+const CLONE_SIGHAND: u64 = 0x800;
 const PR_GET_PDEATHSIG: u64 = 2;
 const PR_SET_NAME: u64 = 15;
 const PR_GET_SECUREBITS: u64 = 27;
-const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
@@ -42,26 +42,8 @@ unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
 }
 
 unsafe extern "C" fn leader(data: *mut CaptureData) {
-    // SAFETY: as above. The helper writes through the same memory, but only while we wait for it.
+    // SAFETY: as above. The helper does not write before this thread has trapped.
     let out = unsafe { &mut *data };
-    describe_process(out);
-    // SAFETY: a field of the same region.
-    unsafe { describe_thread(&raw mut out.thread) };
-    if out.prctl[0] == 1 {
-        // Else the orphaned shadow would become the parent's own child.
-        syscall!(sys::PRCTL, PR_SET_CHILD_SUBREAPER, 0);
-    }
-    out.helper = spawn_helper(out.helper_stack_top, data);
-    if out.helper > 0 {
-        syscall!(sys::WAIT4, out.helper, 0, WALL, 0);
-    }
-    if out.prctl[0] == 1 {
-        syscall!(sys::PRCTL, PR_SET_CHILD_SUBREAPER, 1);
-    }
-}
-
-fn describe_process(out: &mut CaptureData) {
-    out.brk = syscall!(sys::BRK, 0) as u64;
     let mut word = 0i32;
     syscall!(sys::PRCTL, PR_GET_CHILD_SUBREAPER, &raw mut word);
     out.prctl[0] = i64::from(word);
@@ -70,6 +52,14 @@ fn describe_process(out: &mut CaptureData) {
     out.prctl[1] = i64::from(word);
     out.prctl[2] = syscall!(sys::PRCTL, PR_GET_SECUREBITS);
     out.prctl[3] = syscall!(sys::PRCTL, PR_GET_THP_DISABLE, 0, 0, 0, 0);
+    // SAFETY: a field of the same region.
+    unsafe { describe_thread(&raw mut out.thread) };
+    out.helper = spawn_helper(out.helper_stack_top, data);
+}
+
+/// What may change until the fork is asked for right before it.
+fn describe_process(out: &mut CaptureData) {
+    out.brk = syscall!(sys::BRK, 0) as u64;
     let base = out.sigactions.as_mut_ptr();
     for signal in 1..=64usize {
         // SAFETY: signal - 1 < 64.
@@ -81,8 +71,8 @@ fn describe_process(out: &mut CaptureData) {
 /// clone(2) of the helper on a stack of its own; returns in the parent only.
 fn spawn_helper(stack_top: u64, data: *mut CaptureData) -> i64 {
     let result: i64;
-    // SAFETY: the helper runs on `stack_top`, which the tracer reserved for it, and never returns
-    // from `helper`; CLONE_VFORK keeps us asleep until it has gone.
+    // SAFETY: the helper runs on `stack_top`, which the tracer reserved for it and keeps mapped
+    // until it has gone, and never returns from `helper`.
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -95,7 +85,7 @@ fn spawn_helper(stack_top: u64, data: *mut CaptureData) -> i64 {
             "2:",
             helper = sym helper,
             inlateout("rax") sys::CLONE => result,
-            in("rdi") CLONE_VM | CLONE_FS | CLONE_VFORK,
+            in("rdi") CLONE_VM | CLONE_FS | CLONE_SIGHAND,
             in("rsi") stack_top,
             in("rdx") 0u64, in("r10") 0u64, in("r8") 0u64,
             in("r12") data,
@@ -107,14 +97,20 @@ fn spawn_helper(stack_top: u64, data: *mut CaptureData) -> i64 {
 
 unsafe extern "C" fn helper(data: *mut CaptureData) -> ! {
     syscall!(sys::CLOSE_RANGE, 0, u32::MAX, 0);
-    // SAFETY: memory is shared with the parent, which sleeps in vfork.
-    let flags = unsafe { (*data).shadow_flags };
-    let pid = syscall!(sys::CLONE, flags, 0, 0, 0, 0);
+    // SAFETY: the tracer takes the trap and resumes behind it when the parent stands still; then
+    // nobody else uses the data.
+    let out = unsafe {
+        core::arch::asm!("int3");
+        &mut *data
+    };
+    describe_process(out);
+    let pid = syscall!(sys::CLONE, out.shadow_flags, 0, 0, 0, 0);
     if pid == 0 {
         shadow();
     }
-    // SAFETY: memory is shared with the parent, which sleeps in vfork.
-    unsafe { (*data).shadow = pid };
+    out.shadow = pid;
+    // SAFETY: as above. For a fork that failed: one that did not was told to the tracer already.
+    unsafe { core::arch::asm!("int3") };
     loop {
         syscall!(sys::EXIT_GROUP, 0);
     }
