@@ -8,9 +8,10 @@ use crate::helper::{PAGE_BYTES, SERVE, elapsed_ns};
 use crate::report::{Figure, Samples, Section};
 use crate::response::{Bundle, python_anew};
 use mitosis_lab::{Lab, Node};
-use mitosis_sys::floors::{Backing, fault_latency};
+use mitosis_sys::floors::{Backing, fault_latency, remote_fault_latency};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -43,6 +44,15 @@ pub fn round_trips(owner: &Node, host: &Node, count: usize) -> Result<Vec<u64>, 
         samples.push(elapsed_ns(start));
     }
     Ok(samples)
+}
+
+/// Nanoseconds of each of `count` faults here that a process answers after such a round trip.
+pub fn bare_remote_faults(owner: &Node, host: &Node, count: usize) -> Result<Vec<u64>, BenchError> {
+    let to = SocketAddr::new(owner.ip(), BARE_PORT);
+    let stream = host.connect(to, ANSWER_BOUND)?;
+    let failed = |error| BenchError::io("bare remote fault", to)(error);
+    stream.set_nodelay(true).map_err(failed)?;
+    remote_fault_latency(stream.as_fd(), count).map_err(failed)
 }
 
 /// One pass over 64 MiB.
@@ -104,12 +114,13 @@ pub fn run(runs: usize) -> Result<Section, BenchError> {
     }
     drop(spinner);
     let bundle = Bundle::new(host, COLD_PORT, "0")?;
-    let (mut faults, mut trips) = (Vec::new(), Vec::new());
+    let (mut faults, mut trips, mut chains) = (Vec::new(), Vec::new(), Vec::new());
     let (mut passes, mut python_ms, mut runc_ms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         let fault = fault_latency(Backing::Anonymous, 50, 1, None);
         faults.extend(fault.map_err(BenchError::io("bare fault", "userfaultfd"))?);
         trips.extend(round_trips(owner, host, 50)?);
+        chains.extend(bare_remote_faults(owner, host, 50)?);
         passes.push(plain_stream(host, owner, &bare)?);
         python_ms.push(python_anew(host, COLD_PORT, "0")?);
         runc_ms.push(bundle.run()?);
@@ -119,6 +130,7 @@ pub fn run(runs: usize) -> Result<Section, BenchError> {
         ("longest gap around a plain fork(), CPython", Samples::from_ns(&forks)),
         ("bare uffd fault", Samples::from_ns(&faults)),
         ("bare 4 KiB round trip", Samples::from_ns(&trips)),
+        ("bare fault answered after a bare round trip", Samples::from_ns(&chains)),
         ("plain TCP stream of 64 MiB", of("MiB/s", |pass| pass.rate)),
         ("plain stream, processor per page, sender", of("us", |pass| pass.sender_us)),
         ("plain stream, processor per page, receiver", of("us", |pass| pass.receiver_us)),

@@ -2,7 +2,7 @@
 
 use mitosis_sys::floors::{
     Backing, DropOutcome, Pages, ReadVia, bulk_place, dropped_page, fault_latency, fork_cost,
-    plain_fault_latency, read_shadow,
+    plain_fault_latency, read_shadow, remote_fault_latency,
 };
 
 #[test]
@@ -14,6 +14,23 @@ fn every_mechanism_fills_pages() {
         }
     }
     assert_eq!(plain_fault_latency(8).expect("faults").len(), 8);
+}
+
+#[test]
+fn a_fault_can_wait_for_a_round_trip() {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    let (near, mut far) = std::os::unix::net::UnixStream::pair().expect("socketpair");
+    let owner = std::thread::spawn(move || {
+        let mut request = [0_u8; 8];
+        while far.read_exact(&mut request).is_ok() {
+            assert_eq!(u64::from_le_bytes(request), 4096);
+            far.write_all(&[9; 4096]).expect("answer");
+        }
+    });
+    assert_eq!(remote_fault_latency(near.as_fd(), 8).expect("faults").len(), 8);
+    drop(near);
+    owner.join().expect("the owner's thread");
 }
 
 #[test]

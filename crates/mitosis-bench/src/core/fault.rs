@@ -4,7 +4,7 @@ use super::Bed;
 use crate::cluster::{ask_json, helper};
 use crate::error::BenchError;
 use crate::helper::BLOB;
-use crate::peers::{bare_server, round_trips};
+use crate::peers::{bare_remote_faults, bare_server, round_trips};
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_proto::Net;
 use mitosis_sys::floors::{Backing, fault_latency};
@@ -29,12 +29,14 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let _bare = bare_server(bed.owner.node)?;
     let parent = helper(bed.owner.node, BLOB, BLOB_PORT, &[&BLOB_MIB.to_string()])?;
     let seed = bed.owner.prepare(parent.pid)?;
-    let (mut bare, mut trips, mut remote, mut pages) = (vec![], vec![], vec![], vec![]);
+    let (mut bare, mut trips, mut chains) = (vec![], vec![], vec![]);
+    let (mut remote, mut pages) = (vec![], vec![]);
     for _ in 0..bed.runs {
-        // One after the other, so that a noisy spell of the machine hits all three.
+        // One after the other, so that a noisy spell of the machine hits all of them.
         let faults = fault_latency(Backing::Anonymous, TOUCHES, 1, None);
         bare.extend(faults.map_err(BenchError::io("bare fault", "userfaultfd"))?);
         trips.extend(round_trips(bed.owner.node, bed.host.node, TOUCHES)?);
+        chains.extend(bare_remote_faults(bed.owner.node, bed.host.node, TOUCHES)?);
         let child = bed.host.fork(&seed.reference, Net::Node)?;
         // First the code paths of the command itself, so that only data is missing.
         let warm = command(bed, "random 1")?;
@@ -50,10 +52,20 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     bed.owner.remove(&seed.seed)?;
     let bare = section.add(Figure::new("bare uffd fault", Samples::from_ns(&bare)));
     let trip = section.add(Figure::new("bare 4 KiB round trip", Samples::from_ns(&trips)));
+    let remote = Samples::from_ns(&remote);
     section.add(
-        Figure::new("remote fault over TCP, scattered", Samples::from_ns(&remote))
+        Figure::new("remote fault over TCP, scattered", remote.clone())
             .beside("(bare fault + bare round trip)", bare + trip)
             .promised(Target::RatioMost(1.5)),
+    );
+    let chain = Figure::new(
+        "bare fault answered after a bare round trip, in one chain",
+        Samples::from_ns(&chains),
+    );
+    let chain = section.add(chain.beside("(bare fault + bare round trip)", bare + trip));
+    section.add(
+        Figure::new("remote fault over TCP, scattered (the same samples)", remote)
+            .beside("the bare chain", chain),
     );
     section.add(Figure::new("pages moved for each scattered touch", Samples::new("", pages)));
     Ok(())

@@ -1,10 +1,10 @@
 //! Bare userfaultfd faults, and the two ways to fill them: copy into anonymous memory, or let a
 //! private mapping of a memfd continue with a page of its cache.
 
-use super::fork::{ScratchChild, fork_with, memfd, pin, pwrite, read};
+use super::fork::{ScratchChild, fork_with, memfd, pin, pwrite, read, write_all};
 use super::{PAGE_BYTES, Pages, elapsed_ns, last_error};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
 const UFFDIO_API: u64 = 0xc018_aa3f;
@@ -85,20 +85,43 @@ impl Field {
         }
     }
 
-    /// Answers `faults` faults, `window` pages each, then returns.
-    fn serve(&self, faults: usize, window: usize) -> io::Result<()> {
+    /// Answers `faults` faults, `window` pages each, then returns. With a `socket` each answer
+    /// waits for one round trip there: 8 bytes out, one page back.
+    fn serve(
+        &self,
+        faults: usize,
+        window: usize,
+        socket: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let mut page = [0_u8; PAGE_BYTES];
         for _ in 0..faults {
             let (addr, _) = next_fault(&self.uffd)?;
+            if let Some(socket) = socket {
+                round_trip(socket, &mut page)?;
+            }
             let page = (addr - self.pages.addr(0)) / PAGE_BYTES;
             self.place(page, window.min(self.pages.count() - page))?;
         }
         Ok(())
     }
 
+    /// Nanoseconds of one read of a page.
+    fn touch(&self, page: usize) -> u64 {
+        let start = Instant::now();
+        self.pages.read(page);
+        elapsed_ns(start)
+    }
+
     /// A process that answers the faults of this one.
-    fn server(&self, faults: usize, window: usize, cpu: Option<usize>) -> io::Result<ScratchChild> {
+    fn server(
+        &self,
+        faults: usize,
+        window: usize,
+        cpu: Option<usize>,
+        socket: Option<BorrowedFd<'_>>,
+    ) -> io::Result<ScratchChild> {
         fork_with(|| {
-            let served = pin(cpu).and_then(|()| self.serve(faults, window));
+            let served = pin(cpu).and_then(|()| self.serve(faults, window, socket));
             if served.is_err() {
                 // Let the faulting thread run on: it learns of the failure from the status.
                 let len = (self.pages.count() * PAGE_BYTES) as u64;
@@ -124,15 +147,24 @@ pub fn fault_latency(
     cpus: Option<(usize, usize)>,
 ) -> io::Result<Vec<u64>> {
     let field = Field::new(backing, runs * window, window)?;
-    let server = field.server(runs, window, cpus.map(|(_, server)| server))?;
+    let server = field.server(runs, window, cpus.map(|(_, server)| server), None)?;
     pin(cpus.map(|(toucher, _)| toucher))?;
-    let mut samples = Vec::with_capacity(runs);
-    for run in 0..runs {
-        let start = Instant::now();
-        field.pages.read(run * window);
-        samples.push(elapsed_ns(start));
-    }
+    let samples = (0..runs).map(|run| field.touch(run * window)).collect();
     pin(None)?;
+    server.wait()?;
+    Ok(samples)
+}
+
+/// Nanoseconds of each of `runs` missing faults that another process answers with a page after one
+/// round trip on `socket`, whose other end answers 8 bytes with a page: the least that a remote
+/// fault can consist of, in one chain.
+///
+/// # Errors
+/// What userfaultfd, mmap or fork says, or a server that could not do its part.
+pub fn remote_fault_latency(socket: BorrowedFd<'_>, runs: usize) -> io::Result<Vec<u64>> {
+    let field = Field::new(Backing::Anonymous, runs, 1)?;
+    let server = field.server(runs, 1, None, Some(socket))?;
+    let samples = (0..runs).map(|run| field.touch(run)).collect();
     server.wait()?;
     Ok(samples)
 }
@@ -211,7 +243,7 @@ pub fn dropped_page(backing: Backing, minor: bool) -> io::Result<(DropOutcome, u
     let (rx, tx) = super::fork::pipe()?;
     let server = fork_with(|| {
         if let Ok((addr, flags)) = next_fault(&field.uffd) {
-            super::fork::write_all(&tx, &[u8::from(flags & FLAG_MINOR != 0)]);
+            write_all(&tx, &[u8::from(flags & FLAG_MINOR != 0)]);
             let mut zero = [addr as u64, PAGE_BYTES as u64, 0, 0];
             let _ = ioctl(&field.uffd, UFFDIO_ZEROPAGE, &mut zero, "UFFDIO_ZEROPAGE");
         }
@@ -258,6 +290,19 @@ fn ioctl<const N: usize>(
     // memory it changes is a `Field` of our own.
     let done = unsafe { libc::ioctl(uffd.as_raw_fd(), request, argument.as_mut_ptr()) };
     if done == 0 { Ok(()) } else { Err(last_error(what)) }
+}
+
+/// 8 bytes out, one page back. The length is little endian, as the other end expects it.
+fn round_trip(socket: BorrowedFd<'_>, page: &mut [u8; PAGE_BYTES]) -> io::Result<()> {
+    write_all(&socket, &(PAGE_BYTES as u64).to_le_bytes());
+    let mut filled = 0;
+    while filled < page.len() {
+        match read(&socket, &mut page[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => filled += count,
+        }
+    }
+    Ok(())
 }
 
 /// The next page fault: page address and flags.

@@ -112,7 +112,7 @@ pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Writes without allocating, so that a forked child may call it; a lost write shows up as a
 /// short read on the other side.
-pub(super) fn write_all(fd: &OwnedFd, bytes: &[u8]) {
+pub(super) fn write_all(fd: &impl AsRawFd, bytes: &[u8]) {
     // SAFETY: `bytes` is readable for its whole length.
     unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
 }
