@@ -233,7 +233,9 @@ impl Planted {
                     return Err(CaptureError::Internal("the shadow was not seen".into()));
                 }
                 Event::Ended(_) => return Err(fail(SysError::Ended(tid))),
-                _ => drop(Stopped::attached(tid).run().map_err(&fail)?),
+                _ => {
+                    Stopped::attached(tid).run().map_err(&fail)?;
+                }
             }
         }
     }
