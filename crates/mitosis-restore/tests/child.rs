@@ -95,6 +95,7 @@ struct Fixture {
     child: mitosis_restore::Started,
     guard: Guard,
     _pool: Pool,
+    _relay: Ended,
     to_child: Option<std::process::ChildStdin>,
     from_child: BufReader<File>,
     seeded: Seeded,
@@ -120,10 +121,10 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
     )
     .expect("socketpair");
     // The child's stdin is a pipe from here, its stdout a pipe to here.
-    let mut relay =
-        Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
-    let to_child = relay.stdin.take();
-    let child_in = relay.stdout.take().expect("stdout");
+    let relay = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut relay = Ended(relay.expect("cat"));
+    let to_child = relay.0.stdin.take();
+    let child_in = relay.0.stdout.take().expect("stdout");
     let (from_child, child_out) = rustix::pipe::pipe().expect("pipe");
     let child_in = OwnedFd::from(child_in);
     let provided = plan
@@ -189,6 +190,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         child,
         guard,
         _pool: pool,
+        _relay: relay,
         to_child,
         from_child: BufReader::new(File::from(from_child)),
         seeded,
