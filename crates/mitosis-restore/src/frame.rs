@@ -94,10 +94,12 @@ mod tests {
 
     #[test]
     fn a_frame_has_the_kernels_layout() {
-        let mut regs = mitosis_descriptor::Registers::default();
-        regs.rip = 0x1122_3344;
-        regs.cs = 0x33;
-        regs.ss = 0x2b;
+        let regs = mitosis_descriptor::Registers {
+            rip: 0x1122_3344,
+            cs: 0x33,
+            ss: 0x2b,
+            ..Default::default()
+        };
         let thread = Thread {
             tid: 1,
             regs,

@@ -172,8 +172,8 @@ mod tests {
     #[test]
     fn guards_start_and_end() {
         let me = rustix::process::getpid();
-        let pager = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty())
-            .expect("pidfd");
+        let pager =
+            rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("pidfd");
         let pool = Pool::new(PoolConfig { node_net: 2, own_net: 1 }, pager).expect("pool");
         let guard = pool.take(Network::Node).expect("guard");
         let own = pool.take(Network::Own).expect("guard with a network");

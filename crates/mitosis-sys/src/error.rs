@@ -37,11 +37,7 @@ impl SysError {
         SysError::Call { call, object: object.to_string(), source: io::Error::last_os_error() }
     }
     /// An error from an [`io::Error`].
-    pub fn io(
-        call: &'static str,
-        object: impl ToString,
-        source: impl Into<io::Error>,
-    ) -> SysError {
+    pub fn io(call: &'static str, object: impl ToString, source: impl Into<io::Error>) -> SysError {
         SysError::Call { call, object: object.to_string(), source: source.into() }
     }
     /// Whether the kernel said `errno`.

@@ -75,12 +75,7 @@ impl Pagemap {
         self.read_ranges(start, end, out)
     }
 
-    fn scan_ranges(
-        &self,
-        start: u64,
-        end: u64,
-        out: &mut Vec<(u64, u64)>,
-    ) -> Result<(), SysError> {
+    fn scan_ranges(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> Result<(), SysError> {
         let mut regions = [PageRegion::default(); 256];
         let mut at = start;
         while at < end {
@@ -115,12 +110,7 @@ impl Pagemap {
         Ok(())
     }
 
-    fn read_ranges(
-        &self,
-        start: u64,
-        end: u64,
-        out: &mut Vec<(u64, u64)>,
-    ) -> Result<(), SysError> {
+    fn read_ranges(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> Result<(), SysError> {
         let mut entries = vec![0u8; 8 << 10];
         let mut at = start;
         while at < end {

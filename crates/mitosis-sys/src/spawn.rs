@@ -33,18 +33,14 @@ pub fn spawn_guard(
     pager: BorrowedFd<'_>,
     network: Network,
 ) -> Result<(i32, OwnedFd), SysError> {
-    let order = Order {
-        elf: elf.as_raw_fd(),
-        control: control.as_raw_fd(),
-        pager: pager.as_raw_fd(),
-    };
+    let order =
+        Order { elf: elf.as_raw_fd(), control: control.as_raw_fd(), pager: pager.as_raw_fd() };
     let mut stack = vec![0u64; STACK_BYTES / 8];
     let mut pidfd: RawFd = -1;
     let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
     let namespaces =
         libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | own_net;
-    let flags =
-        namespaces | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let flags = namespaces | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     // SAFETY: CLONE_VFORK suspends this thread until the child has executed or exited, so `order`
     // and `stack` outlive its use of them; the child only makes system calls. The stack grows
     // down from the end of `stack`, which is 16-byte aligned by construction of its length.
