@@ -36,6 +36,17 @@ impl Part {
         Part(child, line.trim().to_owned())
     }
 
+    /// How often its threads have waited so far.
+    fn waits(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let count = |task: std::io::Result<std::fs::DirEntry>| -> u64 {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse().unwrap()
+        };
+        tasks.map(count).sum()
+    }
+
     /// CPU time so far.
     fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
@@ -211,13 +222,20 @@ fn main() {
     let pager = Part::start(&["pager", &socket]);
     let rig = Rig::attach(&socket);
     let whole = || Wanted { pages: PAGES, remote: PAGES, ..Wanted::default() };
+    let waits = (source.waits(), pager.waits());
     let remote = (0..5).map(|_| {
         let child = child(&rig, owner.clone(), whole());
         let (touched, ns) = child.puppet.order(Order::Touch, [0, PAGES, 16, 0], WAIT).unwrap();
         ns as f64 / 1000.0 / touched as f64
     });
     let remote = median(remote.collect());
-    println!("remote fault {remote:.1} us, {:.2} of the bare sum", remote / (trip + fault));
+    let touches = 5.0 * (PAGES / 16) as f64;
+    println!(
+        "remote fault {remote:.1} us, {:.2} of the bare sum; waits per fault: owner {:.2}, pager {:.2}",
+        remote / (trip + fault),
+        (source.waits() - waits.0) as f64 / touches,
+        (pager.waits() - waits.1) as f64 / touches,
+    );
 
     let before = (source.cpu(), pager.cpu());
     let runs = (0..ROUNDS).map(|_| {

@@ -2,11 +2,12 @@
 
 use crate::child::{Child, Via};
 use crate::guard::{self, FromGuard};
-use crate::message::{AddChild, ChildId, Event};
-use crate::pager::{ID_BITS, Pager, Token, watch};
+use crate::message::{AddChild, ChildId, Event, OwnerSource};
+use crate::pager::{ID_BITS, Pager, Token, unwatch, watch};
 use crate::peer::Peer;
 use crate::space::{Role, Space};
 use mitosis_sys::uffd::Uffd;
+use mitosis_transport::Handle;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::Signal;
@@ -102,37 +103,64 @@ impl Pager {
         };
         let locals: Vec<File> = fds.map(File::from).collect();
         validate(&add, locals.len())?;
-        let mut child = Child::new(add, [uffd_rx, guard, pidfd], Instant::now());
-        let left: Vec<u64> =
-            child.waiting.as_ref().map(|(_, map)| map.left().to_vec()).unwrap_or_default();
-        for (number, source) in child.sources.iter_mut().enumerate() {
-            if left.get(number).is_none_or(|left| *left == 0) {
-                continue;
-            }
-            source.via = Some(match (source.owner.local, source.owner.address) {
-                (Some(index), _) => {
-                    let file = locals.get(index as usize).ok_or("a local file is missing")?;
-                    let file = file.try_clone().map_err(|e| format!("local file: {e}"))?;
-                    let handle = mitosis_transport::Handle(self.id() as u32);
-                    self.local.open_file(handle, source.owner.owner.seed, file);
-                    self.local_users.insert(handle, id);
-                    Via::Local(handle)
-                }
-                (None, Some(address)) => {
-                    let peer = self.peer(address);
-                    let now = Instant::now();
-                    let Some(found) = self.peers.get_mut(&peer) else { continue };
-                    Via::Peer(peer, found.open(&source.owner.owner, id, now))
-                }
-                (None, None) => return Err("an owner has no address".into()),
-            });
-        }
-        let watched = self.watch_child(&child);
+        let child = Child::new(add, [uffd_rx, guard, pidfd], Instant::now());
+        let watched = self.watch_child(&child).map_err(|e| format!("watching the child: {e}"));
         self.children.insert(id, child);
-        watched.map_err(|e| {
-            self.kill(id, format!("watching the child: {e}"));
-            format!("watching the child: {e}")
-        })
+        let result = watched.and_then(|()| self.open_sources(id, &locals));
+        if let Err(reason) = &result {
+            self.kill(id, reason.clone());
+        }
+        result
+    }
+
+    /// Opens the owners of which pages are missing.
+    fn open_sources(&mut self, id: ChildId, locals: &[File]) -> Result<(), String> {
+        let Some(child) = self.children.get(&id) else { return Ok(()) };
+        let Some((_, map)) = &child.waiting else { return Ok(()) };
+        let owners = map.left().iter().zip(&child.sources);
+        let needed: Vec<(usize, OwnerSource)> = owners
+            .enumerate()
+            .filter(|(_, (left, _))| **left > 0)
+            .map(|(number, (_, source))| (number, source.owner.clone()))
+            .collect();
+        for (number, owner) in needed {
+            let via = self.open_source(id, &owner, locals)?;
+            if let Some(child) = self.children.get_mut(&id) {
+                child.sources[number].via = Some(via);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_source(
+        &mut self,
+        id: ChildId,
+        source: &OwnerSource,
+        locals: &[File],
+    ) -> Result<Via, String> {
+        if let Some(index) = source.local {
+            let file = locals.get(index as usize).ok_or("a local file is missing")?;
+            let file = file.try_clone().map_err(|e| format!("local file: {e}"))?;
+            let handle = self.local_handle();
+            self.local.open_file(handle, source.owner.seed, file);
+            self.local_users.insert(handle, id);
+            return Ok(Via::Local(handle));
+        }
+        let address = source.address.ok_or("an owner has no address")?;
+        let key = self.peer(address);
+        let peer = self.peers.get_mut(&key).ok_or("a peer is missing")?;
+        Ok(Via::Peer(key, peer.open(&source.owner, id, Instant::now())))
+    }
+
+    /// A handle that nobody uses, also after four thousand million of them.
+    fn local_handle(&mut self) -> Handle {
+        loop {
+            self.next_local = self.next_local.wrapping_add(1);
+            let handle = Handle(self.next_local);
+            if !self.local_users.contains_key(&handle) {
+                return handle;
+            }
+        }
     }
 
     fn watch_child(&self, child: &Child) -> Result<(), Errno> {
@@ -163,11 +191,16 @@ impl Pager {
     pub(crate) fn uffd_arrived(&mut self, id: ChildId) {
         let Some(child) = self.children.get_mut(&id) else { return };
         let Some(socket) = &child.uffd_rx else { return };
-        let uffd = match receive_uffd(socket.as_fd()) {
+        let received = receive_uffd(socket.as_fd());
+        if matches!(received, Ok(None)) {
+            return;
+        }
+        unwatch(&self.epoll, socket);
+        child.uffd_rx = None;
+        let uffd = match received {
             Ok(Some(uffd)) => uffd,
             Ok(None) => return,
             Err(reason) => {
-                child.uffd_rx = None;
                 // A child of which nothing is registered has no userfaultfd to send.
                 if child.waiting.take_if(|(areas, _)| areas.is_empty()).is_some() {
                     self.review.insert(id);
@@ -177,7 +210,6 @@ impl Pager {
                 return;
             }
         };
-        child.uffd_rx = None;
         child.arrived(Instant::now());
         let Some((areas, map)) = child.waiting.take() else { return };
         let key = self.id();
@@ -293,6 +325,7 @@ impl Pager {
     /// An address space is gone: its process exited or executed another program.
     pub(crate) fn forget_space(&mut self, key: u64) {
         let Some(space) = self.spaces.remove(&key) else { return };
+        unwatch(&self.epoll, &space.uffd);
         let Some(child) = self.children.get_mut(&space.child) else { return };
         child.spaces.remove(&key);
         if child.shadow == Some(key) {
@@ -338,6 +371,7 @@ impl Pager {
                     child.reason = Some(format!("its guard could not make the child: {cause}"));
                 }
                 FromGuard::Closed => {
+                    unwatch(&self.epoll, socket);
                     child.guard = None;
                     if child.exit.is_none() && child.reason.is_none() {
                         self.kill(id, "guard died".to_owned());

@@ -117,6 +117,7 @@ pub(crate) struct Pager {
     pub local: LocalSource,
     pub local_users: HashMap<Handle, ChildId>,
     pub local_waiting: bool,
+    pub next_local: u32,
     pub local_reads: Vec<ReadRequest>,
     pub local_closes: Vec<Handle>,
     pub reads: HashMap<u64, ReadInFlight>,
@@ -158,6 +159,7 @@ impl Pager {
             local: LocalSource::new(),
             local_users: HashMap::new(),
             local_waiting: false,
+            next_local: 0,
             local_reads: Vec::new(),
             local_closes: Vec::new(),
             reads: HashMap::new(),
@@ -267,6 +269,13 @@ impl Pager {
 pub(crate) fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
     let data = epoll::EventData::new_u64(token.encode());
     epoll::add(epoll, fd, data, epoll::EventFlags::IN)
+}
+
+/// Takes a descriptor out of an epoll. Closing it is not enough: the daemon or a guard may hold a
+/// duplicate, and then the epoll goes on to report it.
+pub(crate) fn unwatch(epoll: &OwnedFd, fd: impl AsFd) {
+    // It fails only for what is not in it.
+    let _ = epoll::delete(epoll, fd);
 }
 
 /// As [`watch`], or changes what a descriptor is watched for.

@@ -99,8 +99,13 @@ impl Peer {
             self.pinged = now;
             self.retry_at.get_or_insert(now);
         }
-        self.next_handle += 1;
-        let handle = Handle(self.next_handle);
+        let handle = loop {
+            self.next_handle = self.next_handle.wrapping_add(1);
+            let handle = Handle(self.next_handle);
+            if !self.handles.contains_key(&handle) {
+                break handle;
+            }
+        };
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
         self.handles.insert(handle, Open { seed, secret, users, trail: Trail::default() });

@@ -240,9 +240,7 @@ impl Space {
     /// registered, it would no longer be known to belong to anything.
     fn unregister(&mut self, lo: u64, hi: u64) -> bool {
         let Some(area) = self.areas.find(lo) else { return true };
-        if !matches!(self.uffd.registered(lo * PAGE, PAGE), Ok(true)) {
-            return false;
-        }
+        let Ok(there) = self.uffd.registered(lo * PAGE, PAGE) else { return false };
         let above = self.areas.above(lo).map_or(ADDRESS_END, |next| next.start);
         let below = lo.checked_sub(1).and_then(|page| self.areas.at_or_below(page));
         let end = if hi == area.end {
@@ -257,7 +255,8 @@ impl Space {
         } else {
             lo
         };
-        let done = self.uffd.unregister(start * PAGE, (end - start) * PAGE).is_ok();
+        // What is not there (`MADV_DONTFORK` in a fork, say) cannot and need not be unregistered.
+        let done = self.uffd.unregister(start * PAGE, (end - start) * PAGE).is_ok() || !there;
         if done {
             self.areas.remove(start, end);
         }
