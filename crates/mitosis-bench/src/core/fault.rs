@@ -1,7 +1,7 @@
 //! One remote fault, beside a bare fault and a bare round trip.
 
 use super::Bed;
-use crate::cluster::{ask_json, helper};
+use crate::cluster::{Parent, ask_json, helper};
 use crate::error::BenchError;
 use crate::helper::BLOB;
 use crate::peers::{bare_remote_faults, bare_server, round_trips};
@@ -27,7 +27,7 @@ pub(super) struct Touched {
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let _bare = bare_server(bed.owner.node)?;
-    let parent = helper(bed.owner.node, BLOB, BLOB_PORT, &[&BLOB_MIB.to_string()])?;
+    let parent = blob(bed)?;
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut bare, mut trips, mut chains) = (vec![], vec![], vec![]);
     let (mut remote, mut pages) = (vec![], vec![]);
@@ -71,6 +71,15 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// The parent whose memory is touched, at rest: connections are not forked.
+pub(super) fn blob(bed: &Bed<'_>) -> Result<Parent, BenchError> {
+    let parent = helper(bed.owner.node, BLOB, BLOB_PORT, &[&BLOB_MIB.to_string()])?;
+    // Connections are served in turn, so this answer means that the one of `helper` is closed; the
+    // end of this one is seen here only once it is closed there.
+    let _: Touched = ask_json(bed.owner.node, BLOB_PORT, b"nothing\n")?;
+    Ok(parent)
+}
+
 /// Has the child do a command.
 pub(super) fn command(bed: &Bed<'_>, line: &str) -> Result<Touched, BenchError> {
     ask_json(bed.host.node, BLOB_PORT, format!("{line}\n").as_bytes())
@@ -83,5 +92,5 @@ fn fetched(bed: &Bed<'_>, pid: i32) -> Result<u64, BenchError> {
     Ok(row.pages_fetched + row.pages_prefetched)
 }
 
-/// Port and size of the blob, for the sequential touch.
-pub(super) const BLOB_AT: (u16, u16) = (BLOB_PORT, BLOB_MIB);
+/// MiB of the blob, for the sequential touch.
+pub(super) const BLOB_SIZE_MIB: u16 = BLOB_MIB;

@@ -1,16 +1,14 @@
 //! A sequential touch of 64 MiB, beside a plain TCP stream between the same nodes.
 
 use super::Bed;
-use super::fault::{BLOB_AT, command};
-use crate::cluster::helper;
+use super::fault::{BLOB_SIZE_MIB, blob, command};
 use crate::error::BenchError;
-use crate::helper::BLOB;
 use crate::peers::{Pass, STREAM_MIB, bare_server, per_page_us, plain_stream, rate};
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_proto::Net;
 
 // Both sides move the same number of bytes.
-const _: () = assert!(BLOB_AT.1 as usize == STREAM_MIB);
+const _: () = assert!(BLOB_SIZE_MIB as usize == STREAM_MIB);
 
 /// What passes gave: MiB/s, and microseconds of processor time per page on either side.
 #[derive(Default)]
@@ -31,7 +29,7 @@ impl Passes {
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let bare = bare_server(bed.owner.node)?;
-    let parent = helper(bed.owner.node, BLOB, BLOB_AT.0, &[&BLOB_AT.1.to_string()])?;
+    let parent = blob(bed)?;
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
     for _ in 0..bed.runs {

@@ -42,8 +42,11 @@ def answer():
         return False
     with peer:
         peer.settimeout(5)
-        found = plain_fork() if peer.recv(16).startswith(b"fork") else gaps
-        peer.sendall(json.dumps(found).encode())
+        command = peer.recv(16)
+        # Nothing comes from whoever only looks whether somebody listens.
+        if command:
+            found = plain_fork() if command.startswith(b"fork") else gaps
+            peer.sendall(json.dumps(found).encode())
     gaps.clear()
     return True
 
