@@ -133,12 +133,24 @@ pub fn cpu_ns(dir: &std::path::Path) -> Result<u64, BenchError> {
 
 /// A process on a node that answers at a port.
 pub struct Parent {
-    /// Held for its end: killed on drop.
-    _process: LabProcess,
+    /// Killed on drop.
+    process: LabProcess,
     /// Its pid as the node sees it.
     pub pid: u32,
     /// Its port on every address of the node.
     pub port: u16,
+}
+
+impl Parent {
+    /// Stops it, so that it takes no processor from other nodes: they would not share one with it.
+    pub fn pause(&self) -> Result<(), BenchError> {
+        Ok(self.process.signal(rustix::process::Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<(), BenchError> {
+        Ok(self.process.signal(rustix::process::Signal::CONT)?)
+    }
 }
 
 /// Runs Python `code` with `args` on `node`; it has to listen at `port`.
@@ -178,7 +190,7 @@ fn ready(node: &Node, mut process: LabProcess, port: u16) -> Result<Parent, Benc
         std::thread::sleep(Duration::from_millis(2));
     }
     let pid = process.node_pid()?;
-    Ok(Parent { _process: process, pid, port })
+    Ok(Parent { process, pid, port })
 }
 
 /// Connects from `node` to its own `port`, sends `request`, and reads to the end.

@@ -10,8 +10,13 @@ pub(crate) use freeze::{Gaps, SPINNER, longest};
 
 use crate::cluster::Member;
 use crate::error::BenchError;
+use crate::quiet::Quiet;
 use crate::report::Section;
 use mitosis_lab::Lab;
+use std::time::Duration;
+
+/// How long the runs of one part wait, all together, for a machine that does nothing else.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One part of it: adds its figures to the section.
 type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
@@ -32,6 +37,8 @@ pub(crate) struct Bed<'lab> {
     pub host: Member<'lab>,
     /// Samples of each figure.
     pub runs: usize,
+    /// Asked before each run.
+    pub quiet: Quiet,
 }
 
 /// The names of the parts, each a benchmark of its own too.
@@ -47,11 +54,17 @@ pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Se
         eprintln!("bench {part}: {runs} runs");
         // A lab for each part: what one leaves in memory or caches is not the next one's.
         let lab = Lab::new("bench", 2)?;
-        let mut bed = Bed { owner: Member::start(&lab, 0)?, host: Member::start(&lab, 1)?, runs };
+        let mut bed = Bed {
+            owner: Member::start(&lab, 0)?,
+            host: Member::start(&lab, 1)?,
+            runs,
+            quiet: Quiet::new(PATIENCE),
+        };
         if let Err(error) = work(&mut bed, &mut section) {
             section.notes.push(format!("{part} could not be measured: {error}"));
             failures.push(error);
         }
+        section.notes.extend(bed.quiet.note(part));
         for mut member in [bed.host, bed.owner] {
             if let Err(error) = member.stop() {
                 failures.push(error);

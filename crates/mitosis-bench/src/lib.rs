@@ -16,6 +16,7 @@ mod machine;
 mod mechanisms;
 mod peers;
 mod plot;
+mod quiet;
 mod report;
 mod response;
 mod shadow;

@@ -32,6 +32,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let (mut bare, mut trips, mut chains) = (vec![], vec![], vec![]);
     let (mut remote, mut pages) = (vec![], vec![]);
     for _ in 0..bed.runs {
+        bed.quiet.wait(0);
         // One after the other, so that a noisy spell of the machine hits all of them.
         let faults = fault_latency(Backing::Anonymous, TOUCHES, 1, None);
         bare.extend(faults.map_err(BenchError::io("bare fault", "userfaultfd"))?);

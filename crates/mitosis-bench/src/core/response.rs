@@ -24,12 +24,15 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let bundle = Bundle::new(bed.host.node, COLD_PORT, STATE_MIB)?;
     let mut times: [Vec<f64>; 6] = Default::default();
     for _ in 0..bed.runs {
+        bed.quiet.wait(0);
         times[0].push(python_anew(bed.host.node, COLD_PORT, STATE_MIB)?);
         times[1].push(bundle.run()?);
         let seed = bed.owner.prepare(parent.pid)?;
+        bed.quiet.wait(0);
         times[2].push(by_command(bed, &seed.reference, REST)?);
         // A node that holds nothing, as another one would be that the seed has not been forked on.
         bed.host.renew()?;
+        bed.quiet.wait(0);
         times[3].push(by_command(bed, &seed.reference, Duration::ZERO)?);
         times[4].push(by_command(bed, &seed.reference, Duration::ZERO)?);
         times[5].push(by_client(bed, &seed.reference)?);

@@ -24,8 +24,11 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         // A new seed and a node that was restarted: it holds nothing of the parent.
         bed.host.renew()?;
         let seed = bed.owner.prepare(parent.pid)?;
+        parent.pause()?;
+        bed.quiet.wait(0);
         first.push(one(&bed.host, &seed)?);
         nth.push(one(&bed.host, &seed)?);
+        parent.resume()?;
         bed.owner.remove(&seed.seed)?;
     }
     add(section, "first child on a fresh node", &first, Some(Target::Most(2000.0)));

@@ -33,6 +33,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
     for _ in 0..bed.runs {
+        bed.quiet.wait(0);
         plain.push(plain_stream(bed.host.node, bed.owner.node, &bare)?);
         touch_pass(bed, &seed.reference, &mut touch)?;
     }
