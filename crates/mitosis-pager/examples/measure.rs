@@ -231,7 +231,8 @@ fn main() {
     let remote = median(remote.collect());
     let touches = 5.0 * (PAGES / 16) as f64;
     println!(
-        "remote fault {remote:.1} us, {:.2} of the bare sum; waits per fault: owner {:.2}, pager {:.2}",
+        "remote fault {remote:.1} us, {:.2} of the bare sum; \
+         waits per fault: owner {:.2}, pager {:.2}",
         remote / (trip + fault),
         (source.waits() - waits.0) as f64 / touches,
         (pager.waits() - waits.1) as f64 / touches,
@@ -250,7 +251,8 @@ fn main() {
         (now - then).as_secs_f64() * 1e6 / (PAGES as f64 * ROUNDS as f64)
     };
     println!(
-        "sequential {speed:.0} MB/s, {:.2} of the stream; {} faults; CPU per page: owner {:.2} us, pager {:.2} us",
+        "sequential {speed:.0} MB/s, {:.2} of the stream; {} faults; \
+         CPU per page: owner {:.2} us, pager {:.2} us",
         speed / stream,
         runs[0].1,
         per_page(source.cpu(), before.0),
