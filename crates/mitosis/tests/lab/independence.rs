@@ -40,3 +40,18 @@ fn at_the_ttl_children_become_independent_and_the_seed_goes() {
     assert_eq!(refused.code(), 1, "{refused:?}");
     assert_eq!(ask(b.node(), "hash"), hash);
 }
+
+#[test]
+fn removing_the_seed_does_not_touch_an_independent_child() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let child = fork_one(&b, &seed.reference, &["--independent"]);
+    until("the child is independent", SOON, || {
+        (row(&b, child.pid)["independent"] == true).then_some(())
+    });
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+    assert_eq!(row(&b, child.pid)["state"], "running");
+}

@@ -10,6 +10,7 @@ mod access;
 mod bad_use;
 mod failures;
 mod files;
+mod flags;
 mod hops;
 mod independence;
 mod inputs;
