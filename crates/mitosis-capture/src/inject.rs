@@ -110,11 +110,13 @@ impl Planted {
         pid: i32,
         facts: &Facts,
         gadget: Gadget,
+        place: &stop::Place,
         deadline: Instant,
     ) -> Result<Planted, CaptureError> {
         let fail = CaptureError::sys("plant", pid);
         let threads = mitosis_sys::procfs::threads(pid).map_err(&fail)?.len();
         let layout = Layout::new(threads);
+        place.with_parent();
         let mut process = stop::stop_leader(pid, deadline)?;
         process.take_state(facts.foreign_pid_ns)?;
         refuse_replaced(pid, &gadget)?;
@@ -142,6 +144,7 @@ impl Planted {
             return Err(e);
         }
         drop(process.release());
+        place.beside_parent();
         Ok(planted)
     }
 
@@ -267,7 +270,7 @@ impl Planted {
     }
 
     /// Third stop: nothing of ours stays in the parent.
-    pub(crate) fn uproot(mut self) -> Result<(), CaptureError> {
+    pub(crate) fn uproot(mut self, place: &stop::Place) -> Result<(), CaptureError> {
         if !self.forked {
             // Let run, it would fork now.
             self.end_helper();
@@ -276,6 +279,7 @@ impl Planted {
             self.finish_helper();
         }
         let deadline = Instant::now() + BLOB_TIMEOUT;
+        place.with_parent();
         let mut process = stop::stop_leader(self.pid, deadline)?;
         process.take_state(self.foreign_pid_ns)?;
         if refuse_replaced(self.pid, &self.gadget).is_err() {
@@ -287,6 +291,7 @@ impl Planted {
         }
         self.remove(&mut process.threads[0])?;
         drop(process.release());
+        place.beside_parent();
         Ok(())
     }
 

@@ -170,24 +170,25 @@ fn capture(
 ) -> Result<Seeded, CaptureError> {
     let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
+    let place = stop::Place::of(pid);
+    place.beside_parent();
     let facts = refuse::inspect(pid)?;
     let gadget = gadget::Gadget::find(pid)?;
     let files = Prescan::take(pid)?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
-    stop::pin_to_cpu_of(pid);
     let deadline = Instant::now() + options.stop_timeout;
-    let mut planted = Planted::plant(pid, &facts, gadget, deadline)?;
+    let mut planted = Planted::plant(pid, &facts, gadget, &place, deadline)?;
     clock.lap(Phase::Plant);
-    let frozen = freeze(&facts, files, inherited, &mut planted, deadline, &mut clock);
+    let frozen = freeze(&facts, files, inherited, &mut planted, &place, deadline, &mut clock);
+    place.beside_parent();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;
         Ok((frozen, brought))
     });
     // Whatever came of it, nothing of ours stays in the parent.
-    let uprooted = planted.uproot();
-    stop::unpin();
+    let uprooted = planted.uproot(&place);
     clock.lap(Phase::Resume);
     let (mut frozen, (injected, shadow)) = forked?;
     uprooted?;
@@ -218,9 +219,11 @@ fn freeze(
     files: Prescan,
     inherited: &mut (dyn Inherited + Send),
     planted: &mut Planted,
+    place: &stop::Place,
     deadline: Instant,
     clock: &mut Clock,
 ) -> Result<Frozen, CaptureError> {
+    place.with_parent();
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
     process.take_state(facts.foreign_pid_ns)?;

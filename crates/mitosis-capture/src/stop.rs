@@ -59,23 +59,47 @@ pub(crate) struct Taken {
     pub seccomp: Vec<Vec<u64>>,
 }
 
-/// Runs this thread where the parent runs, and before all others there: waking a task on the same
-/// CPU takes 1-2 us, on another one 40-60, and while this thread waits for its turn the parent
-/// stands still. The thread ends with the capture.
-pub(crate) fn pin_to_cpu_of(pid: i32) {
-    // Both are only optimisations: what is refused (a CPU outside our own cpuset) stays as it is.
-    let _ = rustix::process::setpriority_process(None, -20);
-    let Ok(stat) = procfs::stat(pid) else { return };
-    let mut set = CpuSet::new();
-    set.set(procfs::stat_field(&stat, 39) as usize);
-    let _ = sched_setaffinity(None, &set);
+/// Where this thread runs, which matters to the parent. The thread ends with the capture.
+///
+/// In a stop it runs on the parent's CPU and before all others there: waking a task on the same CPU
+/// takes 1-2 us, on another one 40-60, and while this thread waits for its turn the parent stands
+/// still. Between the stops it runs anywhere else: a busy parent would take whatever this thread
+/// does on its CPU for one long stop.
+pub(crate) struct Place {
+    pid: i32,
+    all: CpuSet,
 }
 
-pub(crate) fn unpin() {
-    let mut set = CpuSet::new();
-    (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
-    let _ = sched_setaffinity(None, &set);
-    let _ = rustix::process::setpriority_process(None, 0);
+impl Place {
+    pub(crate) fn of(pid: i32) -> Place {
+        let all = rustix::thread::sched_getaffinity(None).unwrap_or_default();
+        Place { pid, all }
+    }
+
+    fn parents_cpu(&self) -> Option<usize> {
+        Some(procfs::stat_field(&procfs::stat(self.pid).ok()?, 39) as usize)
+    }
+
+    /// Onto the parent's CPU.
+    pub(crate) fn with_parent(&self) {
+        let Some(cpu) = self.parents_cpu() else { return };
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        // Both are only optimisations: what is refused (a CPU outside our own cpuset) stays as it
+        // is.
+        let _ = rustix::process::setpriority_process(None, -20);
+        let _ = sched_setaffinity(None, &set);
+    }
+
+    /// Away from it, where there is another one.
+    pub(crate) fn beside_parent(&self) {
+        let mut set = self.all;
+        if let Some(cpu) = self.parents_cpu().filter(|_| self.all.count() > 1) {
+            set.unset(cpu);
+        }
+        let _ = sched_setaffinity(None, &set);
+        let _ = rustix::process::setpriority_process(None, 0);
+    }
 }
 
 /// Stops the leading thread only: enough to make the process do something.
