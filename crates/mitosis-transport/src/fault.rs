@@ -19,7 +19,8 @@ pub enum Fault {
         /// How.
         error: ReadError,
     },
-    /// The connection is cut once so many reads were submitted.
+    /// The connection is cut once so many reads were submitted and some pages have come: one that
+    /// brings nothing, however many reads are asked for again, would never let anybody get on.
     CutAfter(u64),
     /// Nothing is given out in the first so many polls.
     Delay(u32),
@@ -34,17 +35,18 @@ pub struct FaultySource<S> {
     inner: S,
     fault: Fault,
     submitted: u64,
+    brought: bool,
     polls: u32,
 }
 
 impl<S: PageSource> FaultySource<S> {
     /// Wraps a source.
     pub fn new(inner: S, fault: Fault) -> FaultySource<S> {
-        FaultySource { inner, fault, submitted: 0, polls: 0 }
+        FaultySource { inner, fault, submitted: 0, brought: false, polls: 0 }
     }
 
     fn cut(&self) -> bool {
-        matches!(self.fault, Fault::CutAfter(reads) if self.submitted >= reads)
+        matches!(self.fault, Fault::CutAfter(reads) if self.brought && self.submitted >= reads)
     }
 }
 
@@ -94,6 +96,7 @@ impl<S: PageSource> PageSource for FaultySource<S> {
             return Ok(true);
         }
         let fault = self.fault.clone();
+        let brought = &mut self.brought;
         self.inner.poll(budget, &mut |event| match (event, &fault) {
             (SourceEvent::Pages { tag, .. }, Fault::Error { every, error }) if tag % every == 0 => {
                 sink(SourceEvent::Failed { tag, error: error.clone() });
@@ -102,7 +105,10 @@ impl<S: PageSource> PageSource for FaultySource<S> {
                 let kept = bytes.len().saturating_sub(crate::wire::PAGE);
                 sink(SourceEvent::Pages { tag, first, bytes: &bytes[..kept] });
             }
-            (event, _) => sink(event),
+            (event, _) => {
+                *brought |= matches!(event, SourceEvent::Pages { .. });
+                sink(event);
+            }
         })
     }
 
