@@ -5,7 +5,7 @@ use crate::cluster::python;
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
 use crate::response::{Bundle, HELLO, first, get, local, python_anew, timed};
-use mitosis_proto::Net;
+use mitosis_proto::{ChildRow, ChildState, Net};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 7103;
@@ -23,22 +23,34 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     get(local(bed.owner.node, PORT)?)?;
     let bundle = Bundle::new(bed.host.node, COLD_PORT, STATE_MIB)?;
     let mut times: [Vec<f64>; 6] = Default::default();
+    let mut faults: [Vec<f64>; 3] = Default::default();
     for _ in 0..bed.runs {
         bed.quiet.wait(0);
         times[0].push(python_anew(bed.host.node, COLD_PORT, STATE_MIB)?);
         times[1].push(bundle.run()?);
         let seed = bed.owner.prepare(parent.pid)?;
         bed.quiet.wait(0);
-        times[2].push(by_command(bed, &seed.reference, REST)?);
+        let (ms, touches) = by_command(bed, &seed.reference, REST)?;
+        times[2].push(ms);
+        faults[0].push(touches);
         // A node that holds nothing, as another one would be that the seed has not been forked on.
         bed.host.renew()?;
         bed.quiet.wait(0);
-        times[3].push(by_command(bed, &seed.reference, Duration::ZERO)?);
-        times[4].push(by_command(bed, &seed.reference, Duration::ZERO)?);
+        let (ms, touches) = by_command(bed, &seed.reference, Duration::ZERO)?;
+        times[3].push(ms);
+        faults[1].push(touches);
+        let (ms, touches) = by_command(bed, &seed.reference, Duration::ZERO)?;
+        times[4].push(ms);
+        faults[2].push(touches);
         times[5].push(by_client(bed, &seed.reference)?);
         bed.owner.remove(&seed.seed)?;
     }
     report(section, times.map(|values| Samples::new("ms", values)));
+    let kinds = ["child of a seed never forked before", "child on a fresh node", "next child"];
+    for (kind, values) in kinds.into_iter().zip(faults) {
+        let name = format!("remote faults until the first response, {kind}");
+        section.add(Figure::new(name, Samples::new("", values)));
+    }
     Ok(())
 }
 
@@ -58,14 +70,21 @@ fn report(section: &mut Section, times: [Samples; 6]) {
     }
 }
 
-/// As a user does it: the command line is started too, as `runc` is.
-fn by_command(bed: &Bed<'_>, reference: &str, rest_for: Duration) -> Result<f64, BenchError> {
+/// As a user does it: the command line is started too, as `runc` is. Milliseconds, and the faults
+/// that the child had until then.
+fn by_command(
+    bed: &Bed<'_>,
+    reference: &str,
+    rest_for: Duration,
+) -> Result<(f64, f64), BenchError> {
     let command = bed.host.fork_command(reference, "node");
     let (ms, mut process) = timed(bed.host.node, command, PORT)?;
     process.wait(crate::cluster::ANSWER_BOUND)?;
+    let running = |row: &&ChildRow| row.state == ChildState::Running;
+    let faults = bed.host.children()?.iter().filter(running).map(|row| row.faults).sum::<u64>();
     std::thread::sleep(rest_for);
     rest(bed)?;
-    Ok(ms)
+    Ok((ms, faults as f64))
 }
 
 /// As a runner does it: over a connection that it holds.
