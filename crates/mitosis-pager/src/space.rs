@@ -71,6 +71,9 @@ pub struct Space {
     pub doubts: Vec<(u64, u64)>,
     /// Destinations of moves from unknown places: a fault there cannot be answered.
     poisoned: Areas,
+    /// Ranges unregistered while a fork was on its way, which may have copied the registration:
+    /// known to the forks whose events come next.
+    former: Areas,
     /// Some range could not be unregistered yet.
     pub untidy: bool,
     /// Nothing is missing and the guard was told to drop its duplicate; closed at this time.
@@ -92,6 +95,7 @@ impl Space {
             cursor: 0,
             doubts: Vec::new(),
             poisoned: Areas::default(),
+            former: Areas::default(),
             untidy: false,
             closing: None,
             holes: 0,
@@ -99,7 +103,7 @@ impl Space {
     }
 
     /// The state of a process that this one forked.
-    pub fn fork(&self, uffd: Uffd, role: Role) -> Space {
+    pub fn fork(&mut self, uffd: Uffd, role: Role) -> Space {
         let mut map = Arc::clone(&self.map);
         if map.pending() > 0 {
             Arc::make_mut(&mut map).unmark_all();
@@ -109,7 +113,15 @@ impl Space {
                 Arc::make_mut(&mut map).remove(piece.start, piece.end);
             }
         }
-        let mut space = Space::new(self.child, role, uffd, self.areas.clone(), map);
+        let mut areas = self.areas.clone();
+        for known in self.areas.iter() {
+            self.former.remove(known.start, known.end);
+        }
+        self.former.iter().for_each(|piece| areas.insert(piece));
+        if !self.changing() {
+            self.former = Areas::default();
+        }
+        let mut space = Space::new(self.child, role, uffd, areas, map);
         space.poisoned = self.poisoned.clone();
         space.doubts = self.doubts.clone();
         space
@@ -259,8 +271,18 @@ impl Space {
         let done = self.uffd.unregister(start * PAGE, (end - start) * PAGE).is_ok() || !there;
         if done {
             self.areas.remove(start, end);
+            // A fork that began after the question above has copied the registration, and its
+            // event is still to come: it must not find the range unknown.
+            if self.changing() {
+                self.former.insert(Piece { start, end, traits: area.traits });
+            }
         }
         done
+    }
+
+    /// Whether events are on their way that have not been read.
+    fn changing(&self) -> bool {
+        self.uffd.registered(ANY_ADDRESS, PAGE) == Err(Stop::Again)
     }
 
     /// By how many pages, at most `room`, a mapping exceeds what is known of it. `range` names the
