@@ -131,15 +131,16 @@ impl Pager {
                 let target = space.streams.touch(page);
                 let wanted = run.tag.is_none();
                 let (owner, source) = (run.owner, run.source + (page - run.start));
+                let fetched = if wanted { run.end().min(target) - page } else { 0 };
                 self.request(id, page, target, wanted);
-                self.follow(id, owner, source, wanted);
+                self.follow(id, owner, source, fetched);
             }
         }
     }
 
     /// Fetches what earlier children of the seed touched after page `source` of `owner`, and notes
-    /// a touch that none of them made.
-    fn follow(&mut self, id: u64, owner: u16, source: u64, wanted: bool) {
+    /// a touch that none of them made, which brought `fetched` pages.
+    fn follow(&mut self, id: u64, owner: u16, source: u64, fetched: u64) {
         let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         let via = child.sources.get(usize::from(owner)).and_then(|source| source.via);
@@ -147,9 +148,12 @@ impl Pager {
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
         let Some(open) = open else { return };
         if !open.trail.has(source) {
-            if wanted && child.touched.len() < TOUCHED_MAX {
-                child.touched.push((via, source));
-                child.touched_at = Some(Instant::now());
+            // With what was fetched beside it: whether that was touched too, nobody can tell.
+            for page in source..source + fetched {
+                if child.touched.len() < TOUCHED_MAX && !open.trail.has(page) {
+                    child.touched.push((via, page));
+                    child.touched_at = Some(Instant::now());
+                }
             }
             return;
         }

@@ -316,6 +316,7 @@ impl Pager {
     }
 
     fn release_all(&mut self, id: ChildId) {
+        self.tell_learned(id);
         let count = self.children.get(&id).map_or(0, |child| child.sources.len());
         for number in 0..count {
             self.release(id, number);

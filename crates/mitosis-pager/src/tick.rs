@@ -61,22 +61,27 @@ impl Pager {
 
     /// Tells the owners what children touched, once these have come to rest.
     fn tick_learned(&mut self, now: Instant) {
-        for child in self.children.values_mut() {
-            let rested = |at: Instant| now.duration_since(at) > REST;
-            if !child.touched_at.is_some_and(rested) {
-                continue;
+        let rested = |at: Instant| now.duration_since(at) > REST;
+        let children = self.children.values().filter(|child| child.touched_at.is_some_and(rested));
+        let ids: Vec<ChildId> = children.map(|child| child.id).collect();
+        for id in ids {
+            self.tell_learned(id);
+        }
+    }
+
+    /// Tells the owners what a child touched.
+    pub(crate) fn tell_learned(&mut self, id: ChildId) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        child.touched_at = None;
+        let mut told: BTreeMap<(u64, Handle), Vec<u64>> = BTreeMap::new();
+        for (via, page) in child.touched.drain(..) {
+            if let Via::Peer(peer, handle) = via {
+                told.entry((peer, handle)).or_default().push(page);
             }
-            child.touched_at = None;
-            let mut told: BTreeMap<(u64, Handle), Vec<u64>> = BTreeMap::new();
-            for (via, page) in child.touched.drain(..) {
-                if let Via::Peer(peer, handle) = via {
-                    told.entry((peer, handle)).or_default().push(page);
-                }
-            }
-            for ((peer, handle), pages) in told {
-                if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.learn(handle, pages);
-                }
+        }
+        for ((peer, handle), pages) in told {
+            if let Some(peer) = self.peers.get_mut(&peer) {
+                peer.learn(handle, pages);
             }
         }
     }

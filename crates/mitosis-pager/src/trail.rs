@@ -10,7 +10,7 @@ use std::collections::HashMap;
 /// Most pages of a trail.
 const PAGES_MAX: usize = 2048;
 /// Pages fetched at the first touch that fits.
-const WINDOW_MIN: usize = 4;
+const WINDOW_MIN: usize = 16;
 /// Most pages fetched ahead.
 const WINDOW_MAX: usize = 256;
 /// Places on the trail that are followed at once: what was learned later stands behind what was
