@@ -1,5 +1,7 @@
 //! A process that holds much state goes on right on other nodes, and so does its parent.
 
+use std::net::SocketAddr;
+
 use crate::support::*;
 
 #[test]
@@ -123,7 +125,10 @@ fn an_attached_child_passes_its_output_and_status_through() {
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
     let parent = Parent::c(a.node(), &["mb=8"]);
     let seed = prepare(&a, parent.pid(), &[]);
+    let port = SocketAddr::new(b.node().ip(), PORT);
     for (end, code) in [("exit 7", 7), ("exit 0", 0)] {
+        // Else the connection may meet the listening socket that the last child has just left.
+        until("nobody listens", SOON, || b.node().connect(port, SOON).err());
         let mut command = b.command(&["fork", &seed.reference]);
         let out = std::fs::File::create(b.node().host_path("/tmp/out")).unwrap();
         command.stdin(std::process::Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
