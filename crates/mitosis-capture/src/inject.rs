@@ -144,7 +144,7 @@ impl Planted {
             return Err(e);
         }
         drop(process.release());
-        place.beside_parent();
+        place.let_parent_run();
         Ok(planted)
     }
 

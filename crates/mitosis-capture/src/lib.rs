@@ -182,7 +182,7 @@ fn capture(
     let mut planted = Planted::plant(pid, &facts, gadget, &place, deadline)?;
     clock.lap(Phase::Plant);
     let frozen = freeze(&facts, files, inherited, &mut planted, &place, deadline, &mut clock);
-    place.beside_parent();
+    place.let_parent_run();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;
         Ok((frozen, brought))

@@ -91,6 +91,12 @@ impl Place {
         let _ = sched_setaffinity(None, &set);
     }
 
+    /// Off it for a moment, with little to do until the next stop: cheaper than going elsewhere and
+    /// coming back, and the parent runs meanwhile.
+    pub(crate) fn let_parent_run(&self) {
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+
     /// Away from it, where there is another one.
     pub(crate) fn beside_parent(&self) {
         let mut set = self.all;

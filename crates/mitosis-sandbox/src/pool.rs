@@ -50,6 +50,8 @@ pub struct Pool {
 }
 
 const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the maker lets others work when nobody waits for a guard.
+const PAUSE: Duration = Duration::from_millis(5);
 
 impl Pool {
     /// Starts making guards that watch the pager behind `pager` (a pidfd).
@@ -124,14 +126,25 @@ fn wanted(state: &State, config: PoolConfig) -> Option<Network> {
 
 fn fill(shared: &Shared, config: PoolConfig, image: &GuardImage, pager: &OwnedFd) {
     let mut state = shared.lock();
+    let mut rested = true;
     loop {
         if state.closed {
             break;
         }
-        let Some(network) = wanted(&state, config) else {
+        if wanted(&state, config).is_none() {
+            rested = false;
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
-        };
+        }
+        if !rested && state.waiting_node + state.waiting_own == 0 {
+            // A guard was just taken: the child that it was taken for comes first.
+            let pause = shared.changed.wait_timeout_while(state, PAUSE, |state| {
+                state.waiting_node + state.waiting_own == 0 && !state.closed
+            });
+            state = pause.unwrap_or_else(PoisonError::into_inner).0;
+            rested = true;
+        }
+        let Some(network) = wanted(&state, config).filter(|_| !state.closed) else { continue };
         drop(state);
         let made = Guard::start(image, pager.as_fd(), network);
         state = shared.lock();
