@@ -125,7 +125,7 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         dumpable: 1,
         subreaper: data.prctl[0] == 1,
         pdeathsig: data.prctl[1] as u32,
-        thp_disable: data.prctl[3] == 1,
+        thp_disable: data.prctl[3] & 0xff == 1,
         session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
         seccomp: input.taken.seccomp.clone(),
     })

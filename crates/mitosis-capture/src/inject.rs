@@ -188,6 +188,11 @@ impl Planted {
         check("clone of the helper", answers.helper)?;
         self.helper_inner = answers.helper as u64;
         self.subreaper = answers.prctl[0] == 1;
+        if answers.prctl[3] >> 8 != 1 {
+            // Of a process of root this shows nowhere but to itself.
+            let why = "is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into();
+            return Err(CaptureError::Refused { pid: self.pid, why });
+        }
         Ok(())
     }
 

@@ -2,18 +2,28 @@
 //!
 //! The helper and the shadow need two pids, and the shadow's page tables need memory, all charged
 //! to the parent's cgroups. Where there is no room, the limits are raised by just that much for
-//! the moment of the fork; then the shadow is moved to the daemon's cgroups.
+//! the moment of the fork; then the shadow is moved to the daemon's cgroups. Its page tables stay
+//! charged where they were made, so a memory limit stays higher by as much.
 
 use crate::CaptureError;
 use mitosis_sys::procfs::{self, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Limits raised for a moment. Dropping it puts them back.
+/// Limits raised for a moment. Dropping it puts them back; of a memory limit all but what the shadow
+/// takes, so that the parent has as much room as before.
 #[derive(Debug, Default)]
 pub(crate) struct Raised {
-    /// Limit file, usage file, old value.
-    files: Vec<(PathBuf, PathBuf, u64)>,
+    limits: Vec<RaisedLimit>,
+}
+
+#[derive(Debug)]
+struct RaisedLimit {
+    file: PathBuf,
+    usage_file: PathBuf,
+    old: u64,
+    usage: u64,
+    memory: bool,
 }
 
 /// Pids needed: the helper and the shadow.
@@ -121,19 +131,21 @@ impl Raised {
                 file.display()
             ),
         })?;
-        self.files.push((file, usage_file, max));
+        let memory = limit.controller == "memory";
+        self.limits.push(RaisedLimit { file, usage_file, old: max, usage, memory });
         Ok(())
     }
 }
 
 impl Drop for Raised {
     fn drop(&mut self) {
-        for (file, usage, old) in &self.files {
-            // Lowering a v2 limit below the usage would make the kernel kill somebody for it.
-            let fits = number(usage).is_some_and(|usage| usage <= *old);
-            if fits || file.ends_with("memory.limit_in_bytes") || file.ends_with("pids.max") {
-                let _ = fs::write(file, old.to_string());
-            }
+        for raised in &self.limits {
+            let taken = match number(&raised.usage_file) {
+                Some(now) if raised.memory => now.saturating_sub(raised.usage),
+                _ => 0,
+            };
+            // Where it fails the limit stays higher than it was, which harms nobody.
+            let _ = fs::write(&raised.file, (raised.old + taken).to_string());
         }
     }
 }

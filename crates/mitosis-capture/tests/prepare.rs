@@ -164,3 +164,36 @@ for line in sys.stdin:
     seeded.shadow.mem.read_exact_at(&mut byte, first).expect("the shadow's memory");
     seeded.shadow.end();
 }
+
+/// Root's processes can hide from nobody in /proc, but they can say that they want to.
+#[test]
+fn a_non_dumpable_process_of_root_is_refused_and_goes_on() {
+    let script = "import ctypes, sys
+assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0
+print('ready', flush=True)
+for line in sys.stdin:
+    print('alive', flush=True)
+";
+    let mut parent = Ended(
+        Command::new("/usr/bin/python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3"),
+    );
+    let mut out = BufReader::new(parent.0.stdout.take().expect("stdout"));
+    let mut stdin = parent.0.stdin.take().expect("stdin");
+    let mut line = String::new();
+    out.read_line(&mut line).expect("ready");
+    let pid = parent.0.id() as i32;
+    let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let before = maps();
+    let error = prepare(pid, &options(), &mut NoInheritance).expect_err("refused");
+    assert!(error.to_string().contains("not dumpable"), "{error}");
+    assert_eq!(before, maps(), "nothing of ours is left in it");
+    stdin.write_all(b"x\n").expect("write");
+    line.clear();
+    out.read_line(&mut line).expect("read");
+    assert_eq!(line, "alive\n");
+}

@@ -214,7 +214,8 @@ pub struct CaptureData {
     pub shadow: i64,
     /// Out: `brk(0)`.
     pub brk: u64,
-    /// Out: `PR_GET_*` values: child subreaper, pdeathsig, securebits, thp_disable.
+    /// Out: `PR_GET_*` values: child subreaper, pdeathsig, securebits, and thp_disable with
+    /// dumpable in bits 8 and up.
     pub prctl: [i64; 4],
     /// Out: `struct sigaction` of signals 1..=64: handler, flags, restorer, mask.
     pub sigactions: [[u64; 4]; 64],

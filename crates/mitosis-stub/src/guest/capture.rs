@@ -14,6 +14,7 @@ const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_SIGHAND: u64 = 0x800;
 const PR_GET_PDEATHSIG: u64 = 2;
+const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_NAME: u64 = 15;
 const PR_GET_SECUREBITS: u64 = 27;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
@@ -51,7 +52,8 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     syscall!(sys::PRCTL, PR_GET_PDEATHSIG, &raw mut word);
     out.prctl[1] = i64::from(word);
     out.prctl[2] = syscall!(sys::PRCTL, PR_GET_SECUREBITS);
-    out.prctl[3] = syscall!(sys::PRCTL, PR_GET_THP_DISABLE, 0, 0, 0, 0);
+    let thp = syscall!(sys::PRCTL, PR_GET_THP_DISABLE, 0, 0, 0, 0);
+    out.prctl[3] = thp | syscall!(sys::PRCTL, PR_GET_DUMPABLE) << 8;
     // SAFETY: a field of the same region.
     unsafe { describe_thread(&raw mut out.thread) };
     out.helper = spawn_helper(out.helper_stack_top, data);
