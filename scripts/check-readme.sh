@@ -35,6 +35,8 @@ export PATH="/run/bin:$PATH"
 mount -t tmpfs none /tmp
 mount -t tmpfs none /var/lib
 ip link set lo up
+# This tree may lie in what is hidden now, and some shells' shims insist on where they are.
+cd /
 wait_for_sockets() {
     for _ in $(seq 100); do
         [ -S /run/mitosis/a.sock ] && [ -S /run/mitosis/b.sock ] && return 0
