@@ -5,7 +5,7 @@
 //! sequential run brings ahead of itself in proportion to what it has consumed.
 
 /// Pages fetched for a touch that continues nothing.
-const RANDOM: u64 = 2;
+pub const RANDOM: u64 = 2;
 /// Up to so many pages, a run may be ahead by as much as it has consumed.
 const EAGER: u64 = 16;
 /// Most pages a run is ahead.

@@ -28,7 +28,6 @@ pub(super) struct Touched {
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let _bare = bare_server(bed.owner.node)?;
     let parent = blob(bed)?;
-    let seed = bed.owner.prepare(parent.pid)?;
     let (mut bare, mut trips, mut chains) = (vec![], vec![], vec![]);
     let (mut remote, mut pages) = (vec![], vec![]);
     for _ in 0..bed.runs {
@@ -38,6 +37,8 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bare.extend(faults.map_err(BenchError::io("bare fault", "userfaultfd"))?);
         trips.extend(round_trips(bed.owner.node, bed.host.node, TOUCHES)?);
         chains.extend(bare_remote_faults(bed.owner.node, bed.host.node, TOUCHES)?);
+        // A new seed: the next child of this one would follow the trail of the last.
+        let seed = bed.owner.prepare(parent.pid)?;
         let child = bed.host.fork(&seed.reference, Net::Node)?;
         // First the code paths of the command itself, so that only data is missing.
         let warm = command(bed, "random 1")?;
@@ -45,12 +46,12 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         let touched = command(bed, &format!("random {TOUCHES}"))?;
         pages.push((fetched(bed, child.pid)? - before) as f64 / TOUCHES as f64);
         bed.host.end(child.pid)?;
+        bed.owner.remove(&seed.seed)?;
         if !(warm.right && touched.right) {
             return Err(BenchError::wrong("fault", "the child read wrong data"));
         }
         remote.extend(touched.ns);
     }
-    bed.owner.remove(&seed.seed)?;
     let bare = section.add(Figure::new("bare uffd fault", Samples::from_ns(&bare)));
     let trip = section.add(Figure::new("bare 4 KiB round trip", Samples::from_ns(&trips)));
     let remote = Samples::from_ns(&remote);
