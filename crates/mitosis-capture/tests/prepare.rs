@@ -18,6 +18,16 @@ impl Drop for Ended {
     }
 }
 
+fn python(script: &str) -> Ended {
+    let child = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    Ended(child)
+}
+
 fn echo() -> Ended {
     let child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat");
@@ -136,14 +146,7 @@ print('ready', flush=True)
 for line in sys.stdin:
     print('alive', flush=True)
 ";
-    let mut parent = Ended(
-        Command::new("/usr/bin/python3")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3"),
-    );
+    let mut parent = python(script);
     let mut out = BufReader::new(parent.0.stdout.take().expect("stdout"));
     let mut stdin = parent.0.stdin.take().expect("stdin");
     let mut line = String::new();
@@ -174,14 +177,7 @@ print('ready', flush=True)
 for line in sys.stdin:
     print('alive', flush=True)
 ";
-    let mut parent = Ended(
-        Command::new("/usr/bin/python3")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3"),
-    );
+    let mut parent = python(script);
     let mut out = BufReader::new(parent.0.stdout.take().expect("stdout"));
     let mut stdin = parent.0.stdin.take().expect("stdin");
     let mut line = String::new();
