@@ -9,7 +9,7 @@ use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
-use mitosis_pager::{AddChild, ChildFds, ChildId};
+use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
@@ -185,13 +185,13 @@ impl Batch<'_> {
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
-        // First: system calls of the stub may touch pages that are still elsewhere.
-        self.page(id, guard, &uffd_rx)?;
+        // First: system calls of the stub may touch pages that are still elsewhere. The pager
+        // reads its books while the child is built.
+        let added = self.page(id, guard, &uffd_rx)?;
         drop(uffd_rx);
-        let started = match mitosis_restore::start(&self.plan, guard.control.as_fd(), fds) {
-            Ok(started) => started,
-            Err(error) => return Err(self.not_started(id, error)),
-        };
+        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds);
+        added.done()?;
+        let started = started.map_err(|error| self.not_started(id, error))?;
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -219,7 +219,7 @@ impl Batch<'_> {
     }
 
     /// Hands the child to the pager.
-    fn page(&self, id: u64, guard: &Guard, uffd_rx: &OwnedFd) -> Result<(), NodeError> {
+    fn page(&self, id: u64, guard: &Guard, uffd_rx: &OwnedFd) -> Result<Asked<'_>, NodeError> {
         let add = AddChild {
             child: ChildId(id),
             seed: self.seed.clone(),
@@ -235,7 +235,7 @@ impl Batch<'_> {
             guard_pidfd: guard.pidfd.as_fd(),
             local: self.paging.local.iter().map(|shadow| shadow.mem.as_fd()).collect(),
         };
-        Ok(self.pager.client.add_child(&add, &fds)?)
+        Ok(self.pager.client.add_child(add, &fds)?)
     }
 
     /// Ends a child that was never complete. Its guard's words went to whoever read them first, us

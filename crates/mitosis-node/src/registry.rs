@@ -8,12 +8,16 @@ use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long an expired seed serves pages at most.
 const EXPIRING_MAX: Duration = Duration::from_secs(60);
 /// How long it serves at least: a child started in time may be about to connect.
 const EXPIRING_MIN: Duration = Duration::from_secs(2);
+/// Most pages written by the parent that are taken for what a child will need.
+const REWRITTEN_MAX: usize = 768;
+/// How long what was seen of the parent's writes stands.
+const REWRITTEN_AGE: Duration = Duration::from_millis(100);
 /// Most seeds of a node.
 pub(crate) const SEEDS_MAX: usize = 4096;
 
@@ -55,6 +59,8 @@ pub(crate) struct Seed {
     forks: AtomicU64,
     /// What its children touched, in order.
     trail: Mutex<Vec<u64>>,
+    /// What its parent wrote after it was made, and when that was looked at.
+    rewritten: Mutex<(Option<Instant>, Vec<u64>)>,
 }
 
 /// The unchanging part of a seed.
@@ -97,6 +103,7 @@ impl Seed {
             readers: AtomicU64::new(0),
             forks: AtomicU64::new(0),
             trail: Mutex::new(Vec::new()),
+            rewritten: Mutex::default(),
         }
     }
 
@@ -132,6 +139,20 @@ impl Seed {
             life.reason = Some(reason.to_owned());
         }
         self.memory.replace(Place::Gone(reason.to_owned()))
+    }
+
+    /// What its parent wrote since it was made: the parent goes the way that its children will go,
+    /// only earlier. A parent that has written more than a beginning tells nothing any more; then
+    /// what was seen before stands.
+    fn rewritten(&self) -> Vec<u64> {
+        let mut seen = self.rewritten.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0.is_none_or(|at| at.elapsed() > REWRITTEN_AGE) {
+            seen.0 = Some(Instant::now());
+            if let Some(pages) = self.memory.rewritten(REWRITTEN_MAX) {
+                seen.1 = pages;
+            }
+        }
+        seen.1.clone()
     }
 
     /// Number of open readers.
@@ -225,7 +246,12 @@ impl OpenSeed for Reader {
         trail.extend(pages.iter().copied().filter(|page| known.insert(*page)).take(room));
     }
     fn trail(&self) -> Vec<u64> {
-        self.0.trail.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut pages = self.0.rewritten();
+        let known: HashSet<u64> = pages.iter().copied().collect();
+        let learned = self.0.trail.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.extend(learned.iter().filter(|page| !known.contains(page)));
+        pages.truncate(TRAIL_PAGES_MAX);
+        pages
     }
     fn state(&self) -> SeedState {
         self.0.state()

@@ -122,6 +122,7 @@ impl Pager {
                     if let Some(open) = open {
                         open.trail.extend(&pages);
                     }
+                    self.trail_known(id, handle);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! One child: its sources, its guard, its books.
 
 use crate::areas::Areas;
+use crate::early::EARLY_PAGES;
 use crate::guard::{self, ToGuard};
 use crate::map::PageMap;
 use crate::message::{AddChild, ChildId, ChildState, ChildStats, OwnerSource};
@@ -30,6 +31,8 @@ pub struct Source {
     pub owner: OwnerSource,
     /// The way; `None` when no page of it is missing any more.
     pub via: Option<Via>,
+    /// Its early reads were begun.
+    pub begun: bool,
 }
 
 /// What is counted.
@@ -61,6 +64,8 @@ pub struct Child {
     pub spaces: BTreeSet<u64>,
     /// What the first address space will be, until its userfaultfd arrives.
     pub waiting: Option<(Areas, Arc<PageMap>)>,
+    /// Pages that may still be fetched before they are touched.
+    pub early_left: usize,
     /// Where it arrives.
     pub uffd_rx: Option<OwnedFd>,
     /// The guard's control socket.
@@ -115,7 +120,8 @@ impl Child {
         let [uffd_rx, guard, guard_pidfd] = fds;
         let map = PageMap::new(&add.index, add.owners.len());
         let transport = transport(&add.owners);
-        let sources = add.owners.into_iter().map(|owner| Source { owner, via: None }).collect();
+        let source = |owner| Source { owner, via: None, begun: false };
+        let sources = add.owners.into_iter().map(source).collect();
         Child {
             id: add.child,
             seed: add.seed,
@@ -123,6 +129,7 @@ impl Child {
             spaces: BTreeSet::new(),
             counters: Counters { pages_total: map.pages(), ..Counters::default() },
             waiting: Some((Areas::new(&add.areas), Arc::new(map))),
+            early_left: EARLY_PAGES,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
             guard_pidfd: Some(guard_pidfd),

@@ -76,12 +76,16 @@ fn exchange(
     fds: &[BorrowedFd<'_>],
     timeout: Duration,
 ) -> Result<Reply, PagerError> {
+    send(socket, request, fds)?;
+    let (reply, _) = packet::expect(socket.as_fd(), timeout.as_millis() as u64)?;
+    Ok(reply)
+}
+
+fn send(socket: &OwnedFd, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), PagerError> {
     packet::send(socket.as_fd(), request, fds).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => PagerError::Gone,
         _ => PagerError::system("send to the pager", cause),
-    })?;
-    let (reply, _) = packet::expect(socket.as_fd(), timeout.as_millis() as u64)?;
-    Ok(reply)
+    })
 }
 
 fn unexpected(reply: Reply) -> PagerError {
@@ -120,38 +124,34 @@ impl PagerClient {
     }
 
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, PagerError> {
+        self.begin(request, fds)?.reply()
+    }
+
+    fn begin(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Asked<'_>, PagerError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let socket = match idle {
             Some(socket) => socket,
             None => connect(&self.path, self.timeout)?.0,
         };
-        // A connection that failed or timed out is dropped: a late reply must not meet a later
-        // request.
-        let reply = exchange(&socket, request, fds, self.timeout)?;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX {
-            idle.push(socket);
-        }
-        Ok(reply)
+        send(&socket, request, fds)?;
+        Ok(Asked { client: self, socket })
     }
 
     fn command(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), PagerError> {
-        match self.ask(request, fds)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(other)),
-        }
+        self.begin(request, fds)?.done()
     }
 
     /// Hands a child to the pager. The pager connects to the owners at once; faults are served as
-    /// soon as the child's userfaultfd has arrived on `uffd_rx`.
+    /// soon as the child's userfaultfd has arrived on `uffd_rx`. The answer is there when the
+    /// caller comes for it: the child can be built meanwhile.
     ///
     /// # Errors
-    /// If the pager is gone or refuses what contradicts itself (index outside areas, owner
-    /// numbers out of range, an id in use).
-    pub fn add_child(&self, child: &AddChild, fds: &ChildFds<'_>) -> Result<(), PagerError> {
+    /// If the pager is gone. [`Asked::done`] tells whether it refused what contradicts itself
+    /// (index outside areas, owner numbers out of range, an id in use).
+    pub fn add_child(&self, child: AddChild, fds: &ChildFds<'_>) -> Result<Asked<'_>, PagerError> {
         let mut all = vec![fds.uffd_rx, fds.guard, fds.guard_pidfd];
         all.extend_from_slice(&fds.local);
-        self.command(&Request::AddChild(child.clone()), &all)
+        self.begin(&Request::AddChild(child), &all)
     }
 
     /// What of a child is still remote, see [`Request::Snapshot`].
@@ -254,6 +254,39 @@ impl PagerClient {
     /// If the pager is gone.
     pub fn shutdown(&self) -> Result<(), PagerError> {
         self.command(&Request::Shutdown, &[])
+    }
+}
+
+/// A request whose answer has not been taken yet.
+#[must_use]
+#[derive(Debug)]
+pub struct Asked<'a> {
+    client: &'a PagerClient,
+    socket: OwnedFd,
+}
+
+impl Asked<'_> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// If the pager is gone, or refuses.
+    pub fn done(self) -> Result<(), PagerError> {
+        match self.reply()? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// A connection that failed or timed out is dropped: a late reply must not meet a later
+    /// request.
+    fn reply(self) -> Result<Reply, PagerError> {
+        let Asked { client, socket } = self;
+        let (reply, _) = packet::expect(socket.as_fd(), client.timeout.as_millis() as u64)?;
+        let mut idle = client.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(socket);
+        }
+        Ok(reply)
     }
 }
 

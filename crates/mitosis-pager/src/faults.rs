@@ -136,7 +136,11 @@ impl Pager {
                 // A sequential run needs no trail: its next pages are known without one.
                 let alone = wanted && target - page <= SCATTERED;
                 let fetched = if alone { run.end().min(target) - page } else { 0 };
+                let (child, role) = (child.id, space.role);
                 self.request(id, page, target, wanted);
+                if role == Role::Main {
+                    self.begin_early(child);
+                }
                 self.follow(id, owner, source, fetched);
             }
         }
@@ -207,7 +211,7 @@ impl Pager {
     }
 
     /// Starts a read.
-    fn read(&mut self, id: u64, run: Run, demand: Option<u64>, fill: bool) {
+    pub(crate) fn read(&mut self, id: u64, run: Run, demand: Option<u64>, fill: bool) {
         let tag = self.id();
         let (Some(number), Some(space)) = (Tag::new(tag), self.spaces.get_mut(&id)) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };

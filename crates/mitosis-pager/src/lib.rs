@@ -13,6 +13,7 @@ mod arrive;
 mod child;
 mod client;
 mod config;
+mod early;
 mod error;
 mod faults;
 mod guard;
@@ -28,7 +29,7 @@ mod space;
 mod tick;
 mod trail;
 
-pub use client::{ChildFds, PagerClient, PagerEvents};
+pub use client::{Asked, ChildFds, PagerClient, PagerEvents};
 pub use config::PagerConfig;
 pub use error::PagerError;
 pub use message::{

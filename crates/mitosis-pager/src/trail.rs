@@ -38,6 +38,16 @@ impl Trail {
         }
     }
 
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Its first pages, at most `count`.
+    pub fn first(&self, count: usize) -> &[u64] {
+        &self.order[..count.min(self.order.len())]
+    }
+
     /// Whether a page is in it.
     pub fn has(&self, page: u64) -> bool {
         self.place.contains_key(&page)

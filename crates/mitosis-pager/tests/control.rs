@@ -74,7 +74,7 @@ fn contradictions_are_refused() {
         AddChild { owners: vec![OwnerSource::local(server.owner(), 0)], ..good.clone() },
     ];
     for add in bad {
-        let refused = rig.client.add_child(&add, &fds);
+        let refused = rig.client.add_child(add, &fds).and_then(Asked::done);
         assert!(matches!(refused, Err(PagerError::Failed(_))), "{refused:?}");
     }
     assert!(rig.client.make_independent(good.child).is_err());
@@ -99,8 +99,9 @@ fn a_large_index_passes() {
         eager: false,
         independent: false,
     };
-    rig.client.add_child(&add, &fds).unwrap();
-    assert_eq!(rig.stats(add.child).pages_total, 50_000);
+    let id = add.child;
+    rig.client.add_child(add, &fds).unwrap().done().unwrap();
+    assert_eq!(rig.stats(id).pages_total, 50_000);
 }
 
 #[test]

@@ -135,7 +135,7 @@ proptest! {
     #[test]
     fn memory_is_as_if_it_had_always_been_there(steps in steps(), eager in any::<bool>()) {
         let (server, rig) = (Server::start(), Rig::start());
-        let wanted = Wanted { pages: PAGES, remote: REMOTE, eager, local: None };
+        let wanted = Wanted { pages: PAGES, remote: REMOTE, eager, ..Wanted::default() };
         let child = child(&rig, server.owner(), wanted);
         let base = child.base();
         let page = |p| match p {

@@ -33,7 +33,7 @@ fn local_pages_come_from_a_file() {
     let child = child(
         &rig,
         server.owner(),
-        Wanted { local: Some(copy.into()), pages: 256, remote: 256, eager: false },
+        Wanted { local: Some(copy.into()), pages: 256, remote: 256, ..Wanted::default() },
     );
     let mut page = vec![0; 4096];
     for vpn in child.base()..child.base() + 256 {
@@ -158,7 +158,7 @@ fn a_child_without_missing_pages_is_independent_at_once() {
 fn pages_arrive_while_mappings_change_all_the_time() {
     let (server, rig) = (Server::start(), Rig::start());
     for eager in [false, true] {
-        let wanted = Wanted { pages: 3000, remote: 2900, eager, local: None };
+        let wanted = Wanted { pages: 3000, remote: 2900, eager, ..Wanted::default() };
         let child = child(&rig, server.owner(), wanted);
         let base = child.base();
         let want = expected((20..2900).map(|p| Some(base + p)));
@@ -166,4 +166,36 @@ fn pages_arrive_while_mappings_change_all_the_time() {
         let stats = rig.stats(child.id);
         assert_eq!(stats.reason, None);
     }
+}
+
+#[test]
+fn what_siblings_touched_comes_with_the_first_touch() {
+    let (server, rig) = (Server::start(), Rig::start());
+    // In the order of touches; pages that the seed does not own are no harm.
+    let pages: Vec<u64> = (40..60).rev().chain([5, 7, 6]).chain(1000..1100).collect();
+    let trail = Some((server.seed.clone(), pages));
+    let wanted = Wanted { pages: 300, remote: 300, trail, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    child.check(200, 1);
+    rig.until(child.id, "given the trail", |s| s.pages_prefetched >= 23);
+    for (first, count) in [(40, 20), (5, 3)] {
+        child.check(first, count);
+    }
+    let stats = rig.stats(child.id);
+    assert_eq!(stats.faults, 1, "{stats:?}");
+    // The page touched, its neighbour, the trail.
+    assert_eq!(stats.pages_fetched + stats.pages_prefetched, 25, "{stats:?}");
+}
+
+#[test]
+fn a_mistaken_trail_costs_a_bounded_number_of_pages() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let trail = Some((server.seed.clone(), (2000..4000).collect()));
+    let wanted = Wanted { pages: 4000, remote: 4000, trail, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    child.check(0, 1);
+    rig.until(child.id, "given the beginning of the trail", |s| s.pages_prefetched > 1000);
+    child.check(0, 1);
+    let stats = rig.stats(child.id);
+    assert!(stats.pages_fetched + stats.pages_prefetched <= 1024 + 2, "{stats:?}");
 }

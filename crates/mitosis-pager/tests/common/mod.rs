@@ -45,6 +45,7 @@ pub struct TestSeed {
     pub pages: AtomicU64,
     pub delay_ms: AtomicU64,
     pub fail_from: AtomicU64,
+    pub trail: Mutex<Vec<u64>>,
 }
 
 impl TestSeed {
@@ -64,6 +65,10 @@ impl OpenSeed for TestSeed {
             fill_page(source.0 + i as u64, page);
         }
         Ok(())
+    }
+
+    fn trail(&self) -> Vec<u64> {
+        self.trail.lock().unwrap().clone()
     }
 
     fn state(&self) -> SeedState {
@@ -107,6 +112,7 @@ impl Server {
             pages: AtomicU64::new(0),
             delay_ms: AtomicU64::new(0),
             fail_from: AtomicU64::new(u64::MAX),
+            trail: Mutex::default(),
         });
         let start = Instant::now();
         // A port that was in use a moment ago may be, for another moment.
@@ -258,11 +264,13 @@ pub struct Wanted {
     pub remote: u64,
     pub eager: bool,
     pub local: Option<OwnedFd>,
+    /// Pages that the seed names as touched by earlier children.
+    pub trail: Option<(Arc<TestSeed>, Vec<u64>)>,
 }
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { pages: 64, remote: 64, eager: false, local: None }
+        Wanted { pages: 64, remote: 64, eager: false, local: None, trail: None }
     }
 }
 
@@ -275,6 +283,9 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
     let id = ChildId(NEXT.fetch_add(1, Ordering::SeqCst));
     let base = Vpn::of(puppet.base);
     let run = PageRun { start: base, count: wanted.remote as u32, owner: 0, source: base };
+    if let Some((seed, pages)) = &wanted.trail {
+        *seed.trail.lock().unwrap() = pages.iter().map(|page| base.0 + page).collect();
+    }
     let runs = if wanted.remote > 0 { vec![run] } else { vec![] };
     let area = Area { start: base, count: wanted.pages, grows_down: false, wipe_on_fork: false };
     let source = match &wanted.local {
@@ -296,7 +307,7 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         guard_pidfd: puppet.pidfd.as_fd(),
         local: wanted.local.iter().map(AsFd::as_fd).collect(),
     };
-    rig.client.add_child(&add, &fds).unwrap();
+    rig.client.add_child(add, &fds).unwrap().done().unwrap();
     TestChild { id, puppet, guard }
 }
 

@@ -1,0 +1,78 @@
+//! What earlier children needed is on its way before the child asks for it.
+//!
+//! A child that begins touches what its siblings touched when they began. The trail names these
+//! pages, so the first of them are asked for at the child's first touch. Not before: while it is
+//! being built its own system calls come first.
+
+use crate::child::Via;
+use crate::map::{PageMap, Run};
+use crate::message::ChildId;
+use crate::pager::Pager;
+use mitosis_transport::Handle;
+
+/// Most pages fetched for a child before it touches anything: what a mistaken trail may cost.
+pub(crate) const EARLY_PAGES: usize = 1024;
+/// Pages of the trail put into ascending order at a time: together they make longer runs, apart
+/// they come in the order of need.
+const ORDERED: usize = 256;
+/// Most pages of one read, so that the first are placed while the last are still read.
+const READ_PAGES: u64 = 64;
+
+impl Pager {
+    /// A trail has come: begins the early reads of the children that wait for it already.
+    pub(crate) fn trail_known(&mut self, peer: u64, handle: Handle) {
+        let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
+        let users: Vec<ChildId> = open.iter().flat_map(|open| open.users.iter().copied()).collect();
+        let touched = |id: &ChildId| self.children.get(id).is_some_and(|c| c.counters.faults > 0);
+        for child in users.into_iter().filter(touched).collect::<Vec<ChildId>>() {
+            self.begin_early(child);
+        }
+    }
+
+    /// Begins the early reads of a child from each owner whose trail is known; once from each.
+    pub(crate) fn begin_early(&mut self, id: ChildId) {
+        let Some(key) = self.main_space(id) else { return };
+        let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
+        for number in 0..owners {
+            for run in self.early_runs(id, key, number) {
+                self.read(key, run, None, false);
+            }
+        }
+    }
+
+    /// The first pages of an owner's trail, as far as the child misses them.
+    fn early_runs(&mut self, id: ChildId, key: u64, number: usize) -> Vec<Run> {
+        let (Some(child), Some(space)) = (self.children.get_mut(&id), self.spaces.get(&key)) else {
+            return Vec::new();
+        };
+        let source = &mut child.sources[number];
+        let Some(Via::Peer(peer, handle)) = source.via.filter(|_| !source.begun) else {
+            return Vec::new();
+        };
+        let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
+        let Some(open) = open.filter(|open| !open.trail.is_empty()) else { return Vec::new() };
+        source.begun = true;
+        let first = open.trail.first(child.early_left);
+        child.early_left -= first.len();
+        first.chunks(ORDERED).flat_map(|part| runs(&space.map, number as u16, part)).collect()
+    }
+}
+
+/// The missing pages among `pages`, as runs in ascending order. What was moved since the owner had
+/// it is left alone.
+fn runs(map: &PageMap, owner: u16, pages: &[u64]) -> Vec<Run> {
+    let mut sorted = pages.to_vec();
+    sorted.sort_unstable();
+    let mut runs: Vec<Run> = Vec::new();
+    for page in sorted {
+        let Some(run) = map.find(page) else { continue };
+        if run.tag.is_some() || run.owner != owner || run.source + (page - run.start) != page {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(last) if last.end() == page && last.count < READ_PAGES => last.count += 1,
+            _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
+        }
+    }
+    runs
+}
