@@ -35,6 +35,7 @@ enum Note {
     Refused(Handle),
     Failed(u64, ReadError),
     Trail(Handle, Vec<u64>),
+    Fell(Handle, String),
 }
 
 impl Pager {
@@ -91,6 +92,8 @@ impl Pager {
                 SourceEvent::Refused { handle } => notes.push(Note::Refused(handle)),
                 SourceEvent::Trail { handle, pages } => notes.push(Note::Trail(handle, pages)),
                 SourceEvent::Pong => {}
+                SourceEvent::Direct { tag, pages } => self.direct(tag, pages),
+                SourceEvent::Fell { handle, why } => notes.push(Note::Fell(handle, why)),
                 SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
             }
         });
@@ -116,6 +119,13 @@ impl Pager {
                 }
             }
             Note::Failed(tag, error) => self.failed(tag, &error),
+            Note::Fell(handle, why) => {
+                for child in self.users(from, handle) {
+                    if let Some(child) = self.children.get_mut(&child) {
+                        child.rdma_note = Some(why.clone());
+                    }
+                }
+            }
             Note::Trail(handle, pages) => {
                 if let From::Peer(id) = from {
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
@@ -124,6 +134,14 @@ impl Pager {
                     }
                 }
             }
+        }
+    }
+
+    /// Pages of a read came without the owner's doing.
+    fn direct(&mut self, tag: u64, pages: u32) {
+        let child = self.reads.get(&tag).and_then(|read| self.children.get_mut(&read.child));
+        if let Some(child) = child {
+            child.counters.pages_rdma += u64::from(pages);
         }
     }
 
@@ -298,7 +316,8 @@ impl Pager {
             }
         }
         again.sort_by_key(|read| read.tag);
-        peer.connect(&self.config.connect, &again, now);
+        let connect = if peer.rdma { &self.config.connect_rdma } else { &self.config.connect };
+        peer.connect(connect, &again, now);
         self.watch(id);
     }
 

@@ -39,6 +39,8 @@ pub struct Open {
 pub struct Peer {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Whether it is read by RDMA.
+    pub rdma: bool,
     /// The connection, if there is one.
     pub source: Option<Box<dyn PageSource>>,
     /// What epoll watches: the descriptor, and whether for writing too.
@@ -69,9 +71,10 @@ enum Out {
 
 impl Peer {
     /// A peer without a connection; the first flush makes one.
-    pub fn new(address: SocketAddr, now: Instant) -> Peer {
+    pub fn new(address: SocketAddr, rdma: bool, now: Instant) -> Peer {
         Peer {
             address,
+            rdma,
             source: None,
             watched: None,
             handles: HashMap::new(),
