@@ -17,9 +17,12 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long its answer holds.
 const ANSWER_FOR: Duration = Duration::from_secs(10);
 
+/// The device of a node, or why there is none.
+type Offer = Result<String, String>;
+
 /// What other nodes have said, and when.
 #[derive(Debug, Default)]
-pub(crate) struct Offers(Mutex<HashMap<String, (Instant, Result<String, String>)>>);
+pub(crate) struct Offers(Mutex<HashMap<String, (Instant, Offer)>>);
 
 /// Opens the device of a node, unless its operator forbids.
 ///
