@@ -4,7 +4,7 @@
 #   guests.sh WORKDIR SECONDS NAME...
 #
 # Each guest NAME runs WORKDIR/NAME.sh as root, sees this machine's files read-only, and has the
-# address 10.77.0.N on eth0, with an emulated RDMA device rxe0 on it. What it prints goes to
+# address 10.77.0.N, with an emulated RDMA device rxe0. What it prints goes to
 # WORKDIR/NAME.log. Exit status 0 when each of the scripts ended with 0 within SECONDS. The guests
 # are emulated (no KVM needed): figures from them give shapes, not absolutes.
 set -euo pipefail
@@ -22,19 +22,23 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# Three guests need a hub: a multicast group on the loopback device. Two have a wire.
-net() {
-    case ${#names[@]} in
-    1) echo "user,id=n0,restrict=on" ;;
-    2) if [ "$1" = 1 ]; then here=a there=b; else here=b there=a; fi
-        echo "dgram,id=n0,local.type=unix,local.path=$work/$here.sock,remote.type=unix,remote.path=$work/$there.sock" ;;
-    *) echo "socket,id=n0,mcast=230.77.0.1:$((20000 + $$ % 20000)),localaddr=127.0.0.1" ;;
-    esac
+# Neighbours are joined by a wire each; a guest with two of them bridges. nic NUMBER HERE THERE
+nic() {
+    local path="local.path=$work/$2.sock,remote.type=unix,remote.path=$work/$3.sock"
+    nics+=(-netdev "dgram,id=n$1,local.type=unix,$path")
+    nics+=(-device "virtio-net-pci,netdev=n$1,mac=52:54:00:77:0$1:0$number,romfile=")
 }
 
 number=0
 for name in "${names[@]}"; do
     number=$((number + 1))
+    nics=()
+    card=0
+    if [ "$number" -gt 1 ]; then nic $card "$number-left" "$((number - 1))-right"; card=1; fi
+    if [ "$number" -lt ${#names[@]} ]; then nic $card "$number-right" "$((number + 1))-left"; fi
+    if [ ${#names[@]} = 1 ]; then
+        nics=(-netdev user,id=n0,restrict=on -device virtio-net-pci,netdev=n0,romfile=)
+    fi
     append="console=ttyS0 quiet panic=-1 tsc=unstable nokaslr mitigations=off random.trust_cpu=on"
     append="$append lab.name=$name lab.addr=10.77.0.$number lab.work=$work lab.cwd=$PWD"
     qemu-system-x86_64 -accel tcg,thread=multi -M q35 -cpu max -smp 2 -m "${LAB_MEM:-1500}" \
@@ -42,8 +46,7 @@ for name in "${names[@]}"; do
         -kernel "$LAB/vmlinuz" -initrd "$LAB/initrd" -append "$append" \
         -device virtio-rng-pci \
         -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
-        -netdev "$(net $number)" \
-        -device "virtio-net-pci,netdev=n0,mac=52:54:00:77:00:0$number,romfile=" </dev/null &
+        "${nics[@]}" </dev/null &
     pids+=($!)
 done
 

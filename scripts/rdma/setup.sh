@@ -35,7 +35,8 @@ if [ ! -s "$LAB/vmlinuz" ]; then
     rm -f "$LAB/initrd"
 fi
 
-if [ ! -s "$LAB/initrd" ] || [ scripts/rdma/init -nt "$LAB/initrd" ]; then
+if [ ! -s "$LAB/initrd" ] || [ scripts/rdma/init -nt "$LAB/initrd" ] ||
+    [ scripts/rdma/setup.sh -nt "$LAB/initrd" ]; then
     release=$(ls "$LAB/kernel/lib/modules")
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
@@ -45,7 +46,7 @@ if [ ! -s "$LAB/initrd" ] || [ scripts/rdma/init -nt "$LAB/initrd" ]; then
     cp scripts/rdma/init "$root/init"
     chmod 755 "$root/init"
     : >"$root/mods/order"
-    for module in virtio_pci virtio_net 9p 9pnet_virtio overlay crc32_generic ib_uverbs rdma_ucm rdma_rxe; do
+    for module in virtio_pci virtio_net 9p 9pnet_virtio overlay bridge crc32_generic ib_uverbs rdma_ucm rdma_rxe; do
         modprobe -d "$LAB/kernel" -S "$release" --show-depends "$module" 2>/dev/null |
             awk '$1 == "insmod" {print $2}'
     done | awk '!seen[$0]++' | while read -r path; do

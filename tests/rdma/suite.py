@@ -7,6 +7,7 @@ import socket
 import statistics
 import sys
 import time
+import traceback
 
 MITOSIS, PATTERN, RESULTS, *ADDRESSES = sys.argv[1:]
 MIB = 64
@@ -97,11 +98,6 @@ class Node:
         check(rows, "no seed", seed)
         return rows[0]
 
-    def registered(self, prepared, pages):
-        """Waits until so many pages are registered and the children know of it."""
-        until("registration", lambda: self.seed(prepared["seed"])["pages_rdma"] >= pages)
-        time.sleep(1.5)
-
 
 class Child:
     def __init__(self, node, started):
@@ -110,6 +106,10 @@ class Child:
 
     def row(self):
         return [row for row in self.node.json("ps") if row["pid"] == self.pid][-1]
+
+    def registered(self, pages):
+        """Waits until so many pages are registered and its node knows where."""
+        until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
 
     def tell(self, signal):
         """Sends a signal; the line that the child prints then, as words."""
@@ -160,7 +160,7 @@ def reads_go_on_while_the_owner_is_stopped(owner, node, prepared):
     started = child.started
     check(started["transport"] == "rdma", started)
     print("auto chose:", started["transport_why"])
-    owner.registered(prepared, PAGES)
+    child.registered(PAGES)
     # Pages of mapped files come over TCP: the code that prints is touched before.
     child.touch()
     before = child.row()
@@ -186,7 +186,7 @@ def reads_go_on_while_the_owner_is_stopped(owner, node, prepared):
 def what_is_not_registered_comes_over_tcp(owner, node, pid):
     prepared = owner.prepare(pid)
     child = node.fork(prepared["ref"], "rdma")
-    owner.registered(prepared, 16 * 256)
+    child.registered(16 * 256)
     child.verify()
     row = child.row()
     fetched = row["pages_fetched"] + row["pages_prefetched"]
@@ -195,7 +195,7 @@ def what_is_not_registered_comes_over_tcp(owner, node, pid):
     # Another seed gets the room, and the older one falls back.
     second = owner.prepare(pid)
     other = node.fork(second["ref"], "rdma")
-    owner.registered(second, 16 * 256)
+    other.registered(16 * 256)
     check(owner.seed(prepared["seed"])["pages_rdma"] == 0, owner.seed(prepared["seed"]))
     until("the older child's note", lambda: child.row()["rdma_note"])
     print("unpinned for another seed:", child.row()["rdma_note"])
@@ -207,7 +207,7 @@ def what_is_not_registered_comes_over_tcp(owner, node, pid):
 def a_revoked_seed_is_not_read(owner, node, pid):
     prepared = owner.prepare(pid)
     child = node.fork(prepared["ref"], "rdma")
-    owner.registered(prepared, PAGES)
+    child.registered(PAGES)
     child.touch()
     owner.call("seed", "rm", "-", input=prepared["ref"])
     node.agent.ask(run=[MITOSIS, "kill", str(child.pid), "-s", "USR1", "--socket", node.socket])
@@ -218,11 +218,11 @@ def a_revoked_seed_is_not_read(owner, node, pid):
 
 def a_grandchild_reads_from_both_owners(owner, node, third, prepared):
     child = node.fork(prepared["ref"], "rdma")
-    owner.registered(prepared, PAGES)
+    child.registered(PAGES)
     child.touch()
     own = node.prepare(child.pid)
     grandchild = third.fork(own["ref"], "rdma")
-    node.registered(own, 1)
+    grandchild.registered(PAGES + 1)
     grandchild.verify()
     row = grandchild.row()
     check(row["transport"] == "rdma" and row["pages_rdma"] > 0, row)
@@ -247,7 +247,7 @@ def bench(owner, node, prepared):
         touches, rates, cpu, starts = [], [], [], []
         for _ in range(3):
             child = node.fork(prepared["ref"], transport)
-            owner.registered(prepared, PAGES if transport == "rdma" else 0)
+            child.registered(PAGES if transport == "rdma" else 0)
             starts.append(child.started["start_us"])
             touches += child.touch()
             before = owner.stats()
@@ -297,7 +297,7 @@ def main():
         print("suite: all passed")
         status = 0
     except AssertionError as error:
-        print("suite: FAILED:", error)
+        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[1])
         for node in everyone:
             print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-2000:])
     finally:

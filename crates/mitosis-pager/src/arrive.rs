@@ -36,6 +36,7 @@ enum Note {
     Failed(u64, ReadError),
     Trail(Handle, Vec<u64>),
     Fell(Handle, String),
+    Reach(Handle, u64),
 }
 
 impl Pager {
@@ -93,6 +94,7 @@ impl Pager {
                 SourceEvent::Trail { handle, pages } => notes.push(Note::Trail(handle, pages)),
                 SourceEvent::Pong => {}
                 SourceEvent::Direct { tag, pages } => self.direct(tag, pages),
+                SourceEvent::Reach { handle, pages } => notes.push(Note::Reach(handle, pages)),
                 SourceEvent::Fell { handle, why } => notes.push(Note::Fell(handle, why)),
                 SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
             }
@@ -119,6 +121,14 @@ impl Pager {
                 }
             }
             Note::Failed(tag, error) => self.failed(tag, &error),
+            Note::Reach(handle, pages) => {
+                if let From::Peer(id) = from {
+                    let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
+                    if let Some(open) = open {
+                        open.reach = pages;
+                    }
+                }
+            }
             Note::Fell(handle, why) => {
                 for child in self.users(from, handle) {
                     if let Some(child) = self.children.get_mut(&child) {
@@ -143,6 +153,15 @@ impl Pager {
         if let Some(child) = child {
             child.counters.pages_rdma += u64::from(pages);
         }
+    }
+
+    /// Pages of a child's owners that can be read by RDMA now.
+    pub(crate) fn reach(&self, child: &crate::child::Child) -> u64 {
+        let open = child.sources.iter().filter_map(|source| match source.via {
+            Some(Via::Peer(id, handle)) => self.peers.get(&id)?.handles.get(&handle),
+            _ => None,
+        });
+        open.map(|open| open.reach).sum()
     }
 
     fn users(&self, from: From, handle: Handle) -> BTreeSet<ChildId> {

@@ -239,6 +239,7 @@ impl Child {
             independent: self.independent,
             transport: self.transport.to_owned(),
             pages_rdma,
+            rdma_reach: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),
             uffd_us: self.uffd_us,

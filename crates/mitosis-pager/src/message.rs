@@ -241,6 +241,8 @@ pub struct ChildStats {
     pub transport: String,
     /// Pages fetched by one-sided RDMA reads; the others came over TCP or from local files.
     pub pages_rdma: u64,
+    /// Pages of its owners that can be read by RDMA now, fetched ones included.
+    pub rdma_reach: u64,
     /// Why pages last came over TCP although RDMA was chosen.
     pub rdma_note: Option<String>,
     /// `HOST:PORT/SEED` of each owner still needed.

@@ -33,6 +33,8 @@ pub struct Open {
     pub users: BTreeSet<ChildId>,
     /// What its children touched before.
     pub trail: Trail,
+    /// Pages of it that can be read by RDMA now.
+    pub reach: u64,
 }
 
 /// A node that owns pages.
@@ -111,7 +113,8 @@ impl Peer {
         };
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
-        self.handles.insert(handle, Open { seed, secret, users, trail: Trail::default() });
+        self.handles
+            .insert(handle, Open { seed, secret, users, trail: Trail::default(), reach: 0 });
         self.queue(Out::Open(handle));
         handle
     }
@@ -178,6 +181,7 @@ impl Peer {
         self.source = None;
         self.watched = None;
         self.outbox.clear();
+        self.handles.values_mut().for_each(|open| open.reach = 0);
         self.trouble = Some(error.to_string());
         // A connection that had lived is replaced at once; one that never came up, after a pause.
         let pause = if now.duration_since(self.connected) > RETRY { Duration::ZERO } else { RETRY };

@@ -223,6 +223,9 @@ pub struct ChildRow {
     /// Pages that came by one-sided RDMA reads.
     #[serde(default)]
     pub pages_rdma: u64,
+    /// Pages of its owners that can be read by RDMA now, fetched ones included.
+    #[serde(default)]
+    pub rdma_reach: u64,
     /// Why pages last came over TCP although RDMA was chosen.
     #[serde(default)]
     pub rdma_note: Option<String>,

@@ -42,6 +42,13 @@ pub enum SourceEvent<'a> {
         /// Pages.
         pages: u32,
     },
+    /// How many pages of a seed can be read by RDMA now.
+    Reach {
+        /// The seed's handle.
+        handle: Handle,
+        /// Pages.
+        pages: u64,
+    },
     /// Pages of a seed come over TCP instead of RDMA from now on, or for a while.
     Fell {
         /// The seed's handle.

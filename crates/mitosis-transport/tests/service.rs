@@ -98,6 +98,7 @@ fn see(source: &mut TcpSource, count: usize) -> Result<Vec<Seen>, SourceError> {
                 SourceEvent::Pong => Seen::Pong,
                 SourceEvent::Direct { tag, .. } => panic!("read {tag} by RDMA"),
                 SourceEvent::Fell { why, .. } => panic!("{why}"),
+                SourceEvent::Reach { pages, .. } => panic!("{pages} by RDMA"),
                 SourceEvent::State { handle, state } => Seen::State(handle.0, state),
                 other => panic!("{other:?}"),
             });

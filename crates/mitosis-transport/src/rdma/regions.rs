@@ -45,6 +45,11 @@ impl Regions {
         self.0.values().next().map(|region| (region.address, region.rkey))
     }
 
+    /// Pages in them.
+    pub fn pages(&self) -> u64 {
+        self.0.values().map(|region| u64::from(region.pages)).sum()
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.len()

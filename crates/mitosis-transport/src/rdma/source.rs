@@ -80,6 +80,8 @@ pub struct RdmaSource {
     /// READs to post at the next flush.
     batch: HashMap<Handle, Vec<Read>>,
     notes: Vec<(Handle, String)>,
+    /// Changes of what can be read by RDMA.
+    reach: Vec<(Handle, u64)>,
     epoll: OwnedFd,
     writing: bool,
 }
@@ -124,6 +126,7 @@ impl RdmaSource {
             waiting: VecDeque::new(),
             batch: HashMap::new(),
             notes: Vec::new(),
+            reach: Vec::new(),
             epoll,
             writing: false,
         })
@@ -151,6 +154,7 @@ impl RdmaSource {
 
     fn off(&mut self, handle: Handle, why: String) {
         self.links.insert(handle, Link::Off);
+        self.reach.push((handle, 0));
         self.notes.push((handle, why));
     }
 
@@ -177,6 +181,7 @@ impl RdmaSource {
                     return Err(SourceError::Protocol("RDMA regions that overlap".into()));
                 }
                 let from = regions.count() as u32;
+                self.reach.push((handle, regions.pages()));
                 self.links.insert(handle, Link::Up { queue, regions, complete, probing });
                 if any && !complete {
                     self.ask(handle, &RdmaAsk::Regions { from });
@@ -196,6 +201,7 @@ impl RdmaSource {
     /// A link is broken: its queue pair ends, and what it was to bring is asked for over TCP.
     fn broken(&mut self, handle: Handle, why: String) {
         self.links.insert(handle, Link::Down(RETRY));
+        self.reach.push((handle, 0));
         self.batch.remove(&handle);
         self.notes.push((handle, why));
         self.again(handle);
@@ -436,6 +442,9 @@ impl PageSource for RdmaSource {
     ) -> Result<bool, SourceError> {
         let given = self.landed(sink)?;
         let more = self.poll_tcp(budget.saturating_sub(given).max(1), sink)?;
+        for (handle, pages) in std::mem::take(&mut self.reach) {
+            sink(SourceEvent::Reach { handle, pages });
+        }
         for (handle, why) in std::mem::take(&mut self.notes) {
             sink(SourceEvent::Fell { handle, why });
         }
