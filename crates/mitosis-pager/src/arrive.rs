@@ -132,7 +132,13 @@ impl Pager {
             Note::Fell(handle, why) => {
                 for child in self.users(from, handle) {
                     if let Some(child) = self.children.get_mut(&child) {
-                        child.rdma_note = Some(why.clone());
+                        // What failed, and what came of trying again.
+                        let before = child.rdma_note.take();
+                        let last = before.as_deref().and_then(|b| b.rsplit("; then ").next());
+                        child.rdma_note = match last.filter(|last| *last != why) {
+                            Some(last) => Some(format!("{last}; then {why}")),
+                            None => Some(why.clone()),
+                        };
                     }
                 }
             }
