@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: all setup build test demo clean
+.PHONY: all setup build test test-rdma test-rdma-quick bench-rdma demo clean
 
 all: build
 
@@ -16,6 +16,16 @@ build: setup
 # Two tests at a time: each of the lab tests is several nodes already.
 test: setup
 	$(CARGO) test --workspace --no-fail-fast -- --test-threads=2
+
+# In emulated guests with an emulated RDMA device, or on a real one: see docs/rdma.md.
+test-rdma: build
+	@scripts/rdma/test.sh 2
+
+test-rdma-quick: build
+	@scripts/rdma/test.sh 1
+
+bench-rdma: build
+	@scripts/rdma/test.sh 2 bench
 
 demo: build
 	$${CARGO_TARGET_DIR:-target}/release/mitosis demo

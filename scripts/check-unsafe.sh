@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# `unsafe` lives in mitosis-sys and mitosis-stub. Every other crate must forbid it in the eyes of
+# `unsafe` lives in mitosis-sys, mitosis-stub and mitosis-rdma-sys. Every other crate must forbid it in the eyes of
 # the compiler (#![forbid(unsafe_code)] in each crate root), and its tests must do without as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-fence='mitosis-sys mitosis-stub'
+fence='mitosis-sys mitosis-stub mitosis-rdma-sys'
 failed=0
 complain() { echo "check-unsafe: $*" >&2; failed=1; }
 

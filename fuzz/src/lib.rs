@@ -119,6 +119,8 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
         Kind::Learn | Kind::Trail => same_again(kind, body, wire::body::<Pages>(kind, body)),
+        Kind::Rdma => same_again(kind, body, wire::body::<wire::RdmaAsk>(kind, body)),
+        Kind::RdmaAnswer => same_again(kind, body, wire::body::<wire::RdmaSaid>(kind, body)),
         Kind::Descriptor => {
             check_descriptor(body);
         }

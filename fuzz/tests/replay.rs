@@ -165,6 +165,10 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let access = Access { seed: SeedId([7; 8]), secret: Secret([9; 32]) };
     let changed = vec![(1, SeedState::Expiring), (2, SeedState::Revoked), (3, SeedState::Lost)];
     let trail = Pages { pages: vec![0x7fff_1234, 0x7fff_1235, 0x5555] };
+    let end = wire::RdmaEnd { qpn: 17, psn: 0xabcdef, gid: [9; 16], lid: 0, mtu: 5 };
+    let connect = wire::RdmaAsk::Connect(end);
+    let region = wire::RdmaRegion { page: 0x7fff_1234, pages: 3, address: 1 << 46, rkey: 0x99 };
+    let regions = wire::RdmaSaid::Regions { regions: vec![region], complete: true };
     let read = Header { tag: 5, a: 1, b: 16, c: 0x7fff_1234, ..Header::new(Kind::Read) };
     let data = Header { length: 4096, b: 1, ..Header::new(Kind::Data) };
     let mut page = data.encode().to_vec();
@@ -176,6 +180,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         body("pong", wire::control(Header::new(Kind::Pong), &Pong { changed })),
         body("learn", wire::control(Header { a: 1, ..Header::new(Kind::Learn) }, &trail)),
         body("trail", wire::control(Header { a: 1, ..Header::new(Kind::Trail) }, &trail)),
+        body("rdma", wire::control(Header { a: 1, ..Header::new(Kind::Rdma) }, &connect)),
+        body("rdma-answer", wire::control(Header::new(Kind::RdmaAnswer), &regions)),
         body("error", wire::error_frame(5, &ReadError::Lost("the shadow died".into()))),
         ("read", read.encode().to_vec()),
         ("data", page),

@@ -30,6 +30,9 @@ pub(crate) struct Start {
     pub via: String,
     /// How its pages come.
     pub transport: String,
+    /// Why that way.
+    #[serde(default)]
+    pub transport_why: String,
     /// Path of its own network namespace.
     pub netns: Option<String>,
     /// Microseconds from the request to the first instruction.
@@ -127,6 +130,9 @@ impl Child {
             independent: stats.is_some_and(|s| s.independent),
             via: start.via.clone(),
             transport: start.transport.clone(),
+            pages_rdma: number(|s| s.pages_rdma),
+            rdma_reach: number(|s| s.rdma_reach),
+            rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             netns: start.netns.clone(),
             start_us: start.start_us,
             age_ms: age.as_millis() as u64,
@@ -294,6 +300,7 @@ mod tests {
             seed: "s".into(),
             via: "direct".into(),
             transport: "tcp".into(),
+            transport_why: String::new(),
             netns: None,
             start_us: 1,
             phases: Vec::new(),

@@ -26,6 +26,13 @@ pub struct Config {
     pub stop_timeout: Duration,
     /// Guards held ready.
     pub pool: usize,
+    /// How children of this node get their pages unless their fork says otherwise; `Tcp` forbids
+    /// RDMA, to and from this node.
+    pub transport: mitosis_proto::Transport,
+    /// RDMA device as `NAME[:PORT[:GID_INDEX]]`; `None` is the first active one.
+    pub rdma_device: Option<String>,
+    /// Most bytes pinned for other nodes' RDMA reads.
+    pub rdma_limit: u64,
     /// What is logged.
     pub log_level: Level,
     /// The program whose `pager` verb is the pager.
@@ -45,6 +52,9 @@ impl Config {
             linger: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(2),
             pool: 4,
+            transport: mitosis_proto::Transport::Auto,
+            rdma_device: None,
+            rdma_limit: 1 << 30,
             log_level: Level::Info,
             program: PathBuf::from("/proc/self/exe"),
         }

@@ -142,9 +142,13 @@ fn answer(
             Err(e) => error(&e),
         },
         Request::Fork(request) => return fork(node, connection, &request, fds, arrived),
-        Request::Seeds => Reply::Seeds(node.seeds.all().iter().map(|seed| seed.row()).collect()),
+        Request::Seeds => {
+            Reply::Seeds(node.seeds.all().iter().map(|seed| node.seeds.row(seed)).collect())
+        }
         Request::Seed { seed } => match find(node, &seed) {
-            Ok(id) => Reply::Seeds(node.seeds.get(id).iter().map(|seed| seed.row()).collect()),
+            Ok(id) => {
+                Reply::Seeds(node.seeds.get(id).iter().map(|seed| node.seeds.row(seed)).collect())
+            }
             Err(e) => error(&e),
         },
         Request::RemoveSeed { seed } => match find(node, &seed).and_then(|id| node.revoke(id)) {

@@ -10,7 +10,7 @@ use crate::prepare::start_ticks;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
-use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -84,10 +84,6 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
             let via = request.via.name();
             return Err(NodeError::step(Phase::Plan, format!("--via {via}"), "not available yet"));
         }
-    }
-    if request.transport == Transport::Rdma {
-        let cause = "this build has no RDMA transport, and needs an RDMA device; use tcp";
-        return Err(NodeError::step(Phase::Plan, "--transport rdma", cause));
     }
     let bad = |name: &String| {
         name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || name.chars().any(char::is_control)
@@ -203,6 +199,7 @@ impl Batch<'_> {
             seed: self.seed.clone(),
             via: Via::Direct.name().to_owned(),
             transport: self.paging.transport.to_owned(),
+            transport_why: self.paging.why.clone(),
             netns,
             start_us,
             phases,
@@ -340,6 +337,7 @@ fn forked(start: &Start) -> ForkedChild {
         start_us: start.start_us,
         via: start.via.clone(),
         transport: start.transport.clone(),
+        transport_why: start.transport_why.clone(),
         netns: start.netns.clone(),
         phases: start.phases.clone(),
     }

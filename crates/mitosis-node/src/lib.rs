@@ -22,6 +22,7 @@ mod node;
 mod pager;
 mod paging;
 mod prepare;
+mod rdma;
 mod registry;
 mod run;
 mod spool;

@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub store: Store,
     /// Descriptors of other nodes' seeds.
     pub nodes: ControlClient,
+    /// What they said about RDMA.
+    pub offers: crate::rdma::Offers,
     /// Set when the daemon ends.
     pub stop: Arc<AtomicBool>,
     /// Set when the page server has ended and its address is free.
@@ -79,6 +81,7 @@ impl Node {
             pager: PagerSlot::default(),
             store: parts.store,
             nodes: ControlClient::new(),
+            offers: crate::rdma::Offers::default(),
             stop: parts.stop,
             pages_closed: AtomicBool::new(false),
             ended: parts.ended,
@@ -123,6 +126,8 @@ impl Node {
     /// (`Lost`).
     pub fn end_seed(&self, seed: &Seed, state: SeedState, reason: &str) {
         let place = seed.end(state, reason);
+        // From here on no READ of it succeeds.
+        self.seeds.end_rdma(seed.id, reason);
         if let Some(pager) = self.pager.now() {
             let told = pager.client.seed_state(seed.id, state);
             self.note("tell the pager of a seed's end", told);

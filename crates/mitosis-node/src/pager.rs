@@ -84,6 +84,9 @@ fn spawn(config: &Config) -> Result<(PagerClient, Child), NodeError> {
     command.arg0("mitosis").arg("pager").arg("--listen-unix").arg(&path);
     command.arg("--page-timeout-ms").arg(config.page_timeout.as_millis().to_string());
     command.arg("--linger-ms").arg(config.linger.as_millis().to_string());
+    if let Some(device) = &config.rdma_device {
+        command.arg("--rdma-device").arg(device);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
     let mut process = command.spawn().map_err(|e| step(e.to_string()))?;
     let deadline = Instant::now() + START_TIMEOUT;

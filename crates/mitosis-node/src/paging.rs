@@ -20,14 +20,17 @@ pub(crate) struct Paging {
     pub owners: Vec<OwnerSource>,
     /// Shadows of this very node among them, in the order of the owners' local numbers.
     pub local: Vec<Arc<Shadow>>,
-    /// `tcp`, `local` or `mixed`.
+    /// `rdma`, `tcp`, `local` or `mixed`.
     pub transport: &'static str,
+    /// Why that way.
+    pub why: String,
 }
 
 /// Chooses the way to each owner.
 ///
 /// # Errors
-/// `--transport local` with pages that another node owns; an address that does not resolve.
+/// `--transport local` with pages that another node owns; `--transport rdma` where this node or an
+/// owner's has none; an address that does not resolve.
 pub(crate) fn paging(
     node: &Node,
     transport: Transport,
@@ -37,9 +40,10 @@ pub(crate) fn paging(
     let (index, used) = compact(plan)?;
     let mut owners = Vec::with_capacity(used.len());
     let mut local = Vec::new();
+    let (mut rdma, mut why) = (0, String::new());
     for owner in used {
         let shadow = match transport {
-            Transport::Tcp => None,
+            Transport::Tcp | Transport::Rdma => None,
             _ => shadow_here(node, owner),
         };
         let source = match shadow {
@@ -49,19 +53,29 @@ pub(crate) fn paging(
                 source
             }
             None if transport == Transport::Local => return Err(not_local(owner)),
-            None => OwnerSource::remote(owner.clone())
-                .map_err(|e| NodeError::step(Phase::Plan, owner.address.clone(), e))?,
+            None => {
+                let mut source = OwnerSource::remote(owner.clone())
+                    .map_err(|e| NodeError::step(Phase::Plan, owner.address.clone(), e))?;
+                (source.rdma, why) = crate::rdma::choose(node, transport, owner)?;
+                rdma += usize::from(source.rdma);
+                source
+            }
         };
         owners.push(source);
     }
     let here = descriptor.owners.first().is_some_and(|owner| owner.address == node.address);
     let transport = match (owners.len(), local.len()) {
         (0, _) if here => "local",
-        (0, _) | (_, 0) => "tcp",
+        (all, _) if all > 0 && all == rdma => "rdma",
+        (0, _) => "tcp",
+        (_, 0) if rdma == 0 => "tcp",
         (all, here) if all == here => "local",
         _ => "mixed",
     };
-    Ok(Paging { areas: areas(descriptor, plan), index, owners, local, transport })
+    if transport == "local" {
+        why = "this daemon owns the pages".into();
+    }
+    Ok(Paging { areas: areas(descriptor, plan), index, owners, local, transport, why })
 }
 
 fn not_local(owner: &Owner) -> NodeError {

@@ -3,11 +3,12 @@
 use crate::memory::{Memory, Place};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
+use mitosis_transport::rdma::{Export, Exporter};
 use mitosis_transport::wire::TRAIL_PAGES_MAX;
 use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long an expired seed serves pages at most.
@@ -214,6 +215,7 @@ impl Seed {
             descriptor_bytes: self.descriptor.len() as u64,
             readers: self.readers(),
             forks: self.forks.load(Ordering::Relaxed),
+            pages_rdma: 0,
         }
     }
 }
@@ -230,7 +232,7 @@ pub(crate) enum Step {
 }
 
 /// A seed opened by one connection.
-struct Reader(Arc<Seed>);
+struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>);
 
 impl OpenSeed for Reader {
     fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
@@ -253,6 +255,13 @@ impl OpenSeed for Reader {
         pages.truncate(TRAIL_PAGES_MAX);
         pages
     }
+    fn rdma(&self) -> Result<Arc<Export>, String> {
+        let exporter = self.1.as_ref().map_err(String::clone)?;
+        // A seed that has ended meanwhile gives an error at its first page.
+        let seed = Arc::clone(&self.0);
+        let fill = move |page, count, out: &mut [u8]| seed.memory.read(page, count, out);
+        exporter.export(self.0.id, self.0.memory.owned(), Box::new(fill)).map_err(|e| e.to_string())
+    }
     fn state(&self) -> SeedState {
         self.0.state()
     }
@@ -268,11 +277,35 @@ impl Drop for Reader {
 #[derive(Default)]
 pub(crate) struct Registry {
     seeds: Mutex<HashMap<SeedId, Arc<Seed>>>,
+    rdma: OnceLock<Result<Arc<Exporter>, String>>,
 }
 
 impl Registry {
     fn seeds(&self) -> MutexGuard<'_, HashMap<SeedId, Arc<Seed>>> {
         self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What registers seeds for RDMA, or why nothing does. Once.
+    pub fn set_rdma(&self, rdma: Result<Arc<Exporter>, String>) {
+        let _ = self.rdma.set(rdma);
+    }
+
+    /// What registers seeds for RDMA.
+    pub fn rdma(&self) -> Result<Arc<Exporter>, String> {
+        self.rdma.get().cloned().unwrap_or_else(|| Err("not set up yet".into()))
+    }
+
+    /// Deregisters a seed: RDMA reads of it fail when this returns.
+    pub fn end_rdma(&self, id: SeedId, why: &str) {
+        if let Ok(exporter) = self.rdma() {
+            exporter.end(id, why);
+        }
+    }
+
+    /// The row of a seed in `seed ls`.
+    pub fn row(&self, seed: &Seed) -> SeedRow {
+        let pages_rdma = self.rdma().map_or(0, |exporter| exporter.pages(seed.id));
+        SeedRow { pages_rdma, ..seed.row() }
     }
 
     /// Adds a seed; `false` when there are too many.
@@ -340,11 +373,15 @@ impl SeedService for Registry {
         self.forkable(seed, secret).map(|seed| Arc::clone(&seed.descriptor))
     }
 
+    fn rdma(&self) -> Result<String, String> {
+        Registry::rdma(self).map(|exporter| exporter.describe())
+    }
+
     fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused> {
         // A lost seed opens, so that its reader learns what happened; it reads nothing.
         let seed = self.find(seed, secret)?;
         seed.readers.fetch_add(1, Ordering::AcqRel);
-        Ok(Arc::new(Reader(seed)))
+        Ok(Arc::new(Reader(seed, Registry::rdma(self))))
     }
 }
 

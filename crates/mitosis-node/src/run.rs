@@ -75,6 +75,7 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
         ended: ended.clone(),
         config,
     }));
+    crate::rdma::set_up(&node.seeds, &node.config)?;
     signals(&ended)?;
     let pager = Arc::new(Pager::start(&node.config)?);
     adopt::seeds(&node, &pager);

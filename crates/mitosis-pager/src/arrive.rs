@@ -35,6 +35,8 @@ enum Note {
     Refused(Handle),
     Failed(u64, ReadError),
     Trail(Handle, Vec<u64>),
+    Fell(Handle, String),
+    Reach(Handle, u64),
 }
 
 impl Pager {
@@ -91,6 +93,9 @@ impl Pager {
                 SourceEvent::Refused { handle } => notes.push(Note::Refused(handle)),
                 SourceEvent::Trail { handle, pages } => notes.push(Note::Trail(handle, pages)),
                 SourceEvent::Pong => {}
+                SourceEvent::Direct { tag, pages } => self.direct(tag, pages),
+                SourceEvent::Reach { handle, pages } => notes.push(Note::Reach(handle, pages)),
+                SourceEvent::Fell { handle, why } => notes.push(Note::Fell(handle, why)),
                 SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
             }
         });
@@ -116,6 +121,27 @@ impl Pager {
                 }
             }
             Note::Failed(tag, error) => self.failed(tag, &error),
+            Note::Reach(handle, pages) => {
+                if let From::Peer(id) = from {
+                    let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
+                    if let Some(open) = open {
+                        open.reach = pages;
+                    }
+                }
+            }
+            Note::Fell(handle, why) => {
+                for child in self.users(from, handle) {
+                    if let Some(child) = self.children.get_mut(&child) {
+                        // What failed, and what came of trying again.
+                        let before = child.rdma_note.take();
+                        let last = before.as_deref().and_then(|b| b.rsplit("; then ").next());
+                        child.rdma_note = match last.filter(|last| *last != why) {
+                            Some(last) => Some(format!("{last}; then {why}")),
+                            None => Some(why.clone()),
+                        };
+                    }
+                }
+            }
             Note::Trail(handle, pages) => {
                 if let From::Peer(id) = from {
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
@@ -126,6 +152,23 @@ impl Pager {
                 }
             }
         }
+    }
+
+    /// Pages of a read came without the owner's doing.
+    fn direct(&mut self, tag: u64, pages: u32) {
+        let child = self.reads.get(&tag).and_then(|read| self.children.get_mut(&read.child));
+        if let Some(child) = child {
+            child.counters.pages_rdma += u64::from(pages);
+        }
+    }
+
+    /// Pages of a child's owners that can be read by RDMA now.
+    pub(crate) fn reach(&self, child: &crate::child::Child) -> u64 {
+        let open = child.sources.iter().filter_map(|source| match source.via {
+            Some(Via::Peer(id, handle)) => self.peers.get(&id)?.handles.get(&handle),
+            _ => None,
+        });
+        open.map(|open| open.reach).sum()
     }
 
     fn users(&self, from: From, handle: Handle) -> BTreeSet<ChildId> {
@@ -299,7 +342,8 @@ impl Pager {
             }
         }
         again.sort_by_key(|read| read.tag);
-        peer.connect(&self.config.connect, &again, now);
+        let connect = if peer.rdma { &self.config.connect_rdma } else { &self.config.connect };
+        peer.connect(connect, &again, now);
         self.watch(id);
     }
 

@@ -50,6 +50,8 @@ pub struct Counters {
     pub bytes_fetched: u64,
     /// See [`ChildStats`].
     pub zero_pages: u64,
+    /// See [`ChildStats`].
+    pub pages_rdma: u64,
 }
 
 /// A child and everything in its namespace.
@@ -103,12 +105,16 @@ pub struct Child {
     uffd_us: Option<u64>,
     independent_us: Option<u64>,
     transport: &'static str,
+    /// See [`ChildStats`].
+    pub rdma_note: Option<String>,
 }
 
 fn transport(owners: &[OwnerSource]) -> &'static str {
     let local = owners.iter().filter(|owner| owner.local.is_some()).count();
+    let rdma = owners.iter().filter(|owner| owner.rdma).count();
     match local {
-        0 => "tcp",
+        0 if rdma > 0 && rdma == owners.len() => "rdma",
+        0 if rdma == 0 => "tcp",
         n if n == owners.len() => "local",
         _ => "mixed",
     }
@@ -151,6 +157,7 @@ impl Child {
             uffd_us: None,
             independent_us: None,
             transport,
+            rdma_note: None,
         }
     }
 
@@ -220,6 +227,7 @@ impl Child {
             faults,
             bytes_fetched,
             zero_pages,
+            pages_rdma,
         } = self.counters;
         let ended = self.ended.is_some();
         ChildStats {
@@ -237,6 +245,9 @@ impl Child {
             pages_left: left,
             independent: self.independent,
             transport: self.transport.to_owned(),
+            pages_rdma,
+            rdma_reach: 0,
+            rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),
             uffd_us: self.uffd_us,
             independent_us: self.independent_us,

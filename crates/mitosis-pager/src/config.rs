@@ -1,7 +1,7 @@
 //! How a pager is run.
 
 use crate::peer::Connect;
-use mitosis_transport::{PageSource, TcpSource};
+use mitosis_transport::{PageSource, TcpSource, rdma};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct PagerConfig {
     pub holder: bool,
     /// How owners are reached: TCP, unless a test or another transport says otherwise.
     pub connect: Connect,
+    /// How owners are reached that are to be read by RDMA.
+    pub connect_rdma: Connect,
 }
 
 impl PagerConfig {
@@ -41,6 +43,7 @@ impl PagerConfig {
             connect: Arc::new(|address| {
                 Ok(Box::new(TcpSource::connect(address)?) as Box<dyn PageSource>)
             }),
+            connect_rdma: Arc::new(rdma::connector(None)),
         }
     }
 }

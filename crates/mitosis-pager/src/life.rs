@@ -147,7 +147,7 @@ impl Pager {
             return Ok(Via::Local(handle));
         }
         let address = source.address.ok_or("an owner has no address")?;
-        let key = self.peer(address);
+        let key = self.peer(address, source.rdma);
         let peer = self.peers.get_mut(&key).ok_or("a peer is missing")?;
         Ok(Via::Peer(key, peer.open(&source.owner, id, Instant::now())))
     }
@@ -177,13 +177,13 @@ impl Pager {
         }
     }
 
-    fn peer(&mut self, address: SocketAddr) -> u64 {
-        let known = self.peers.iter().find(|(_, peer)| peer.address == address);
+    fn peer(&mut self, address: SocketAddr, rdma: bool) -> u64 {
+        let known = self.peers.iter().find(|(_, p)| p.address == address && p.rdma == rdma);
         if let Some((id, _)) = known {
             return *id;
         }
         let id = self.id();
-        self.peers.insert(id, Peer::new(address, Instant::now()));
+        self.peers.insert(id, Peer::new(address, rdma, Instant::now()));
         id
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,10 +44,12 @@ pub struct OwnerSource {
     /// which page `n` of the seed lies at offset `n * 4096` (`/proc/PID/mem` of the shadow, or a
     /// spool).
     pub local: Option<u32>,
+    /// Read by RDMA what the owner has registered, the rest over TCP.
+    pub rdma: bool,
 }
 
 impl OwnerSource {
-    /// An owner that is read over TCP. Resolves its address, which may block on the resolver.
+    /// An owner that is read over TCP, or by RDMA with [`OwnerSource::rdma`]. Resolves its address, which may block on the resolver.
     ///
     /// # Errors
     /// If the address does not resolve.
@@ -57,12 +59,12 @@ impl OwnerSource {
             let text = format!("{}: no address", owner.address);
             std::io::Error::new(std::io::ErrorKind::NotFound, text)
         })?;
-        Ok(OwnerSource { owner, address: Some(address), local: None })
+        Ok(OwnerSource { owner, address: Some(address), local: None, rdma: false })
     }
 
     /// An owner that lives on this node, read through the `index`-th local descriptor.
     pub fn local(owner: Owner, index: u32) -> OwnerSource {
-        OwnerSource { owner, address: None, local: Some(index) }
+        OwnerSource { owner, address: None, local: Some(index), rdma: false }
     }
 }
 
@@ -235,8 +237,14 @@ pub struct ChildStats {
     pub pages_left: u64,
     /// No page is remote any more.
     pub independent: bool,
-    /// `tcp`, `local` or `mixed`.
+    /// `rdma`, `tcp`, `local` or `mixed`, as chosen; see `pages_rdma` for what came how.
     pub transport: String,
+    /// Pages fetched by one-sided RDMA reads; the others came over TCP or from local files.
+    pub pages_rdma: u64,
+    /// Pages of its owners that can be read by RDMA now, fetched ones included.
+    pub rdma_reach: u64,
+    /// Why pages last came over TCP although RDMA was chosen.
+    pub rdma_note: Option<String>,
     /// `HOST:PORT/SEED` of each owner still needed.
     pub owners: Vec<String>,
     /// Microseconds from [`Request::AddChild`] to the arrival of the child's userfaultfd.

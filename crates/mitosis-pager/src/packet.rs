@@ -85,12 +85,15 @@ pub fn receive<T: DeserializeOwned>(
     let mut bytes = vec![0; INLINE_MAX + 1];
     let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = loop {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(socket, &mut parts, &mut control, flags) {
+            // A capture runs under a timer whose signals may come while its pager is slow.
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = message {

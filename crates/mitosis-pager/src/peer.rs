@@ -33,12 +33,16 @@ pub struct Open {
     pub users: BTreeSet<ChildId>,
     /// What its children touched before.
     pub trail: Trail,
+    /// Pages of it that can be read by RDMA now.
+    pub reach: u64,
 }
 
 /// A node that owns pages.
 pub struct Peer {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Whether it is read by RDMA.
+    pub rdma: bool,
     /// The connection, if there is one.
     pub source: Option<Box<dyn PageSource>>,
     /// What epoll watches: the descriptor, and whether for writing too.
@@ -69,9 +73,10 @@ enum Out {
 
 impl Peer {
     /// A peer without a connection; the first flush makes one.
-    pub fn new(address: SocketAddr, now: Instant) -> Peer {
+    pub fn new(address: SocketAddr, rdma: bool, now: Instant) -> Peer {
         Peer {
             address,
+            rdma,
             source: None,
             watched: None,
             handles: HashMap::new(),
@@ -108,7 +113,8 @@ impl Peer {
         };
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
-        self.handles.insert(handle, Open { seed, secret, users, trail: Trail::default() });
+        self.handles
+            .insert(handle, Open { seed, secret, users, trail: Trail::default(), reach: 0 });
         self.queue(Out::Open(handle));
         handle
     }
@@ -175,6 +181,7 @@ impl Peer {
         self.source = None;
         self.watched = None;
         self.outbox.clear();
+        self.handles.values_mut().for_each(|open| open.reach = 0);
         self.trouble = Some(error.to_string());
         // A connection that had lived is replaced at once; one that never came up, after a pause.
         let pause = if now.duration_since(self.connected) > RETRY { Duration::ZERO } else { RETRY };

@@ -1,6 +1,6 @@
 //! The control socket: what daemons ask, and what they are told.
 
-use crate::message::{ChildId, Event, Reply, Request, Snapshot, VERSION};
+use crate::message::{ChildId, ChildStats, Event, Reply, Request, Snapshot, VERSION};
 use crate::pager::{Pager, Token, watch};
 use crate::space::Role;
 use crate::{PagerError, packet};
@@ -117,7 +117,10 @@ impl Pager {
                 self.running(child)?.tell_guard(crate::guard::ToGuard::Keep(keep));
             }
             Request::Stats => {
-                let stats = self.children.values().map(|child| child.stats(self.left(child)));
+                let stats = self.children.values().map(|child| ChildStats {
+                    rdma_reach: self.reach(child),
+                    ..child.stats(self.left(child))
+                });
                 return Ok(Reply::Stats(stats.collect()));
             }
             Request::Forget { child } => {

@@ -110,8 +110,11 @@ pub struct ForkedChild {
     pub start_us: u64,
     /// How it was made.
     pub via: String,
-    /// How its pages come: `tcp`, `local` or `mixed`.
+    /// How its pages come: `rdma`, `tcp`, `local` or `mixed`.
     pub transport: String,
+    /// Why that way.
+    #[serde(default)]
+    pub transport_why: String,
     /// Path of its network namespace, when it has its own.
     pub netns: Option<String>,
     /// Where the time went.
@@ -173,6 +176,9 @@ pub struct SeedRow {
     pub readers: u64,
     /// Times it was forked.
     pub forks: u64,
+    /// Pages registered for RDMA reads at present.
+    #[serde(default)]
+    pub pages_rdma: u64,
 }
 
 /// Life of a child.
@@ -212,8 +218,17 @@ pub struct ChildRow {
     pub independent: bool,
     /// How it was made.
     pub via: String,
-    /// How its pages come: `tcp`, `local` or `mixed`.
+    /// How its pages come: `rdma`, `tcp`, `local` or `mixed`.
     pub transport: String,
+    /// Pages that came by one-sided RDMA reads.
+    #[serde(default)]
+    pub pages_rdma: u64,
+    /// Pages of its owners that can be read by RDMA now, fetched ones included.
+    #[serde(default)]
+    pub rdma_reach: u64,
+    /// Why pages last came over TCP although RDMA was chosen.
+    #[serde(default)]
+    pub rdma_note: Option<String>,
     /// Path of its network namespace, when it has its own.
     pub netns: Option<String>,
     /// Microseconds from the arrival of the request to its first own instruction.

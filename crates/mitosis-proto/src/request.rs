@@ -174,7 +174,8 @@ impl Via {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
-    /// `local` for pages that this very daemon owns, else `tcp`.
+    /// `local` for pages that this very daemon owns, else `rdma` where both nodes have it, else
+    /// `tcp`.
     #[default]
     Auto,
     /// One-sided RDMA reads.

@@ -64,6 +64,18 @@ impl ControlClient {
         answer.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
     }
 
+    /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.
+    ///
+    /// # Errors
+    /// [`SourceError`] if there is no answer within `timeout`.
+    pub fn rdma_offer(
+        &self,
+        address: &str,
+        timeout: Duration,
+    ) -> Result<Result<String, String>, SourceError> {
+        crate::rdma::ask(address, timeout)
+    }
+
     fn pooled(&self, address: &str) -> Option<TcpStream> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.get_mut(address)?.pop()
@@ -86,7 +98,7 @@ fn left(deadline: Instant) -> Result<Duration, SourceError> {
     Ok(left)
 }
 
-fn connect(address: &str, deadline: Instant) -> Result<TcpStream, SourceError> {
+pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, SourceError> {
     let resolved = address.to_socket_addrs().map_err(|e| SourceError::io("resolve", e))?;
     let mut last = SourceError::io("resolve", io::ErrorKind::NotFound);
     for candidate in resolved {
@@ -138,14 +150,18 @@ fn exchange(
     }
 }
 
-fn header(stream: &TcpStream, deadline: Instant) -> Result<Header, SourceError> {
+pub(crate) fn header(stream: &TcpStream, deadline: Instant) -> Result<Header, SourceError> {
     let mut bytes = [0; wire::HEADER];
     read_full(stream, &mut bytes, deadline)?;
     Ok(Header::decode(&bytes)?)
 }
 
 /// Reads a body without believing its length: memory grows with what has arrived.
-fn body(stream: &TcpStream, length: usize, deadline: Instant) -> Result<Vec<u8>, SourceError> {
+pub(crate) fn body(
+    stream: &TcpStream,
+    length: usize,
+    deadline: Instant,
+) -> Result<Vec<u8>, SourceError> {
     let mut bytes = Vec::new();
     while bytes.len() < length {
         let at = bytes.len();

@@ -45,6 +45,9 @@ pub enum SourceError {
     /// The peer sent something that is not the protocol.
     #[error("protocol error: {0}")]
     Protocol(String),
+    /// The RDMA device of this node cannot be used.
+    #[error("RDMA: {0}")]
+    Rdma(String),
 }
 
 impl SourceError {

@@ -32,6 +32,14 @@ pub trait SeedService: Send + Sync {
     /// # Errors
     /// [`Refused`], the same for an unknown seed, a wrong capability and an ended seed.
     fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused>;
+
+    /// The device over which this node lets others read, for people.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn rdma(&self) -> Result<String, String> {
+        Err("this node offers no RDMA".into())
+    }
 }
 
 /// A seed held open by one connection. The server drops its `Arc` when the connection or the
@@ -51,6 +59,14 @@ pub trait OpenSeed: Send + Sync {
     /// What earlier children touched, in order; at most [`crate::wire::TRAIL_PAGES_MAX`] pages.
     fn trail(&self) -> Vec<u64> {
         Vec::new()
+    }
+
+    /// The seed's memory registered for RDMA; the first call begins to register it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn rdma(&self) -> Result<Arc<crate::rdma::Export>, String> {
+        Err("this node offers no RDMA".into())
     }
 
     /// The present state; asked before and after each read, and for each ping.

@@ -1,5 +1,6 @@
 //! One connection of a server: requests in, answers out, in order.
 
+use crate::rdma::Links;
 use crate::server::TICK;
 use crate::wire::{self, Header, Kind, WireError};
 use crate::{OpenSeed, ReadError, SeedService, SeedState, ServerConfig};
@@ -70,6 +71,7 @@ pub(crate) struct Session {
     config: ServerConfig,
     stop: Arc<AtomicBool>,
     handles: HashMap<u32, Option<Arc<dyn OpenSeed>>>,
+    links: Links,
     input: Vec<u8>,
     filled: usize,
     taken: usize,
@@ -95,6 +97,7 @@ impl Session {
             config,
             stop,
             handles: HashMap::new(),
+            links: Links::default(),
             input: vec![0; INPUT],
             filled: 0,
             taken: 0,
@@ -178,12 +181,19 @@ impl Session {
             Kind::Fork => self.fork(header, body),
             Kind::Open => self.open(header, body),
             Kind::Close => {
+                self.links.close(header.a);
                 self.handles.remove(&header.a);
                 Ok(())
             }
             Kind::Read => self.read(header),
             Kind::Learn => self.learn(header, body),
             Kind::Ping => self.pong(),
+            Kind::Rdma => {
+                let seed = self.handles.get(&header.a).and_then(Option::as_deref);
+                let answer = self.links.answer(&header, body, &*self.service, seed)?;
+                self.output.push(&answer);
+                Ok(())
+            }
             _ => Err(End::Peer),
         }
     }

@@ -34,6 +34,28 @@ pub enum SourceEvent<'a> {
         /// Whole pages.
         bytes: &'a [u8],
     },
+    /// The pages reported next in this call, so many of this read, were read by RDMA: no thread of
+    /// the owner's was needed.
+    Direct {
+        /// The read.
+        tag: u64,
+        /// Pages.
+        pages: u32,
+    },
+    /// How many pages of a seed can be read by RDMA now.
+    Reach {
+        /// The seed's handle.
+        handle: Handle,
+        /// Pages.
+        pages: u64,
+    },
+    /// Pages of a seed come over TCP instead of RDMA from now on, or for a while.
+    Fell {
+        /// The seed's handle.
+        handle: Handle,
+        /// Why; the status of the verb that failed, if one did.
+        why: String,
+    },
     /// A read failed; nothing more will come for its tag.
     Failed {
         /// The read.

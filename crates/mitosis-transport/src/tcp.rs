@@ -32,6 +32,8 @@ pub struct TcpSource {
     filled: usize,
     arriving: Option<Arriving>,
     greeted: bool,
+    /// Answers about RDMA, for whoever asked.
+    rdma: Vec<(u32, wire::RdmaSaid)>,
 }
 
 impl TcpSource {
@@ -61,7 +63,18 @@ impl TcpSource {
             filled: 0,
             arriving: None,
             greeted: false,
+            rdma: Vec::new(),
         })
+    }
+
+    /// Queues a frame.
+    pub(crate) fn queue(&mut self, frame: &[u8]) {
+        self.output.extend_from_slice(frame);
+    }
+
+    /// Answers about RDMA that have come: handle and answer.
+    pub(crate) fn take_rdma(&mut self) -> Vec<(u32, wire::RdmaSaid)> {
+        std::mem::take(&mut self.rdma)
     }
 
     /// Receives what fits; whether there may be more. `None`: nothing there.
@@ -130,6 +143,11 @@ impl TcpSource {
         let body = &self.input[start..start + length];
         if !self.greeted {
             self.greeted = greeted(&header, body)?;
+            return Ok(true);
+        }
+        if header.kind == Kind::RdmaAnswer {
+            // Bounded: one for each question.
+            self.rdma.push((header.a, wire::body(Kind::RdmaAnswer, body)?));
             return Ok(true);
         }
         control_frame(&header, body, sink)?;

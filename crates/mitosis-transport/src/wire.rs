@@ -66,24 +66,28 @@ pub enum Kind {
     Learn = 12,
     /// What earlier children touched, sent after an open: `a` = handle, body [`Pages`].
     Trail = 13,
+    /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
+    Rdma = 32,
+    /// `a` = handle, body [`RdmaSaid`].
+    RdmaAnswer = 33,
 }
 
 impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
-        [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail]
-            .into_iter()
-            .find(|k| *k as u8 == value)
+        let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
+        let all = old.into_iter().chain([Learn, Trail, Rdma, RdmaAnswer]);
+        all.into_iter().find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
         match self {
-            Kind::Hello | Kind::Fork | Kind::Open => REQUEST_BODY_MAX,
+            Kind::Hello | Kind::Fork | Kind::Open | Kind::Rdma => REQUEST_BODY_MAX,
             Kind::Refused | Kind::Close | Kind::Read | Kind::Ping => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
             Kind::Learn => LEARN_BODY_MAX,
-            Kind::Error | Kind::Pong | Kind::Trail => ANSWER_BODY_MAX,
+            Kind::Error | Kind::Pong | Kind::Trail | Kind::RdmaAnswer => ANSWER_BODY_MAX,
         }
     }
 }
@@ -216,6 +220,66 @@ pub struct Pong {
 pub struct Pages {
     /// Page numbers.
     pub pages: Vec<u64>,
+}
+
+/// One side of a queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaEnd {
+    /// Number of the queue pair.
+    pub qpn: u32,
+    /// First packet sequence number, 24 bits.
+    pub psn: u32,
+    /// Address of the port.
+    pub gid: [u8; 16],
+    /// Local identifier (InfiniBand).
+    pub lid: u16,
+    /// Path MTU as `enum ibv_mtu`.
+    pub mtu: u8,
+}
+
+/// Consecutive registered pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaRegion {
+    /// First page, in the seed's address space.
+    pub page: u64,
+    /// Number of pages.
+    pub pages: u32,
+    /// Where a READ finds them.
+    pub address: u64,
+    /// The key that the READ needs.
+    pub rkey: u32,
+}
+
+/// Body of [`Kind::Rdma`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RdmaAsk {
+    /// Whether this node lets others read by RDMA. The handle means nothing.
+    Offer,
+    /// A queue pair to the memory of an open seed.
+    Connect(RdmaEnd),
+    /// What of the seed is registered, without the first `from` regions.
+    Regions {
+        /// Regions known already.
+        from: u32,
+    },
+}
+
+/// Body of [`Kind::RdmaAnswer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RdmaSaid {
+    /// It does, over this device.
+    Offer(String),
+    /// The owner's side of the queue pair.
+    Connected(RdmaEnd),
+    /// Further regions.
+    Regions {
+        /// In the order of their registration.
+        regions: Vec<RdmaRegion>,
+        /// Whether there will be no more.
+        complete: bool,
+    },
+    /// No, because of this.
+    No(String),
 }
 
 /// A frame with a postcard body.

@@ -96,6 +96,9 @@ fn see(source: &mut TcpSource, count: usize) -> Result<Vec<Seen>, SourceError> {
                 SourceEvent::Failed { tag, error } => Seen::Failed(tag, error),
                 SourceEvent::Refused { handle } => Seen::Refused(handle.0),
                 SourceEvent::Pong => Seen::Pong,
+                SourceEvent::Direct { tag, .. } => panic!("read {tag} by RDMA"),
+                SourceEvent::Fell { why, .. } => panic!("{why}"),
+                SourceEvent::Reach { pages, .. } => panic!("{pages} by RDMA"),
                 SourceEvent::State { handle, state } => Seen::State(handle.0, state),
                 other => panic!("{other:?}"),
             });

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 fn kind() -> impl Strategy<Value = Kind> {
     use Kind::*;
     prop::sample::select(vec![
-        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong,
+        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Rdma,
+        RdmaAnswer,
     ])
 }
 
@@ -37,6 +38,8 @@ proptest! {
         let _ = body::<Access>(Kind::Open, &bytes);
         let _ = body::<Pong>(Kind::Pong, &bytes);
         let _ = body::<ReadError>(Kind::Error, &bytes);
+        let _ = body::<RdmaAsk>(Kind::Rdma, &bytes);
+        let _ = body::<RdmaSaid>(Kind::RdmaAnswer, &bytes);
     }
 
     #[test]
@@ -83,6 +86,17 @@ fn a_body_with_something_after_it_is_refused() {
     long.push(0);
     assert!(body::<Access>(Kind::Open, &long).is_err());
     assert!(body::<Access>(Kind::Open, &frame[HEADER..frame.len() - 1]).is_err());
+}
+
+#[test]
+fn the_most_regions_of_an_answer_fit_a_frame() {
+    let most = RdmaRegion { page: u64::MAX, pages: u32::MAX, address: u64::MAX, rkey: u32::MAX };
+    let said = RdmaSaid::Regions { regions: vec![most; ANSWER_BODY_MAX / 32], complete: true };
+    let frame = control(Header::new(Kind::RdmaAnswer), &said).unwrap();
+    assert_eq!(body::<RdmaSaid>(Kind::RdmaAnswer, &frame[HEADER..]), Ok(said));
+    let end = RdmaEnd { qpn: u32::MAX, psn: u32::MAX, gid: [255; 16], lid: u16::MAX, mtu: 5 };
+    let frame = control(Header::new(Kind::Rdma), &RdmaAsk::Connect(end)).unwrap();
+    assert_eq!(body::<RdmaAsk>(Kind::Rdma, &frame[HEADER..]), Ok(RdmaAsk::Connect(end)));
 }
 
 #[test]

@@ -169,6 +169,16 @@ pub struct NodeRun {
     /// Guards held ready for children [default: 4]
     #[arg(long, value_name = "N", env = "MITOSIS_NODE_POOL")]
     pub pool: Option<usize>,
+    /// How children get their pages unless their fork says otherwise; tcp forbids RDMA to and from
+    /// this node [default: auto]
+    #[arg(long, env = "MITOSIS_NODE_TRANSPORT")]
+    pub transport: Option<Transport>,
+    /// RDMA device [default: the first with an active port]
+    #[arg(long, value_name = "NAME[:PORT[:GID]]", env = "MITOSIS_RDMA_DEVICE")]
+    pub rdma_device: Option<String>,
+    /// Most MiB pinned for other nodes' RDMA reads [default: 1024]
+    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_RDMA_LIMIT_MIB")]
+    pub rdma_limit_mib: Option<u64>,
     /// What to log: error, warn, info or debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "MITOSIS_NODE_LOG_LEVEL")]
     pub log_level: Option<String>,
@@ -268,8 +278,8 @@ choice! {
 choice! {
     /// `--transport`.
     Transport {
-        Auto = "Local for pages of this very daemon, else TCP",
-        Rdma = "One-sided RDMA reads",
+        Auto = "Local for pages of this very daemon, else RDMA where both nodes have it, else TCP",
+        Rdma = "One-sided RDMA reads; an error where they cannot be had",
         Tcp = "TCP",
         Local = "Only pages of this very daemon",
     }
@@ -387,6 +397,9 @@ pub struct Pager {
     /// How long children outlive the daemon, in milliseconds
     #[arg(long, env = "MITOSIS_PAGER_LINGER_MS")]
     pub linger_ms: u64,
+    /// RDMA device
+    #[arg(long, value_name = "NAME[:PORT[:GID]]", env = "MITOSIS_RDMA_DEVICE")]
+    pub rdma_device: Option<String>,
 }
 
 /// A time such as `250ms`, `90s`, `10m`, `2h` or `1d`; a bare number is seconds.

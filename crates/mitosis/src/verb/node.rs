@@ -36,6 +36,9 @@ fn start(mut args: NodeRun) -> Done {
     config.linger = args.linger.unwrap_or(config.linger);
     config.stop_timeout = args.stop_timeout.unwrap_or(config.stop_timeout);
     config.pool = args.pool.unwrap_or(config.pool);
+    config.transport = args.transport.map_or(config.transport, Into::into);
+    config.rdma_device = args.rdma_device.or(config.rdma_device);
+    config.rdma_limit = args.rdma_limit_mib.map_or(config.rdma_limit, |mib| mib << 20);
     if let Some(level) = args.log_level {
         config.log_level = level.parse().map_err(CliError::Usage)?;
     }
@@ -77,6 +80,9 @@ fn set(args: &mut NodeRun, key: &str, value: &str) -> Result<(), String> {
         "linger" => or(&mut args.linger, duration(value)),
         "stop-timeout" => or(&mut args.stop_timeout, duration(value)),
         "pool" => or(&mut args.pool, parse(value)),
+        "transport" => or(&mut args.transport, clap::ValueEnum::from_str(value, true)),
+        "rdma-device" => or(&mut args.rdma_device, Ok(value.to_owned())),
+        "rdma-limit-mib" => or(&mut args.rdma_limit_mib, parse(value)),
         "log-level" => or(&mut args.log_level, Ok(value.to_owned())),
         _ => Err(format!("unknown setting {key:?}")),
     }

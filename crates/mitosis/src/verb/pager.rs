@@ -12,6 +12,8 @@ pub fn run(args: &Pager) -> Done {
     let mut config = mitosis_pager::PagerConfig::new(&args.listen);
     config.page_timeout = Duration::from_millis(args.page_timeout_ms);
     config.linger = Duration::from_millis(args.linger_ms);
+    config.connect_rdma =
+        std::sync::Arc::new(mitosis_transport::rdma::connector(args.rdma_device.clone()));
     mitosis_pager::run(config).map_err(|e| CliError::Failed(e.to_string()))?;
     Ok(0)
 }

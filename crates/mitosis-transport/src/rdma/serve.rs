@@ -1,0 +1,68 @@
+//! The owner's answers about RDMA, on a peer's TCP connection.
+
+use super::Export;
+use crate::wire::{self, Header, Kind, RdmaAsk, RdmaSaid, WireError};
+use crate::{OpenSeed, SeedService};
+use mitosis_rdma_sys::Queue;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+/// Most regions in one answer: what fits the body, whatever the numbers are.
+const REGIONS_MAX: usize = wire::ANSWER_BODY_MAX / 32;
+
+/// Queue pairs of one connection, by handle: they end with it.
+#[derive(Default)]
+pub(crate) struct Links(HashMap<u32, (Queue, Arc<Export>)>);
+
+impl Links {
+    /// Ends the queue pair of a handle.
+    pub fn close(&mut self, handle: u32) {
+        self.0.remove(&handle);
+    }
+
+    /// Answers one question about RDMA; `seed` is what the handle has open.
+    pub fn answer(
+        &mut self,
+        header: &Header,
+        body: &[u8],
+        service: &dyn SeedService,
+        seed: Option<&dyn OpenSeed>,
+    ) -> Result<Vec<u8>, WireError> {
+        let said = match (wire::body(Kind::Rdma, body)?, seed) {
+            (RdmaAsk::Offer, _) => match service.rdma() {
+                Ok(device) => RdmaSaid::Offer(device),
+                Err(why) => RdmaSaid::No(why),
+            },
+            (_, None) => RdmaSaid::No("refused by the seed's node".into()),
+            (RdmaAsk::Connect(end), Some(seed)) => {
+                self.connect(header.a, end, seed).unwrap_or_else(RdmaSaid::No)
+            }
+            (RdmaAsk::Regions { from }, Some(_)) => match self.0.get(&header.a) {
+                Some((_, export)) => match export.regions(from as usize, REGIONS_MAX) {
+                    Ok((regions, complete)) => RdmaSaid::Regions { regions, complete },
+                    Err(why) => RdmaSaid::No(why),
+                },
+                None => RdmaSaid::No("not connected".into()),
+            },
+        };
+        wire::control(Header { a: header.a, ..Header::new(Kind::RdmaAnswer) }, &said)
+    }
+
+    /// A queue pair in the seed's own protection domain: only what is registered there can be read.
+    fn connect(
+        &mut self,
+        handle: u32,
+        end: wire::RdmaEnd,
+        seed: &dyn OpenSeed,
+    ) -> Result<RdmaSaid, String> {
+        self.close(handle);
+        let export = seed.rdma()?;
+        let psn = RandomState::new().hash_one(handle) as u32;
+        let queue = Queue::new(&export.pd, &export.completions, psn).map_err(|e| e.to_string())?;
+        queue.connect(&end.into()).map_err(|e| e.to_string())?;
+        let said = RdmaSaid::Connected(queue.local().into());
+        self.0.insert(handle, (queue, export));
+        Ok(said)
+    }
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The RDMA suite in emulated guests: test.sh [1|2|3] [bench]. Two guests unless told otherwise; with
+# one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json.
+#
+# With MITOSIS_RDMA_DEVICE set the suite runs on this machine's own device instead, at the address
+# MITOSIS_RDMA_ADDRESS (see docs/rdma.md).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+guests=${1:-2}
+bench=${2:-no}
+target=${CARGO_TARGET_DIR:-target}
+mitosis=$(realpath "${MITOSIS:-$target/release/mitosis}")
+[ -x "$mitosis" ] || { echo "rdma: build $mitosis first (make build)" >&2; exit 1; }
+LAB=${MITOSIS_RDMA_LAB:-target/rdma-lab}
+mkdir -p "$LAB"
+work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+gcc -O2 -o "$work/pattern" tests/rdma/pattern.c
+suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $bench"
+
+if [ -n "${MITOSIS_RDMA_DEVICE:-}" ]; then
+    address=${MITOSIS_RDMA_ADDRESS:?the address of the device, for the nodes to listen at}
+    /usr/bin/python3 tests/rdma/agent.py "$address" &
+    agent=$!
+    trap 'kill $agent 2>/dev/null || true; rm -rf "$work"' EXIT
+    $suite "$address"
+    exit
+fi
+
+scripts/rdma/setup.sh
+names=(a b c)
+names=("${names[@]:0:$guests}")
+addresses=$(seq -s ' ' -f '10.77.0.%g' 1 "$guests")
+number=0
+for name in "${names[@]}"; do
+    number=$((number + 1))
+    agent="/usr/bin/python3 tests/rdma/agent.py 10.77.0.$number"
+    if [ "$number" = "$guests" ]; then
+        echo "$agent & $suite $addresses"
+    else
+        echo "$agent"
+    fi >"$work/$name.sh"
+done
+status=0
+scripts/rdma/guests.sh "$work" 280 "${names[@]}" || status=$?
+last=${names[-1]}
+grep -aE '^(auto chose|with daemon|16 MiB|unpinned|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
+if [ "$status" = 0 ] && [ "$bench" = bench ]; then
+    python3 scripts/rdma/results.py "$work/$last.log" >bench/results/rdma.json
+    cat bench/results/rdma.json
+fi
+exit "$status"

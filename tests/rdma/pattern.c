@@ -1,0 +1,68 @@
+/* A parent for the RDMA lab: memory full of 64-bit words that can each be computed from its place.
+ *
+ * SIGUSR1: read and check all words, in order. SIGUSR2: touch one word in each of 128 pages far from
+ * each other, in an order that nobody guesses, and print the time of each. */
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t word(uint64_t n) {
+    n = (n + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+    n = (n ^ (n >> 27)) * 0x94d049bb133111ebu;
+    return n ^ (n >> 31);
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+static volatile uint64_t *memory;
+static uint64_t words;
+
+static void all(void) {
+    double start = now();
+    uint64_t wrong = 0;
+    for (uint64_t n = 0; n < words; n++) wrong += memory[n] != word(n);
+    printf("checked %lu wrong %lu us %.0f\n", words, wrong, now() - start);
+}
+
+static void some(void) {
+    /* Other pages each time: those that an earlier child touched would be sent along. */
+    uint64_t wrong = 0, pages = words / 512, at = word((uint64_t)now());
+    printf("touched");
+    for (int n = 0; n < 128; n++) {
+        at = word(at);
+        uint64_t place = at % pages * 512 + 7;
+        double start = now();
+        wrong += memory[place] != word(place);
+        printf(" %.1f", now() - start);
+    }
+    printf(" wrong %lu\n", wrong);
+}
+
+int main(int argc, char **argv) {
+    words = (argc > 1 ? strtoull(argv[1], 0, 10) : 64) << 17;
+    memory = mmap(0, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return 1;
+    madvise((void *)memory, words * 8, MADV_NOHUGEPAGE);
+    for (uint64_t n = 0; n < words; n++) memory[n] = word(n);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigaddset(&set, SIGUSR2);
+    sigprocmask(SIG_BLOCK, &set, 0);
+    setvbuf(stdout, 0, _IOLBF, 1 << 16);
+    printf("ready\n");
+    for (;;) {
+        int signal;
+        if (sigwait(&set, &signal)) continue;
+        if (signal == SIGUSR1) all();
+        else some();
+    }
+}

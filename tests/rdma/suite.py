@@ -1,0 +1,318 @@
+"""The RDMA suite. Runs on the last of the guests (or machines) and has the others do things through
+their agents. Usage: suite.py MITOSIS PATTERN RESULTS ADDRESS... (the first address is the owner's; one
+address alone plays both parts). A failed check ends it with status 1; what it started is ended."""
+
+import json
+import socket
+import statistics
+import sys
+import time
+import traceback
+
+MITOSIS, PATTERN, RESULTS, *ADDRESSES = sys.argv[1:]
+MIB = 64
+PAGES = MIB * 256
+LIMIT = 90
+
+
+def check(good, *what):
+    if not good:
+        raise AssertionError(" ".join(str(one) for one in what))
+
+
+class Agent:
+    def __init__(self, address):
+        self.address = address
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                self.socket = socket.create_connection((address, 9000), timeout=LIMIT)
+                break
+            except OSError:
+                check(time.monotonic() < deadline, "no agent at", address)
+                time.sleep(0.3)
+        self.file = self.socket.makefile("rw")
+        self.spawned = []
+
+    def ask(self, **request):
+        self.file.write(json.dumps(request) + "\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def spawn(self, log, *argv):
+        pid = self.ask(spawn=argv, log=log)["pid"]
+        self.spawned.append(pid)
+        return pid
+
+    def run(self, *argv, input="", fails=False):
+        done = self.ask(run=argv, input=input)
+        check((done["status"] != 0) == fails, argv, "->", done)
+        return done["err"] if fails else done["out"]
+
+    def read(self, path):
+        return self.run("cat", path)
+
+
+class Node:
+    """A daemon on an agent's machine."""
+
+    def __init__(self, agent, name, port, *flags):
+        self.agent, self.name = agent, name
+        self.at = f"{agent.address}:{port}"
+        self.socket = f"/run/mitosis/{name}.sock"
+        self.pid = agent.spawn(
+            f"/tmp/{name}.log", MITOSIS, "node", "run", "--name", name, "--listen", self.at,
+            "--socket", self.socket, "--page-timeout", "5s", *flags)
+        until(f"node {name}", lambda: "listens at" in agent.read(f"/tmp/{name}.log"))
+
+    def call(self, *argv, **more):
+        return self.agent.run(MITOSIS, *argv, "--socket", self.socket, **more)
+
+    def json(self, *argv, **more):
+        return json.loads(self.call(*argv, "-o", "json", **more))
+
+    def processes(self):
+        pager = self.agent.run("pgrep", "-f", f"{self.name}.pager.sock").split()
+        return [str(self.pid), *pager]
+
+    def signal(self, name):
+        self.agent.run("kill", f"-{name}", *self.processes())
+
+    def stats(self):
+        """State and CPU ticks of daemon and pager."""
+        found = []
+        for pid in self.processes():
+            fields = self.agent.read(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()
+            found.append((fields[0], int(fields[11]) + int(fields[12])))
+        return found
+
+    def prepare(self, pid):
+        return self.json("prepare", str(pid))
+
+    def fork(self, ref, transport):
+        child = self.json("fork", "--detach", "--transport", transport, "-", input=ref)
+        return Child(self, child["children"][0])
+
+    def seed(self, seed):
+        rows = [row for row in self.json("seed", "ls") if row["seed"] == seed]
+        check(rows, "no seed", seed)
+        return rows[0]
+
+
+class Child:
+    def __init__(self, node, started):
+        self.node, self.started, self.pid = node, started, started["pid"]
+        self.lines = 0
+
+    def row(self):
+        return [row for row in self.node.json("ps") if row["pid"] == self.pid][-1]
+
+    def registered(self, pages):
+        """Waits until so many pages are registered and its node knows where."""
+        until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
+
+    def tell(self, signal):
+        """Sends a signal; the line that the child prints then, as words."""
+        self.node.call("kill", str(self.pid), "-s", signal)
+        lines = until(f"answer of child {self.pid}", self.log)
+        self.lines += 1
+        return lines[self.lines - 1].split()
+
+    def log(self):
+        if self.row()["state"] != "running":
+            raise AssertionError(f"child ended: {self.row()}")
+        lines = self.node.call("logs", str(self.pid)).splitlines()
+        return lines if len(lines) > self.lines else None
+
+    def verify(self):
+        """All words are right; microseconds that reading them took."""
+        said = self.tell("USR1")
+        check(said[:4] == ["checked", str(MIB << 17), "wrong", "0"], "child said", said)
+        return float(said[5])
+
+    def touch(self):
+        said = self.tell("USR2")
+        check(said[-2:] == ["wrong", "0"], "child said", said)
+        return [float(one) for one in said[1:-2]]
+
+    def end(self):
+        self.node.call("kill", str(self.pid))
+
+
+def until(what, test):
+    deadline = time.monotonic() + LIMIT
+    while True:
+        found = test()
+        if found:
+            return found
+        check(time.monotonic() < deadline, "waited too long for", what)
+        time.sleep(0.2)
+
+
+def parent(agent, name):
+    pid = agent.spawn(f"/tmp/{name}.out", PATTERN, str(MIB))
+    until("parent", lambda: "ready" in agent.read(f"/tmp/{name}.out"))
+    return pid
+
+
+def reads_go_on_while_the_owner_is_stopped(owner, node, prepared):
+    child = node.fork(prepared["ref"], "auto")
+    started = child.started
+    check(started["transport"] == "rdma", started)
+    print("auto chose:", started["transport_why"])
+    child.registered(PAGES)
+    # Pages of mapped files come over TCP: the code that prints is touched before.
+    child.touch()
+    before = child.row()
+    owner.signal("STOP")
+    try:
+        stopped = owner.stats()
+        check(len(stopped) > 1 and all(state == "T" for state, _ in stopped), stopped)
+        child.verify()
+        # Longer than the page timeout: the owner's memory answers, so it is there.
+        time.sleep(6)
+        check(child.row()["state"] == "running", child.row())
+        after = owner.stats()
+    finally:
+        owner.signal("CONT")
+    check(after == stopped, "somebody ran at the owner:", stopped, after)
+    row = child.row()
+    direct = row["pages_rdma"] - before["pages_rdma"]
+    check(direct >= PAGES - 600, row)
+    print(f"with daemon and pager of the owner stopped: {direct} pages by RDMA, all words right")
+    child.end()
+
+
+def what_is_not_registered_comes_over_tcp(owner, node, pid):
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(16 * 256)
+    child.verify()
+    row = child.row()
+    fetched = row["pages_fetched"] + row["pages_prefetched"]
+    check(0 < row["pages_rdma"] <= 16 * 256 < fetched, row)
+    print(f"16 MiB registered of 64: {row['pages_rdma']} of {fetched} pages by RDMA, words right")
+    # Another seed gets the room, and the older one falls back.
+    second = owner.prepare(pid)
+    other = node.fork(second["ref"], "rdma")
+    other.registered(16 * 256)
+    check(owner.seed(prepared["seed"])["pages_rdma"] == 0, owner.seed(prepared["seed"]))
+    note = until("the older child's note",
+                 lambda: "unpinned" in str(child.row()["rdma_note"]) and child.row()["rdma_note"])
+    # Deregistered memory is not read: the device says so.
+    check("remote access error" in note, note)
+    print("unpinned for another seed:", child.row()["rdma_note"])
+    other.verify()
+    for one in (child, other):
+        one.end()
+
+
+def a_revoked_seed_is_not_read(owner, node, pid):
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    child.touch()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    node.agent.ask(run=[MITOSIS, "kill", str(child.pid), "-s", "USR1", "--socket", node.socket])
+    row = until("end", lambda: child.row() if child.row()["state"] == "ended" else None)
+    check("revoked" in row["reason"], row)
+    print("revoked:", row["reason"], "| note:", row["rdma_note"])
+
+
+def a_grandchild_reads_from_both_owners(owner, node, third, prepared):
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    child.touch()
+    own = node.prepare(child.pid)
+    grandchild = third.fork(own["ref"], "rdma")
+    grandchild.registered(PAGES + 1)
+    grandchild.verify()
+    row = grandchild.row()
+    check(row["transport"] == "rdma" and row["pages_rdma"] > 0, row)
+    print(f"grandchild: {row['pages_rdma']} pages by RDMA from two owners, all words right")
+    grandchild.end()
+    child.end()
+
+
+def what_cannot_be_had_is_an_error(owner, forbidding, prepared):
+    said = forbidding.call("fork", "--detach", "--transport", "rdma", "-", input=prepared["ref"],
+                           fails=True)
+    check("--transport tcp" in said, said)
+    child = forbidding.fork(prepared["ref"], "auto")
+    check(child.started["transport"] == "tcp", child.started)
+    print("forbidden:", child.started["transport_why"])
+    child.end()
+
+
+def bench(owner, node, prepared):
+    results = {}
+    for transport in ("tcp", "rdma"):
+        touches, rates, cpu, starts = [], [], [], []
+        for _ in range(3):
+            child = node.fork(prepared["ref"], transport)
+            child.registered(PAGES if transport == "rdma" else 0)
+            starts.append(child.started["start_us"])
+            touches += child.touch()
+            before = owner.stats()
+            rates.append(child.verify())
+            cpu.append(sum(t for _, t in owner.stats()) - sum(t for _, t in before))
+            row = child.row()
+            check((row["pages_rdma"] > 0) == (transport == "rdma"), row)
+            child.end()
+        touches.sort()
+        results[transport] = {
+            "fault_us": {"min": touches[0], "median": statistics.median(touches),
+                         "p99": touches[int(len(touches) * 0.99)], "n": len(touches)},
+            "sequential_mib_per_s": [round(MIB * 1e6 / us, 2) for us in rates],
+            "owner_cpu_ms_per_64_mib": [ticks * 10 for ticks in cpu],
+            "start_us": starts,
+        }
+    return results
+
+
+def main():
+    # One address: both parts on one machine, each with a daemon and a socket of its own.
+    agents = {address: Agent(address) for address in ADDRESSES}
+    first, last = agents[ADDRESSES[0]], agents[ADDRESSES[-1]]
+    middle = agents[ADDRESSES[min(1, len(ADDRESSES) - 1)]]
+    everyone = []
+    status = 1
+    try:
+        for agent in agents.values():
+            items = {item["name"]: item for item in json.loads(agent.run(
+                MITOSIS, "check", "-o", "json"))}
+            check(items["rdma"]["verdict"] == "ok", items["rdma"])
+        owner = Node(first, "owner", 7001)
+        small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
+        node = Node(middle, "node", 7003)
+        third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
+        forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
+        everyone = [owner, small, node, forbidding] + ([third] if third is not owner else [])
+        pid = parent(first, "parent")
+        prepared = owner.prepare(pid)
+        reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
+        what_is_not_registered_comes_over_tcp(small, node, pid)
+        a_revoked_seed_is_not_read(owner, node, pid)
+        a_grandchild_reads_from_both_owners(owner, node, third, prepared)
+        what_cannot_be_had_is_an_error(owner, forbidding, prepared)
+        if RESULTS == "bench":
+            print("lab-result:", json.dumps(bench(owner, node, prepared)), flush=True)
+        print("suite: all passed")
+        status = 0
+    except AssertionError as error:
+        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[1])
+        for node in everyone:
+            print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-2000:])
+    finally:
+        for node in everyone:
+            node.agent.ask(run=[MITOSIS, "node", "stop", "--socket", node.socket])
+        for agent in agents.values():
+            for pid in agent.spawned:
+                agent.ask(run=["kill", "-9", str(pid)])
+            agent.file.write('{"run": ["end"]}\n')
+            agent.file.flush()
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+main()
