@@ -113,6 +113,7 @@ fn batch<'a>(
     reference: &Reference,
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
+    let pager = node.pager.get()?;
     let descriptor = fetch(node, reference)?;
     let fetched = arrived.elapsed();
     let wanted = mitosis_restore::Request {
@@ -126,7 +127,7 @@ fn batch<'a>(
     let plan_us = (arrived.elapsed() - fetched).as_micros() as u64;
     Ok(Batch {
         node,
-        pager: node.pager.get()?,
+        pager,
         request,
         stdio,
         seed: reference.seed.to_string(),
@@ -181,12 +182,15 @@ impl Batch<'_> {
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
-        // First: system calls of the stub may touch pages that are still elsewhere. The pager
-        // reads its books while the child is built.
-        let added = self.page(id, guard, &uffd_rx)?;
+        // The pager gets its books while the child is built; a touch of the child's, in one of the
+        // stub's last system calls, waits for it.
+        let mut added = None;
+        let page = || added = Some(self.page(id, guard, &uffd_rx));
+        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds, page);
         drop(uffd_rx);
-        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds);
-        added.done()?;
+        if let Some(added) = added {
+            added?.done()?;
+        }
         let started = started.map_err(|error| self.not_started(id, error))?;
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);

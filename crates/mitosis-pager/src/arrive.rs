@@ -290,7 +290,8 @@ impl Pager {
         child.counters.pages_fetched += fetched;
         child.counters.pages_prefetched += placed - fetched;
         if outcome == Outcome::Done {
-            space.tidy(page, end);
+            // Later: handing an area back changes mappings, for which a busy child would wait.
+            space.untidy = true;
             if space.map.pages() == 0 {
                 self.review.insert(child.id);
             }

@@ -14,7 +14,7 @@ const BLOB_PORT: u16 = 7106;
 const BLOB_MIB: u16 = 64;
 
 /// Scattered touches in one child.
-const TOUCHES: usize = 50;
+const TOUCHES: usize = 200;
 
 /// What a blob answers.
 #[derive(Deserialize)]
