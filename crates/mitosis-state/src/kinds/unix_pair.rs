@@ -2,7 +2,6 @@
 //! is queued in them.
 
 use super::{Capture, Files, Kind, decode, encode, inode_of, read_all_peeked};
-use crate::net::unix_peer;
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
@@ -35,7 +34,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         let name = describe_inet(domain, kind);
         return Err(group.refused(name));
     }
-    let peer = unix_peer(inode as u32).map_err(what)?.map(u64::from);
+    let peer = context.unix_peer(inode).map_err(what)?;
     let inside =
         |peer: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(peer));
     let Some(peer) = peer.filter(|&peer| inside(peer)) else {
