@@ -83,6 +83,10 @@ impl Prescan {
     }
 
     fn probe(&mut self, group: &Group, pidfd: &OwnedFd) {
+        if group.link.ends_with(" (deleted)") {
+            // Its content goes along, and nothing tells cheaply that it is what it was.
+            self.volatile = true;
+        }
         if !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;
         }

@@ -3,9 +3,12 @@
 pub mod epoll;
 pub mod eventfd;
 pub mod listener;
+pub mod memfd;
 pub mod pipe;
 pub mod regular;
+pub mod signalfd;
 pub mod stdio;
+pub mod timerfd;
 pub mod unix_pair;
 
 use crate::options::SocketOption;
@@ -64,12 +67,15 @@ pub struct Kind {
 /// In the order in which they are tried.
 pub const KINDS: &[Kind] = &[
     stdio::KIND,
+    memfd::KIND,
     regular::KIND,
     pipe::KIND,
     eventfd::KIND,
     epoll::KIND,
     listener::KIND,
     unix_pair::KIND,
+    timerfd::KIND,
+    signalfd::KIND,
 ];
 
 /// Captures every description; the parent must be stopped.

@@ -239,7 +239,7 @@ fn an_open_file_of_a_kind_that_cannot_fork_is_refused_by_name() {
 c = socket.create_connection(s.getsockname())",
             "tcp",
         ),
-        ("import os; f = os.memfd_create('held')", "memfd"),
+        ("import os; f = os.memfd_create('held'); os.write(f, b'x' * (17 << 20))", "memfd:held"),
     ];
     for (code, word) in held {
         let code = format!("{code}\nimport time; print('ready', flush=True); time.sleep(1000)");
