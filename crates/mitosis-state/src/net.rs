@@ -119,7 +119,7 @@ impl ListenSpec {
     }
 }
 
-fn address_of(any: SocketAddrAny) -> Result<Address, String> {
+pub(crate) fn address_of(any: SocketAddrAny) -> Result<Address, String> {
     if let Ok(v4) = SocketAddrV4::try_from(any.clone()) {
         return Ok(Address::V4(v4.ip().octets(), v4.port()));
     }

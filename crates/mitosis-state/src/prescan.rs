@@ -53,7 +53,7 @@ impl Prescan {
         let links =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open /proc/fd", e))?;
         let groups = scan(pid)?;
-        let files = kinds::capture(pid, &groups)?;
+        let files = kinds::capture(pid, &groups, false)?;
         let mut prescan =
             Prescan { pid, links, entries: Vec::new(), probes: Vec::new(), files, volatile: false };
         let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
@@ -108,7 +108,7 @@ impl Prescan {
         if !self.volatile && self.unchanged() {
             return Ok(self.files);
         }
-        kinds::capture(self.pid, &scan(self.pid)?)
+        kinds::capture(self.pid, &scan(self.pid)?, true)
     }
 
     fn unchanged(&self) -> bool {

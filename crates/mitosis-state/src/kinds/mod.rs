@@ -9,6 +9,7 @@ pub mod regular;
 pub mod signalfd;
 pub mod stdio;
 pub mod timerfd;
+pub mod udp;
 pub mod unix_pair;
 
 use crate::options::SocketOption;
@@ -18,7 +19,7 @@ use mitosis_descriptor::OpenFile;
 use rustix::process::PidfdFlags;
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What a kind's capture may look at.
 pub struct Capture<'a> {
@@ -26,6 +27,8 @@ pub struct Capture<'a> {
     pub pid: i32,
     /// All its descriptions.
     pub groups: &'a [Group],
+    /// It stands still: what is queued may be looked at in ways that a running one could notice.
+    pub stopped: bool,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
 }
@@ -73,16 +76,17 @@ pub const KINDS: &[Kind] = &[
     eventfd::KIND,
     epoll::KIND,
     listener::KIND,
+    udp::KIND,
     unix_pair::KIND,
     timerfd::KIND,
     signalfd::KIND,
 ];
 
-/// Captures every description; the parent must be stopped.
+/// Captures every description. Queues are left out unless the parent is stopped.
 ///
 /// # Errors
 /// [`StateError::Refused`] naming the first descriptor of a kind that cannot be carried.
-pub fn capture(pid: i32, groups: &[Group]) -> Result<Vec<OpenFile>, StateError> {
+pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile>, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
@@ -90,7 +94,7 @@ pub fn capture(pid: i32, groups: &[Group]) -> Result<Vec<OpenFile>, StateError> 
     let process =
         rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
-    let context = Capture { pid, groups, pidfd, diag: OnceCell::new() };
+    let context = Capture { pid, groups, stopped, pidfd, diag: OnceCell::new() };
     groups.iter().map(|group| capture_one(&context, group)).collect()
 }
 
@@ -223,19 +227,23 @@ impl Files<'_> {
 
     /// Sets the options of the socket of `file`, which is at its numbers already.
     pub fn set_options(&mut self, file: &OpenFile, options: &[SocketOption]) {
+        self.set_options_at(file.fds[0].0, options);
+    }
+
+    /// Sets the options of the socket at `fd`.
+    pub fn set_options_at(&mut self, fd: u32, options: &[SocketOption]) {
         for option in options {
-            self.set_option(file, option);
+            self.set_option(fd, option);
         }
     }
 
     /// Turns a switch among the options on or off.
     pub fn set_switch(&mut self, file: &OpenFile, (level, name): (u32, u32), on: bool) {
         let value = u32::from(on).to_le_bytes().to_vec();
-        self.set_option(file, &SocketOption { level, name, value });
+        self.set_option(file.fds[0].0, &SocketOption { level, name, value });
     }
 
-    fn set_option(&mut self, file: &OpenFile, option: &SocketOption) {
-        let fd = file.fds[0].0;
+    fn set_option(&mut self, fd: u32, option: &SocketOption) {
         let value = self.program.data(&option.value);
         let (level, name) = (u64::from(option.level), u64::from(option.name));
         let args = [u64::from(fd), level, name, value, option.value.len() as u64];
@@ -262,17 +270,3 @@ fn inode_of(link: &str, prefix: &str) -> Option<u64> {
 
 /// O_NONBLOCK.
 const NONBLOCK: u32 = 0o4000;
-
-/// A borrowed descriptor's flag word is of no interest to most kinds.
-fn read_all_peeked(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, rustix::io::Errno> {
-    use rustix::net::RecvFlags;
-    let mut bytes = vec![0u8; limit];
-    match rustix::net::recv(fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((n, _)) => {
-            bytes.truncate(n);
-            Ok(bytes)
-        }
-        Err(rustix::io::Errno::AGAIN) => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
-}

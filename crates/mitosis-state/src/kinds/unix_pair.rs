@@ -1,13 +1,19 @@
-//! Connected unix stream sockets whose two ends are both the parent's (socketpair(2)), with what
-//! is queued in them.
+//! Connected unix sockets (stream, datagram, seqpacket) whose two ends are both the parent's
+//! (socketpair(2)), with what is queued in them.
 
-use super::{Capture, Files, Kind, decode, encode, inode_of, read_all_peeked};
+use super::{Capture, Files, Kind, decode, encode, inode_of};
+use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use mitosis_sys::sockopt as raw;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, sockopt,
+};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 7, name: "socketpair", capture, plan, describe };
@@ -17,12 +23,15 @@ struct Body {
     inode: u64,
     peer: u64,
     kind: u32,
-    /// Queued for reading at this end.
-    queued: Vec<u8>,
+    /// Queued for reading at this end, one by one.
+    queued: Vec<Vec<u8>>,
+    options: Vec<SocketOption>,
 }
 
-/// More than this cannot be queued with the default buffer sizes.
-const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// More than this is not taken of one message, or at once of a stream.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// More than this is not taken of one queue: the default buffer holds 208 KiB.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let Some(inode) = inode_of(&group.link, "socket") else { return Ok(None) };
@@ -40,16 +49,56 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let Some(peer) = peer.filter(|&peer| inside(peer)) else {
         return Err(group.refused("a unix socket whose other end is not in this process"));
     };
-    let waiting = rustix::io::ioctl_fionread(&socket).map_err(what)?;
-    if waiting > 0 && kind != SocketType::STREAM {
-        return Err(group.refused("a unix datagram or seqpacket socket with messages in it"));
+    if context.unix_peer(peer).map_err(what)? != Some(inode) {
+        return Err(group.refused("a unix socket whose other end is connected elsewhere"));
     }
-    let queued = if waiting > 0 {
-        read_all_peeked(socket.as_fd(), QUEUE_BYTES_MAX).map_err(what)?
-    } else {
-        Vec::new()
-    };
-    encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued }).map(Some)
+    let options = options::changed(&socket, domain, kind).map_err(what)?;
+    let queued = if context.stopped { peek(&socket, group)? } else { Vec::new() };
+    encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued, options }).map(Some)
+}
+
+/// SO_PEEK_OFF: while it is not negative, each peek begins where the last one ended.
+const PEEK_OFF: (u32, u32) = (1, 42);
+
+/// What is queued, without taking it out.
+fn peek(socket: &OwnedFd, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+    let (level, name) = PEEK_OFF;
+    let fail = |source| StateError::Sys { fd: group.first(), source };
+    let before = raw::get(socket, level, name).map_err(fail)?;
+    raw::set(socket, level, name, &0i32.to_le_bytes()).map_err(fail)?;
+    let queued = peek_all(socket, group);
+    raw::set(socket, level, name, &before).map_err(fail)?;
+    queued
+}
+
+fn peek_all(socket: &OwnedFd, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+    let mut queued = Vec::new();
+    let mut total = 0;
+    let mut bytes = vec![0u8; MESSAGE_BYTES_MAX];
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let got = match rustix::net::recvmsg(socket, &mut iov, &mut control, flags) {
+            Ok(got) => got,
+            Err(rustix::io::Errno::AGAIN) => return Ok(queued),
+            Err(e) => return Err(group.refused(format!("a socket: {e}"))),
+        };
+        if control.drain().any(|m| matches!(m, RecvAncillaryMessage::ScmRights(_))) {
+            return Err(group.refused("a unix socket with descriptors queued in it"));
+        }
+        total += got.bytes;
+        let cut = got.flags.contains(rustix::net::ReturnFlags::TRUNC);
+        if cut || total > QUEUE_BYTES_MAX {
+            return Err(group.refused("a unix socket with more than 16 MiB queued in it"));
+        }
+        // No message and no end looks different from a message of no bytes; neither moves on.
+        if got.bytes == 0 {
+            return Ok(queued);
+        }
+        queued.push(bytes[..got.bytes].to_vec());
+    }
 }
 
 fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
@@ -57,7 +106,6 @@ fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
             "a TCP connection, or an unbound TCP socket".into()
         }
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::DGRAM) => "a UDP socket".into(),
         (AddressFamily::NETLINK, _) => "a netlink socket".into(),
         (AddressFamily::PACKET, _) => "a packet socket".into(),
         (other, _) => format!("a socket of address family {}", other.as_raw()),
@@ -94,13 +142,15 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     files.park(&fresh);
     let (mine, theirs) = (u64::from(files.high), u64::from(files.high) + 1);
     // What one end has queued was written by the other.
+    files.set_options_at(files.high, &body.options);
+    files.set_options_at(files.high + 1, &peer_body.options);
     for (writer, queued) in [(theirs, &body.queued), (mine, &peer_body.queued)] {
-        if !queued.is_empty() {
-            let data = files.program.data(queued);
-            let args = [writer, data, queued.len() as u64];
-            let label = Detail::Fd(file.fds[0].0);
-            let len = queued.len() as u64;
-            files.program.call_expect(List::Build, WRITE, &args, len, "files: fill socket", label);
+        for message in queued {
+            let data = files.program.data(message);
+            let len = message.len() as u64;
+            let (list, label) = (List::Build, Detail::Fd(file.fds[0].0));
+            let args = [writer, data, len];
+            files.program.call_expect(list, WRITE, &args, len, "files: fill socket", label);
         }
     }
     for (end, flags) in [(mine, file.flags), (theirs, peer.flags)] {
@@ -115,5 +165,6 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
     let body: Body = decode(file)?;
-    Ok(format!("{} with {}, {} bytes queued", body.inode, body.peer, body.queued.len()))
+    let queued: usize = body.queued.iter().map(Vec::len).sum();
+    Ok(format!("{} with {}, {queued} bytes queued", body.inode, body.peer))
 }
