@@ -4,6 +4,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod listener;
 pub mod memfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod signalfd;
@@ -71,8 +72,8 @@ pub struct Kind {
 pub const KINDS: &[Kind] = &[
     stdio::KIND,
     memfd::KIND,
-    regular::KIND,
     pipe::KIND,
+    regular::KIND,
     eventfd::KIND,
     epoll::KIND,
     listener::KIND,
@@ -80,6 +81,7 @@ pub const KINDS: &[Kind] = &[
     unix_pair::KIND,
     timerfd::KIND,
     signalfd::KIND,
+    pidfd::KIND,
 ];
 
 /// Captures every description. Queues are left out unless the parent is stopped.

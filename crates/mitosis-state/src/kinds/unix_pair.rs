@@ -53,7 +53,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused("a unix socket whose other end is connected elsewhere"));
     }
     let options = options::changed(&socket, domain, kind).map_err(what)?;
-    let queued = if context.stopped { peek(&socket, group)? } else { Vec::new() };
+    let stream = kind == SocketType::STREAM;
+    let queued = if context.stopped { peek(&socket, stream, group)? } else { Vec::new() };
     encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued, options }).map(Some)
 }
 
@@ -61,17 +62,17 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
 const PEEK_OFF: (u32, u32) = (1, 42);
 
 /// What is queued, without taking it out.
-fn peek(socket: &OwnedFd, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+fn peek(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
     let (level, name) = PEEK_OFF;
     let fail = |source| StateError::Sys { fd: group.first(), source };
     let before = raw::get(socket, level, name).map_err(fail)?;
     raw::set(socket, level, name, &0i32.to_le_bytes()).map_err(fail)?;
-    let queued = peek_all(socket, group);
+    let queued = peek_all(socket, stream, group);
     raw::set(socket, level, name, &before).map_err(fail)?;
     queued
 }
 
-fn peek_all(socket: &OwnedFd, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
     let mut queued = Vec::new();
     let mut total = 0;
     let mut bytes = vec![0u8; MESSAGE_BYTES_MAX];
@@ -93,9 +94,12 @@ fn peek_all(socket: &OwnedFd, group: &Group) -> Result<Vec<Vec<u8>>, StateError>
         if cut || total > QUEUE_BYTES_MAX {
             return Err(group.refused("a unix socket with more than 16 MiB queued in it"));
         }
-        // No message and no end looks different from a message of no bytes; neither moves on.
+        if got.bytes == 0 && stream {
+            return Ok(queued); // Its other end writes no more.
+        }
         if got.bytes == 0 {
-            return Ok(queued);
+            // SO_PEEK_OFF does not get past it.
+            return Err(group.refused("a unix socket with an empty message queued in it"));
         }
         queued.push(bytes[..got.bytes].to_vec());
     }
