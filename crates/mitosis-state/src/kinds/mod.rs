@@ -9,6 +9,7 @@ pub mod pipe;
 pub mod regular;
 pub mod signalfd;
 pub mod stdio;
+pub mod tcp;
 pub mod timerfd;
 pub mod udp;
 pub mod unix_pair;
@@ -77,6 +78,7 @@ pub const KINDS: &[Kind] = &[
     eventfd::KIND,
     epoll::KIND,
     listener::KIND,
+    tcp::KIND,
     udp::KIND,
     unix_pair::KIND,
     timerfd::KIND,

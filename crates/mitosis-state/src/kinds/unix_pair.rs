@@ -21,12 +21,16 @@ pub const KIND: Kind = Kind { number: 7, name: "socketpair", capture, plan, desc
 #[derive(Serialize, Deserialize)]
 struct Body {
     inode: u64,
+    /// Of the other end, or [`OUTSIDE`].
     peer: u64,
     kind: u32,
     /// Queued for reading at this end, one by one.
     queued: Vec<Vec<u8>>,
     options: Vec<SocketOption>,
 }
+
+/// The other end is not the process's. No socket has this inode.
+const OUTSIDE: u64 = 0;
 
 /// More than this is not taken of one message, or at once of a stream.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -46,10 +50,12 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let peer = context.unix_peer(inode).map_err(what)?;
     let inside =
         |peer: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(peer));
-    let Some(peer) = peer.filter(|&peer| inside(peer)) else {
-        return Err(group.refused("a unix socket whose other end is not in this process"));
-    };
-    if context.unix_peer(peer).map_err(what)? != Some(inode) {
+    // The rule of pipes: an end outside stays with the parent, and is closed to the child.
+    let peer = peer.filter(|&peer| inside(peer)).unwrap_or(OUTSIDE);
+    if peer == OUTSIDE && rustix::net::getpeername(&socket).is_err() {
+        return Err(group.refused("a unix socket that is not connected"));
+    }
+    if peer != OUTSIDE && context.unix_peer(peer).map_err(what)? != Some(inode) {
         return Err(group.refused("a unix socket whose other end is connected elsewhere"));
     }
     let options = options::changed(&socket, domain, kind).map_err(what)?;
@@ -108,7 +114,7 @@ fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>
 fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
     match (domain, kind) {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
-            "a TCP connection, or an unbound TCP socket".into()
+            "a TCP socket that is neither listening nor connected".into()
         }
         (AddressFamily::NETLINK, _) => "a netlink socket".into(),
         (AddressFamily::PACKET, _) => "a packet socket".into(),
@@ -126,18 +132,11 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     if files.done.contains(&body.inode) {
         return Ok(());
     }
-    files.done.extend([body.inode, body.peer]);
-    let mut other = None;
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
-        if theirs.inode == body.peer {
-            other = Some((candidate.clone(), theirs));
-        }
+    files.done.insert(body.inode);
+    let other = peer_of(&body, files)?;
+    if let Some((_, theirs)) = &other {
+        files.done.insert(theirs.inode);
     }
-    let Some((peer, peer_body)) = other else {
-        let reason = format!("socket {} has no peer in the descriptor", body.inode);
-        return Err(StateError::Malformed { kind: KIND.number, reason });
-    };
     let fresh = files.lowest(2);
     let place = files.program.words(&[0]);
     let label = Detail::Fd(file.fds[0].0);
@@ -147,24 +146,46 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let (mine, theirs) = (u64::from(files.high), u64::from(files.high) + 1);
     // What one end has queued was written by the other.
     files.set_options_at(files.high, &body.options);
-    files.set_options_at(files.high + 1, &peer_body.options);
-    for (writer, queued) in [(theirs, &body.queued), (mine, &peer_body.queued)] {
-        for message in queued {
-            let data = files.program.data(message);
-            let len = message.len() as u64;
-            let (list, label) = (List::Build, Detail::Fd(file.fds[0].0));
-            let args = [writer, data, len];
-            files.program.call_expect(list, WRITE, &args, len, "files: fill socket", label);
-        }
-    }
-    for (end, flags) in [(mine, file.flags), (theirs, peer.flags)] {
-        let args = [end, F_SETFL, u64::from(flags)];
-        let label = Detail::Fd(file.fds[0].0);
-        files.program.call(List::Build, FCNTL, &args, "files: F_SETFL", label);
+    fill(files, file, theirs, &body.queued);
+    files.call(FCNTL, &[mine, F_SETFL, u64::from(file.flags)], "files: F_SETFL", file.fds[0].0);
+    if let Some((peer, body)) = &other {
+        files.set_options_at(files.high + 1, &body.options);
+        fill(files, peer, mine, &body.queued);
+        let args = [theirs, F_SETFL, u64::from(peer.flags)];
+        files.call(FCNTL, &args, "files: F_SETFL", peer.fds[0].0);
     }
     files.spread(file, 0);
-    files.spread(&peer, 1);
+    match other {
+        Some((peer, _)) => files.spread(&peer, 1),
+        None => files.close(files.high + 1),
+    }
     Ok(())
+}
+
+/// The other end, unless it is outside.
+fn peer_of(body: &Body, files: &Files<'_>) -> Result<Option<(OpenFile, Body)>, StateError> {
+    if body.peer == OUTSIDE {
+        return Ok(None);
+    }
+    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
+        let theirs: Body = decode(candidate)?;
+        if theirs.inode == body.peer {
+            return Ok(Some((candidate.clone(), theirs)));
+        }
+    }
+    let reason = format!("socket {} has no peer in the descriptor", body.inode);
+    Err(StateError::Malformed { kind: KIND.number, reason })
+}
+
+/// What one end has queued was written by the other.
+fn fill(files: &mut Files<'_>, file: &OpenFile, writer: u64, queued: &[Vec<u8>]) {
+    for message in queued {
+        let data = files.program.data(message);
+        let len = message.len() as u64;
+        let (list, label) = (List::Build, Detail::Fd(file.fds[0].0));
+        let args = [writer, data, len];
+        files.program.call_expect(list, WRITE, &args, len, "files: fill socket", label);
+    }
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
