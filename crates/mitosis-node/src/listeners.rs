@@ -112,17 +112,7 @@ mod tests {
     use super::*;
 
     fn spec(address: Address) -> ListenSpec {
-        ListenSpec {
-            address,
-            kind: 1,
-            backlog: 16,
-            nonblocking: false,
-            reuse_addr: false,
-            reuse_port: false,
-            v6_only: false,
-            keepalive: false,
-            nodelay: false,
-        }
+        ListenSpec { address, kind: 1, backlog: 16, nonblocking: false, options: Vec::new() }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 /// Most bytes sent in the packet itself.
 const INLINE_MAX: usize = 32 << 10;
@@ -121,7 +122,15 @@ pub fn expect<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     timeout_ms: u64,
 ) -> Result<(T, Vec<OwnedFd>), PagerError> {
-    match receive(socket) {
+    // A receive with a timeout is not restarted after a signal (signal(7)), whatever SA_RESTART
+    // says, and the thread that captures is sent one at every tick of its metronome.
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    let interrupted = |cause: &io::Error| cause.kind() == io::ErrorKind::Interrupted;
+    let mut received = receive(socket);
+    while received.as_ref().is_err_and(interrupted) && Instant::now() < deadline {
+        received = receive(socket);
+    }
+    match received {
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(PagerError::Gone),
         Err(cause) => match cause.kind() {

@@ -10,6 +10,7 @@
 mod error;
 pub mod kinds;
 pub mod net;
+pub mod options;
 mod prescan;
 mod program;
 mod scan;

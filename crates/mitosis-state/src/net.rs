@@ -1,10 +1,13 @@
 //! Sockets: addresses that can be sent, listeners that can be made anew, and who is whose peer.
 
-use mitosis_sys::SysError;
+use crate::options::{self, SocketOption};
+use mitosis_sys::{SysError, sockopt as raw};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketAddrV4, SocketAddrV6, SocketFlags,
     SocketType, sockopt,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -43,16 +46,8 @@ pub struct ListenSpec {
     pub backlog: u32,
     /// O_NONBLOCK.
     pub nonblocking: bool,
-    /// SO_REUSEADDR.
-    pub reuse_addr: bool,
-    /// SO_REUSEPORT.
-    pub reuse_port: bool,
-    /// IPV6_V6ONLY.
-    pub v6_only: bool,
-    /// SO_KEEPALIVE.
-    pub keepalive: bool,
-    /// TCP_NODELAY.
-    pub nodelay: bool,
+    /// What the program has set.
+    pub options: Vec<SocketOption>,
 }
 
 impl ListenSpec {
@@ -66,19 +61,15 @@ impl ListenSpec {
             return Ok(None);
         }
         let address = address_of(rustix::net::getsockname(socket).map_err(text)?)?;
-        let inet = matches!(address, Address::V4(..) | Address::V6(..));
-        let v6 = matches!(address, Address::V6(..));
+        let kind = sockopt::socket_type(socket).map_err(text)?;
+        let family = sockopt::socket_domain(socket).map_err(text)?;
         Ok(Some(ListenSpec {
             address,
-            kind: sockopt::socket_type(socket).map_err(text)?.as_raw(),
+            kind: kind.as_raw(),
             // The kernel tells the true length to nobody but sock_diag; a longer queue is harmless.
             backlog: 4096,
             nonblocking,
-            reuse_addr: sockopt::socket_reuseaddr(socket).map_err(text)?,
-            reuse_port: inet && sockopt::socket_reuseport(socket).unwrap_or(false),
-            v6_only: v6 && sockopt::ipv6_v6only(socket).unwrap_or(false),
-            keepalive: sockopt::socket_keepalive(socket).unwrap_or(false),
-            nodelay: inet && sockopt::tcp_nodelay(socket).unwrap_or(false),
+            options: options::changed(socket, family, kind).map_err(text)?,
         }))
     }
 
@@ -100,22 +91,15 @@ impl ListenSpec {
         };
         let kind = SocketType::from_raw(self.kind);
         let socket = rustix::net::socket_with(family, kind, flags, None).map_err(fail("socket"))?;
+        for option in &self.options {
+            raw::set(&socket, option.level, option.name, &option.value)?;
+        }
         // Always: a port in TIME_WAIT is not held by anybody.
         sockopt::set_socket_reuseaddr(&socket, true).map_err(fail("SO_REUSEADDR"))?;
-        if self.reuse_port {
-            sockopt::set_socket_reuseport(&socket, true).map_err(fail("SO_REUSEPORT"))?;
-        }
-        if family == AddressFamily::INET6 {
-            sockopt::set_ipv6_v6only(&socket, self.v6_only).map_err(fail("IPV6_V6ONLY"))?;
-        }
-        if self.keepalive {
-            sockopt::set_socket_keepalive(&socket, true).map_err(fail("SO_KEEPALIVE"))?;
-        }
-        if self.nodelay {
-            sockopt::set_tcp_nodelay(&socket, true).map_err(fail("TCP_NODELAY"))?;
-        }
         self.bind(&socket).map_err(fail("bind"))?;
         rustix::net::listen(&socket, self.backlog as i32).map_err(fail("listen"))?;
+        let wanted = options::is_on(&self.options, options::REUSEADDR);
+        sockopt::set_socket_reuseaddr(&socket, wanted).map_err(fail("SO_REUSEADDR"))?;
         Ok(socket)
     }
 
@@ -135,7 +119,7 @@ impl ListenSpec {
     }
 }
 
-fn address_of(any: SocketAddrAny) -> Result<Address, String> {
+pub(crate) fn address_of(any: SocketAddrAny) -> Result<Address, String> {
     if let Ok(v4) = SocketAddrV4::try_from(any.clone()) {
         return Ok(Address::V4(v4.ip().octets(), v4.port()));
     }
@@ -154,44 +138,74 @@ fn address_of(any: SocketAddrAny) -> Result<Address, String> {
     }
 }
 
-/// A raw `struct sockaddr` of an internet address, for a socket made inside the child.
-pub(crate) fn raw_inet(address: &Address) -> Option<Vec<u8>> {
+/// A raw `struct sockaddr`, for a socket made inside the child.
+pub(crate) fn raw_address(address: &Address) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(28);
     match address {
         Address::V4(ip, port) => {
-            let mut raw = vec![2, 0];
+            raw.extend([2, 0]);
             raw.extend(port.to_be_bytes());
             raw.extend(ip);
             raw.extend([0; 8]);
-            Some(raw)
         }
         Address::V6(ip, port, scope) => {
-            let mut raw = vec![10, 0];
+            raw.extend([10, 0]);
             raw.extend(port.to_be_bytes());
             raw.extend([0; 4]);
             raw.extend(ip);
             raw.extend(scope.to_le_bytes());
-            Some(raw)
         }
-        _ => None,
+        Address::Path(path) => {
+            raw.extend([1, 0]);
+            raw.extend(path.as_bytes());
+            raw.push(0);
+        }
+        Address::Abstract(name) => {
+            raw.extend([1, 0, 0]);
+            raw.extend(name);
+        }
     }
+    raw
+}
+
+/// A socket that asks about sockets (sock_diag(7)) in the network namespace of a process.
+///
+/// # Errors
+/// The namespace cannot be entered.
+pub(crate) fn diag_socket(pid: i32) -> Result<OwnedFd, rustix::io::Errno> {
+    let open = || {
+        rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            Some(rustix::net::netlink::SOCK_DIAG),
+        )
+    };
+    let name = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    if name("self") == name(&pid.to_string()) {
+        return open();
+    }
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // A thread of its own, which ends there: this one stays where it is.
+    let inside = || {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), kind)?;
+        open()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or(Err(rustix::io::Errno::IO))
 }
 
 /// Inode of the peer of the unix socket with inode `inode` (sock_diag(7)); `None` when it has
-/// none. The caller must be in the socket's network namespace.
+/// none; asked of a [`diag_socket`] of its network namespace.
 ///
 /// # Errors
 /// What the kernel answers; ENOENT when the socket is in another network namespace.
-pub(crate) fn unix_peer(inode: u32) -> Result<Option<u32>, rustix::io::Errno> {
+pub(crate) fn unix_peer(socket: &OwnedFd, inode: u32) -> Result<Option<u32>, rustix::io::Errno> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST: u16 = 1;
     const UDIAG_SHOW_PEER: u32 = 4;
     const UNIX_DIAG_PEER: u16 = 2;
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        Some(rustix::net::netlink::SOCK_DIAG),
-    )?;
     let mut request = Vec::with_capacity(40);
     request.extend(40u32.to_le_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_le_bytes());
@@ -203,7 +217,7 @@ pub(crate) fn unix_peer(inode: u32) -> Result<Option<u32>, rustix::io::Errno> {
     request.extend(UDIAG_SHOW_PEER.to_le_bytes());
     request.extend([0xff; 8]); // no cookie
     let to = rustix::net::netlink::SocketAddrNetlink::new(0, 0);
-    rustix::net::sendto(&socket, &request, rustix::net::SendFlags::empty(), &to)?;
+    rustix::net::sendto(socket, &request, rustix::net::SendFlags::empty(), &to)?;
     let mut reply = [0u8; 1024];
     let (got, _) =
         rustix::net::recv(socket.as_fd(), &mut reply[..], rustix::net::RecvFlags::empty())?;

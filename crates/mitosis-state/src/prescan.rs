@@ -53,7 +53,7 @@ impl Prescan {
         let links =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open /proc/fd", e))?;
         let groups = scan(pid)?;
-        let files = kinds::capture(pid, &groups)?;
+        let files = kinds::capture(pid, &groups, false)?;
         let mut prescan =
             Prescan { pid, links, entries: Vec::new(), probes: Vec::new(), files, volatile: false };
         let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
@@ -83,6 +83,10 @@ impl Prescan {
     }
 
     fn probe(&mut self, group: &Group, pidfd: &OwnedFd) {
+        if group.link.ends_with(" (deleted)") {
+            // Its content goes along, and nothing tells cheaply that it is what it was.
+            self.volatile = true;
+        }
         if !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;
         }
@@ -104,7 +108,7 @@ impl Prescan {
         if !self.volatile && self.unchanged() {
             return Ok(self.files);
         }
-        kinds::capture(self.pid, &scan(self.pid)?)
+        kinds::capture(self.pid, &scan(self.pid)?, true)
     }
 
     fn unchanged(&self) -> bool {

@@ -1,7 +1,7 @@
 //! epoll(7): every registration with its events and data.
 
 use super::{Capture, Files, Kind, decode, encode};
-use crate::program::{Detail, List};
+use crate::program::Detail;
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use serde::{Deserialize, Serialize};
@@ -52,17 +52,21 @@ const EPOLL_CTL: u16 = 233;
 const EPOLL_CTL_ADD: u64 = 1;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
-    let watches: Vec<Watch> = decode(file)?;
     let fd = file.fds[0].0;
     files.make(file, EPOLL_CREATE1, &[0], "files: epoll_create1", Detail::Fd(fd));
+    Ok(())
+}
+
+/// Adds the registrations, once everything is there that they name.
+pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let watches: Vec<Watch> = decode(file)?;
     for watch in watches {
         let mut event = Vec::with_capacity(12);
         event.extend(watch.events.to_le_bytes());
         event.extend(watch.data.to_le_bytes());
         let event = files.program.data(&event);
-        let args = [u64::from(fd), EPOLL_CTL_ADD, u64::from(watch.fd), event];
-        let what = "files: epoll_ctl add";
-        files.program.call(List::Build, EPOLL_CTL, &args, what, Detail::Fd(watch.fd));
+        let args = [u64::from(file.fds[0].0), EPOLL_CTL_ADD, u64::from(watch.fd), event];
+        files.call(EPOLL_CTL, &args, "files: epoll_ctl add", watch.fd);
     }
     Ok(())
 }

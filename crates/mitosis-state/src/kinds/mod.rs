@@ -3,17 +3,25 @@
 pub mod epoll;
 pub mod eventfd;
 pub mod listener;
+pub mod memfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
+pub mod signalfd;
 pub mod stdio;
+pub mod tcp;
+pub mod timerfd;
+pub mod udp;
 pub mod unix_pair;
 
+use crate::options::SocketOption;
 use crate::program::{Detail, List, Program};
-use crate::{Group, Provided, StateError, scan::duplicate};
+use crate::{Group, Provided, StateError, net, scan::duplicate};
 use mitosis_descriptor::OpenFile;
 use rustix::process::PidfdFlags;
 use serde::{Serialize, de::DeserializeOwned};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::cell::OnceCell;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What a kind's capture may look at.
 pub struct Capture<'a> {
@@ -21,7 +29,10 @@ pub struct Capture<'a> {
     pub pid: i32,
     /// All its descriptions.
     pub groups: &'a [Group],
+    /// It stands still: what is queued may be looked at in ways that a running one could notice.
+    pub stopped: bool,
     pidfd: OwnedFd,
+    diag: OnceCell<OwnedFd>,
 }
 
 impl Capture<'_> {
@@ -31,6 +42,15 @@ impl Capture<'_> {
     /// pidfd_getfd(2).
     pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
         duplicate(self.pidfd.as_fd(), group.first())
+    }
+
+    /// The unix socket at the other end of the unix socket with this inode, by its inode.
+    fn unix_peer(&self, inode: u64) -> Result<Option<u64>, rustix::io::Errno> {
+        if self.diag.get().is_none() {
+            let _ = self.diag.set(net::diag_socket(self.pid)?);
+        }
+        let diag = self.diag.get().ok_or(rustix::io::Errno::BADF)?;
+        Ok(net::unix_peer(diag, inode as u32)?.map(u64::from))
     }
 }
 
@@ -49,22 +69,28 @@ pub struct Kind {
     describe: fn(&OpenFile) -> Result<String, StateError>,
 }
 
-/// In the order in which they are tried; epoll comes last in a plan (see [`plan`]).
+/// In the order in which they are tried.
 pub const KINDS: &[Kind] = &[
     stdio::KIND,
-    regular::KIND,
+    memfd::KIND,
     pipe::KIND,
+    regular::KIND,
     eventfd::KIND,
     epoll::KIND,
     listener::KIND,
+    tcp::KIND,
+    udp::KIND,
     unix_pair::KIND,
+    timerfd::KIND,
+    signalfd::KIND,
+    pidfd::KIND,
 ];
 
-/// Captures every description; the parent must be stopped.
+/// Captures every description. Queues are left out unless the parent is stopped.
 ///
 /// # Errors
 /// [`StateError::Refused`] naming the first descriptor of a kind that cannot be carried.
-pub fn capture(pid: i32, groups: &[Group]) -> Result<Vec<OpenFile>, StateError> {
+pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile>, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
@@ -72,7 +98,7 @@ pub fn capture(pid: i32, groups: &[Group]) -> Result<Vec<OpenFile>, StateError> 
     let process =
         rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
-    let context = Capture { pid, groups, pidfd };
+    let context = Capture { pid, groups, stopped, pidfd, diag: OnceCell::new() };
     groups.iter().map(|group| capture_one(&context, group)).collect()
 }
 
@@ -86,16 +112,17 @@ fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateEr
     Err(group.refused(format!("{} (a kind that is not carried)", group.link)))
 }
 
-/// Plans all files. What an epoll instance watches must exist before it.
+/// Plans all files. What an epoll instance watches must exist before it is registered there.
 ///
 /// # Errors
 /// [`StateError::Malformed`], or a file that cannot be had on this node.
 pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateError> {
-    let (last, first): (Vec<_>, Vec<_>) =
-        files.iter().partition(|file| file.kind == epoll::KIND.number);
     context.all = files.to_vec();
-    for file in first.into_iter().chain(last) {
+    for file in files {
         (kind_of(file)?.plan)(file, context)?;
+    }
+    for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
+        epoll::register(file, context)?;
     }
     Ok(())
 }
@@ -129,6 +156,7 @@ fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
 const DUP3: u16 = 292;
 const CLOSE: u16 = 3;
 const FCNTL: u16 = 72;
+const SETSOCKOPT: u16 = 54;
 const F_DUPFD_CLOEXEC: u64 = 1030;
 pub(crate) const O_CLOEXEC: u64 = 0o2_000_000;
 
@@ -196,6 +224,37 @@ impl Files<'_> {
         self.used.insert(fd);
     }
 
+    /// A system call of the plan's main list about descriptor `fd`.
+    pub fn call(&mut self, nr: u16, args: &[u64], what: &'static str, fd: u32) {
+        self.program.call(List::Build, nr, args, what, Detail::Fd(fd));
+    }
+
+    /// Sets the options of the socket of `file`, which is at its numbers already.
+    pub fn set_options(&mut self, file: &OpenFile, options: &[SocketOption]) {
+        self.set_options_at(file.fds[0].0, options);
+    }
+
+    /// Sets the options of the socket at `fd`.
+    pub fn set_options_at(&mut self, fd: u32, options: &[SocketOption]) {
+        for option in options {
+            self.set_option(fd, option);
+        }
+    }
+
+    /// Turns a switch among the options on or off.
+    pub fn set_switch(&mut self, file: &OpenFile, (level, name): (u32, u32), on: bool) {
+        let value = u32::from(on).to_le_bytes().to_vec();
+        self.set_option(file.fds[0].0, &SocketOption { level, name, value });
+    }
+
+    fn set_option(&mut self, fd: u32, option: &SocketOption) {
+        let value = self.program.data(&option.value);
+        let (level, name) = (u64::from(option.level), u64::from(option.name));
+        let args = [u64::from(fd), level, name, value, option.value.len() as u64];
+        let detail = Detail::Text(format!("{level}/{name} of fd {fd}"));
+        self.program.call(List::Build, SETSOCKOPT, &args, "files: setsockopt", detail);
+    }
+
     /// close(2).
     pub fn close(&mut self, fd: u32) {
         self.program.call(List::Build, CLOSE, &[u64::from(fd)], "files: close", Detail::Fd(fd));
@@ -215,17 +274,3 @@ fn inode_of(link: &str, prefix: &str) -> Option<u64> {
 
 /// O_NONBLOCK.
 const NONBLOCK: u32 = 0o4000;
-
-/// A borrowed descriptor's flag word is of no interest to most kinds.
-fn read_all_peeked(fd: BorrowedFd<'_>, limit: usize) -> Result<Vec<u8>, rustix::io::Errno> {
-    use rustix::net::RecvFlags;
-    let mut bytes = vec![0u8; limit];
-    match rustix::net::recv(fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((n, _)) => {
-            bytes.truncate(n);
-            Ok(bytes)
-        }
-        Err(rustix::io::Errno::AGAIN) => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
-}

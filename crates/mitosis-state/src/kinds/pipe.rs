@@ -1,5 +1,6 @@
-//! Pipes with what they hold.
+//! Pipes and FIFOs with what they hold.
 //!
+//! A FIFO becomes a pipe: opened by its path, it would be one with that of the child's siblings.
 //! When both ends are the parent's, the child gets a pipe of its own with the same content. An
 //! end outside the parent stays with the parent: to the child it is closed, so that reading gives
 //! what was buffered and then end-of-file, and writing gives EPIPE.
@@ -26,9 +27,13 @@ struct Body {
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    let Some(inode) = inode_of(&group.link, "pipe") else { return Ok(None) };
+    let inode = inode_of(&group.link, "pipe").or_else(|| fifo_inode(context, group));
+    let Some(inode) = inode else { return Ok(None) };
     if group.flags & 3 == 2 {
         return Err(group.refused("a pipe opened for reading and writing"));
+    }
+    if shares_its_end(context, group) {
+        return Err(group.refused("a pipe with an end that was opened twice"));
     }
     let fail = |call| {
         let fd = group.first();
@@ -47,6 +52,24 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     }
     encode(KIND.number, &Body { inode, writer, capacity, content }).map(Some)
 }
+
+/// The inode of a FIFO with a path.
+fn fifo_inode(context: &Capture<'_>, group: &Group) -> Option<u64> {
+    let named = group.link.starts_with('/') && group.flags & PATH == 0;
+    let stat = rustix::fs::stat(format!("/proc/{}/fd/{}", context.pid, group.first()));
+    let stat = stat.ok().filter(|_| named)?;
+    let fifo = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+    fifo.then_some(stat.st_ino)
+}
+
+/// Whether another description is the same end of the same pipe: a plan makes one of each.
+fn shares_its_end(context: &Capture<'_>, group: &Group) -> bool {
+    let same = |other: &&Group| other.link == group.link && other.flags & 3 == group.flags & 3;
+    context.groups.iter().filter(same).count() > 1
+}
+
+/// O_PATH.
+const PATH: u32 = 0o10_000_000;
 
 /// Copies what is buffered without consuming it (tee(2)).
 fn peek(pipe: &std::os::fd::OwnedFd, capacity: usize) -> Result<Vec<u8>, rustix::io::Errno> {

@@ -24,12 +24,6 @@ fn capture(_: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError
     if !path.starts_with('/') {
         return Ok(None);
     }
-    if path.ends_with(" (deleted)") {
-        return Err(group.refused(format!("the deleted file {path}")));
-    }
-    if path.starts_with("/memfd:") {
-        return Err(group.refused(format!("a memfd ({path})")));
-    }
     if path.starts_with("/proc/") {
         return Err(group.refused(format!("a /proc file ({path})")));
     }

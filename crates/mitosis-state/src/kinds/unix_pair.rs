@@ -1,14 +1,19 @@
-//! Connected unix stream sockets whose two ends are both the parent's (socketpair(2)), with what
-//! is queued in them.
+//! Connected unix sockets (stream, datagram, seqpacket) whose two ends are both the parent's
+//! (socketpair(2)), with what is queued in them.
 
-use super::{Capture, Files, Kind, decode, encode, inode_of, read_all_peeked};
-use crate::net::unix_peer;
+use super::{Capture, Files, Kind, decode, encode, inode_of};
+use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use mitosis_sys::sockopt as raw;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, sockopt,
+};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 7, name: "socketpair", capture, plan, describe };
@@ -16,14 +21,21 @@ pub const KIND: Kind = Kind { number: 7, name: "socketpair", capture, plan, desc
 #[derive(Serialize, Deserialize)]
 struct Body {
     inode: u64,
+    /// Of the other end, or [`OUTSIDE`].
     peer: u64,
     kind: u32,
-    /// Queued for reading at this end.
-    queued: Vec<u8>,
+    /// Queued for reading at this end, one by one.
+    queued: Vec<Vec<u8>>,
+    options: Vec<SocketOption>,
 }
 
-/// More than this cannot be queued with the default buffer sizes.
-const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// The other end is not the process's. No socket has this inode.
+const OUTSIDE: u64 = 0;
+
+/// More than this is not taken of one message, or at once of a stream.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// More than this is not taken of one queue: the default buffer holds 208 KiB.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let Some(inode) = inode_of(&group.link, "socket") else { return Ok(None) };
@@ -35,30 +47,75 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         let name = describe_inet(domain, kind);
         return Err(group.refused(name));
     }
-    let peer = unix_peer(inode as u32).map_err(what)?.map(u64::from);
+    let peer = context.unix_peer(inode).map_err(what)?;
     let inside =
         |peer: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(peer));
-    let Some(peer) = peer.filter(|&peer| inside(peer)) else {
-        return Err(group.refused("a unix socket whose other end is not in this process"));
-    };
-    let waiting = rustix::io::ioctl_fionread(&socket).map_err(what)?;
-    if waiting > 0 && kind != SocketType::STREAM {
-        return Err(group.refused("a unix datagram or seqpacket socket with messages in it"));
+    // The rule of pipes: an end outside stays with the parent, and is closed to the child.
+    let peer = peer.filter(|&peer| inside(peer)).unwrap_or(OUTSIDE);
+    if peer == OUTSIDE && rustix::net::getpeername(&socket).is_err() {
+        return Err(group.refused("a unix socket that is not connected"));
     }
-    let queued = if waiting > 0 {
-        read_all_peeked(socket.as_fd(), QUEUE_BYTES_MAX).map_err(what)?
-    } else {
-        Vec::new()
-    };
-    encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued }).map(Some)
+    if peer != OUTSIDE && context.unix_peer(peer).map_err(what)? != Some(inode) {
+        return Err(group.refused("a unix socket whose other end is connected elsewhere"));
+    }
+    let options = options::changed(&socket, domain, kind).map_err(what)?;
+    let stream = kind == SocketType::STREAM;
+    let queued = if context.stopped { peek(&socket, stream, group)? } else { Vec::new() };
+    encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued, options }).map(Some)
+}
+
+/// SO_PEEK_OFF: while it is not negative, each peek begins where the last one ended.
+const PEEK_OFF: (u32, u32) = (1, 42);
+
+/// What is queued, without taking it out.
+fn peek(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+    let (level, name) = PEEK_OFF;
+    let fail = |source| StateError::Sys { fd: group.first(), source };
+    let before = raw::get(socket, level, name).map_err(fail)?;
+    raw::set(socket, level, name, &0i32.to_le_bytes()).map_err(fail)?;
+    let queued = peek_all(socket, stream, group);
+    raw::set(socket, level, name, &before).map_err(fail)?;
+    queued
+}
+
+fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+    let mut queued = Vec::new();
+    let mut total = 0;
+    let mut bytes = vec![0u8; MESSAGE_BYTES_MAX];
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let got = match rustix::net::recvmsg(socket, &mut iov, &mut control, flags) {
+            Ok(got) => got,
+            Err(rustix::io::Errno::AGAIN) => return Ok(queued),
+            Err(e) => return Err(group.refused(format!("a socket: {e}"))),
+        };
+        if control.drain().any(|m| matches!(m, RecvAncillaryMessage::ScmRights(_))) {
+            return Err(group.refused("a unix socket with descriptors queued in it"));
+        }
+        total += got.bytes;
+        let cut = got.flags.contains(rustix::net::ReturnFlags::TRUNC);
+        if cut || total > QUEUE_BYTES_MAX {
+            return Err(group.refused("a unix socket with more than 16 MiB queued in it"));
+        }
+        if got.bytes == 0 && stream {
+            return Ok(queued); // Its other end writes no more.
+        }
+        if got.bytes == 0 {
+            // SO_PEEK_OFF does not get past it.
+            return Err(group.refused("a unix socket with an empty message queued in it"));
+        }
+        queued.push(bytes[..got.bytes].to_vec());
+    }
 }
 
 fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
     match (domain, kind) {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
-            "a TCP connection, or an unbound TCP socket".into()
+            "a TCP socket that is neither listening nor connected".into()
         }
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::DGRAM) => "a UDP socket".into(),
         (AddressFamily::NETLINK, _) => "a netlink socket".into(),
         (AddressFamily::PACKET, _) => "a packet socket".into(),
         (other, _) => format!("a socket of address family {}", other.as_raw()),
@@ -75,18 +132,11 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     if files.done.contains(&body.inode) {
         return Ok(());
     }
-    files.done.extend([body.inode, body.peer]);
-    let mut other = None;
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
-        if theirs.inode == body.peer {
-            other = Some((candidate.clone(), theirs));
-        }
+    files.done.insert(body.inode);
+    let other = peer_of(&body, files)?;
+    if let Some((_, theirs)) = &other {
+        files.done.insert(theirs.inode);
     }
-    let Some((peer, peer_body)) = other else {
-        let reason = format!("socket {} has no peer in the descriptor", body.inode);
-        return Err(StateError::Malformed { kind: KIND.number, reason });
-    };
     let fresh = files.lowest(2);
     let place = files.program.words(&[0]);
     let label = Detail::Fd(file.fds[0].0);
@@ -95,26 +145,51 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     files.park(&fresh);
     let (mine, theirs) = (u64::from(files.high), u64::from(files.high) + 1);
     // What one end has queued was written by the other.
-    for (writer, queued) in [(theirs, &body.queued), (mine, &peer_body.queued)] {
-        if !queued.is_empty() {
-            let data = files.program.data(queued);
-            let args = [writer, data, queued.len() as u64];
-            let label = Detail::Fd(file.fds[0].0);
-            let len = queued.len() as u64;
-            files.program.call_expect(List::Build, WRITE, &args, len, "files: fill socket", label);
-        }
-    }
-    for (end, flags) in [(mine, file.flags), (theirs, peer.flags)] {
-        let args = [end, F_SETFL, u64::from(flags)];
-        let label = Detail::Fd(file.fds[0].0);
-        files.program.call(List::Build, FCNTL, &args, "files: F_SETFL", label);
+    files.set_options_at(files.high, &body.options);
+    fill(files, file, theirs, &body.queued);
+    files.call(FCNTL, &[mine, F_SETFL, u64::from(file.flags)], "files: F_SETFL", file.fds[0].0);
+    if let Some((peer, body)) = &other {
+        files.set_options_at(files.high + 1, &body.options);
+        fill(files, peer, mine, &body.queued);
+        let args = [theirs, F_SETFL, u64::from(peer.flags)];
+        files.call(FCNTL, &args, "files: F_SETFL", peer.fds[0].0);
     }
     files.spread(file, 0);
-    files.spread(&peer, 1);
+    match other {
+        Some((peer, _)) => files.spread(&peer, 1),
+        None => files.close(files.high + 1),
+    }
     Ok(())
+}
+
+/// The other end, unless it is outside.
+fn peer_of(body: &Body, files: &Files<'_>) -> Result<Option<(OpenFile, Body)>, StateError> {
+    if body.peer == OUTSIDE {
+        return Ok(None);
+    }
+    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
+        let theirs: Body = decode(candidate)?;
+        if theirs.inode == body.peer {
+            return Ok(Some((candidate.clone(), theirs)));
+        }
+    }
+    let reason = format!("socket {} has no peer in the descriptor", body.inode);
+    Err(StateError::Malformed { kind: KIND.number, reason })
+}
+
+/// What one end has queued was written by the other.
+fn fill(files: &mut Files<'_>, file: &OpenFile, writer: u64, queued: &[Vec<u8>]) {
+    for message in queued {
+        let data = files.program.data(message);
+        let len = message.len() as u64;
+        let (list, label) = (List::Build, Detail::Fd(file.fds[0].0));
+        let args = [writer, data, len];
+        files.program.call_expect(list, WRITE, &args, len, "files: fill socket", label);
+    }
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
     let body: Body = decode(file)?;
-    Ok(format!("{} with {}, {} bytes queued", body.inode, body.peer, body.queued.len()))
+    let queued: usize = body.queued.iter().map(Vec::len).sum();
+    Ok(format!("{} with {}, {queued} bytes queued", body.inode, body.peer))
 }

@@ -234,12 +234,8 @@ fn an_open_file_of_a_kind_that_cannot_fork_is_refused_by_name() {
     let a = daemon(&lab, 0);
     let held = [
         ("import ctypes; f = ctypes.CDLL(None).inotify_init()", "inotify"),
-        (
-            "import socket; s = socket.create_server(('127.0.0.1', 0))
-c = socket.create_connection(s.getsockname())",
-            "tcp",
-        ),
-        ("import os; f = os.memfd_create('held')", "memfd"),
+        ("import socket; s = socket.socket()", "tcp"),
+        ("import os; f = os.memfd_create('held'); os.write(f, b'x' * (17 << 20))", "memfd:held"),
     ];
     for (code, word) in held {
         let code = format!("{code}\nimport time; print('ready', flush=True); time.sleep(1000)");

@@ -1,0 +1,193 @@
+//! memfd_create(2) and files that have been deleted: no path leads to them, so their bytes go
+//! along, those that are not zero.
+
+use super::{Capture, Files, Kind, decode, encode};
+use crate::program::Detail;
+use crate::{Group, StateError};
+use mitosis_descriptor::OpenFile;
+use mitosis_sys::SysError;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+/// The kind.
+pub const KIND: Kind = Kind { number: 10, name: "memfd", capture, plan, describe };
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    /// Device and inode: descriptions of one file stay descriptions of one file.
+    file: (u64, u64),
+    name: String,
+    seals: u32,
+    mode: u32,
+    size: u64,
+    pos: u64,
+    /// Offset and bytes of what is not zero.
+    content: Vec<(u64, Vec<u8>)>,
+}
+
+/// More than this is refused: it would make every fork of the seed that much bigger.
+const CONTENT_BYTES_MAX: u64 = 16 << 20;
+/// Content is cut at blocks of zeros of this size.
+const BLOCK: usize = 4096;
+/// O_PATH.
+const PATH: u32 = 0o10_000_000;
+/// Longest name that memfd_create(2) takes.
+const NAME_BYTES_MAX: usize = 249;
+
+fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
+    let Some(path) = group.link.strip_suffix(" (deleted)").filter(|p| p.starts_with('/')) else {
+        return Ok(None);
+    };
+    let name =
+        path.strip_prefix("/memfd:").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(""));
+    let fail = |call| {
+        let fd = group.first();
+        move |e: rustix::io::Errno| StateError::Sys { fd, source: SysError::io(call, fd, e) }
+    };
+    if group.flags & PATH != 0 {
+        return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
+    }
+    // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
+    let link = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return Err(group.refused(format!("{}, which is no regular file", group.link)));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
+    let content = content(&file, stat.st_size as u64, group)?;
+    let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
+    let body = Body {
+        file: (stat.st_dev, stat.st_ino),
+        name: name.into(),
+        seals,
+        mode: stat.st_mode & 0o7777,
+        size: stat.st_size as u64,
+        pos: group.pos,
+        content,
+    };
+    encode(KIND.number, &body).map(Some)
+}
+
+/// What is not zero; refused where that is too much.
+fn content(
+    file: &std::os::fd::OwnedFd,
+    size: u64,
+    group: &Group,
+) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
+    let mut content: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut taken = 0;
+    let mut at = 0;
+    let mut block = [0u8; BLOCK];
+    while at < size {
+        // Holes are passed over without being read; ENXIO says that only a hole is left.
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => at = at.max(data / BLOCK as u64 * BLOCK as u64),
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(_) => {}
+        }
+        let got = rustix::io::pread(file, &mut block, at).map_err(|e| StateError::Sys {
+            fd: group.first(),
+            source: SysError::io("pread", at, e),
+        })?;
+        if got == 0 {
+            break;
+        }
+        let bytes = &block[..got];
+        if bytes.iter().any(|byte| *byte != 0) {
+            taken += got as u64;
+            if taken > CONTENT_BYTES_MAX {
+                let what = format!("{} with more than 16 MiB in it", group.link);
+                return Err(group.refused(what));
+            }
+            match content.last_mut().filter(|(from, part)| from + part.len() as u64 == at) {
+                Some((_, part)) => part.extend(bytes),
+                None => content.push((at, bytes.to_vec())),
+            }
+        }
+        at += got as u64;
+    }
+    Ok(content)
+}
+
+const MEMFD_CREATE: u16 = 319;
+const MFD_ALLOW_SEALING: u64 = 2;
+const SEAL_SEAL: u32 = 1;
+const FTRUNCATE: u16 = 77;
+const PWRITE64: u16 = 18;
+const LSEEK: u16 = 8;
+const FCHMOD: u16 = 91;
+const FCNTL: u16 = 72;
+const F_SETFL: u64 = 4;
+const F_ADD_SEALS: u64 = 1033;
+const OPENAT: u16 = 257;
+const AT_FDCWD: u64 = -100i64 as u64;
+const ACCESS_MODE: u32 = 3;
+const READ_WRITE: u32 = 2;
+/// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC are about the moment of opening only.
+const OPENING_ONLY: u32 = 0o100 | 0o200 | 0o400 | 0o1000;
+
+fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let body: Body = decode(file)?;
+    let fd = file.fds[0].0;
+    let flags = u64::from(file.flags & !OPENING_ONLY);
+    let first = first_of(&body, files)?.unwrap_or(fd);
+    if first == fd {
+        make(file, files, &body)?;
+    }
+    if first == fd && file.flags & ACCESS_MODE == READ_WRITE {
+        files.call(FCNTL, &[u64::from(fd), F_SETFL, flags], "files: F_SETFL", fd);
+    } else {
+        let path = files.program.string(&format!("/proc/self/fd/{first}"));
+        let args = [AT_FDCWD, path, flags, 0];
+        files.make(file, OPENAT, &args, "files: open memfd", Detail::Fd(fd));
+    }
+    if body.pos != 0 {
+        files.call(LSEEK, &[u64::from(fd), body.pos, 0], "files: lseek", fd);
+    }
+    Ok(())
+}
+
+/// The first descriptor that names the same file: it is planned first.
+fn first_of(body: &Body, files: &Files<'_>) -> Result<Option<u32>, StateError> {
+    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
+        let theirs: Body = decode(candidate)?;
+        if theirs.file == body.file {
+            return Ok(Some(candidate.fds[0].0));
+        }
+    }
+    Ok(None)
+}
+
+/// The file with its content, at the numbers of `file`.
+fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), StateError> {
+    if body.name.len() > NAME_BYTES_MAX {
+        let reason = "a name that is too long".into();
+        return Err(StateError::Malformed { kind: KIND.number, reason });
+    }
+    let fd = file.fds[0].0;
+    let me = u64::from(fd);
+    let name = files.program.string(&body.name);
+    let sealing = if body.seals == SEAL_SEAL { 0 } else { MFD_ALLOW_SEALING };
+    let label = Detail::Text(format!("{} for fd {fd}", body.name));
+    files.make(file, MEMFD_CREATE, &[name, sealing], "files: memfd_create", label);
+    files.call(FTRUNCATE, &[me, body.size], "files: ftruncate", fd);
+    for (at, bytes) in &body.content {
+        let len = bytes.len() as u64;
+        let data = files.program.data(bytes);
+        let (list, label) = (crate::List::Build, Detail::Fd(fd));
+        let args = [me, data, len, *at];
+        files.program.call_expect(list, PWRITE64, &args, len, "files: pwrite", label);
+    }
+    files.call(FCHMOD, &[me, u64::from(body.mode & 0o7777)], "files: fchmod", fd);
+    if sealing != 0 && body.seals != 0 {
+        files.call(FCNTL, &[me, F_ADD_SEALS, u64::from(body.seals)], "files: F_ADD_SEALS", fd);
+    }
+    Ok(())
+}
+
+fn describe(file: &OpenFile) -> Result<String, StateError> {
+    let body: Body = decode(file)?;
+    let bytes: usize = body.content.iter().map(|(_, part)| part.len()).sum();
+    Ok(format!("{}, {} bytes, {bytes} of them carried", body.name, body.size))
+}

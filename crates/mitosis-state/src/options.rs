@@ -1,0 +1,99 @@
+//! Socket options: those that a program has set, to be set again.
+
+use mitosis_sys::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+
+/// One option with its value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    /// `SOL_*` or `IPPROTO_*`.
+    pub level: u32,
+    /// Number within the level.
+    pub name: u32,
+    /// As the kernel lays it out.
+    pub value: Vec<u8>,
+}
+
+const SOCKET: u32 = 1;
+const IP: u32 = 0;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const IPV6: u32 = 41;
+
+/// SO_REUSEADDR.
+pub const REUSEADDR: (u32, u32) = (SOCKET, 2);
+/// IP_FREEBIND.
+pub const FREEBIND: (u32, u32) = (IP, 15);
+/// IPV6_V6ONLY: what a new socket has is the node's choice (sysctl), so it is always carried.
+const V6ONLY: (u32, u32) = (IPV6, 26);
+
+/// What can be read and set again, in the order of setting: IP_TOS changes SO_PRIORITY.
+const KNOWN: &[(u32, &[u32])] = &[
+    // TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
+    // RECVORIGDSTADDR, BIND_ADDRESS_NO_PORT, MULTICAST_TTL, MULTICAST_LOOP
+    (IP, &[1, 2, 8, 10, 11, 12, 13, 15, 19, 20, 24, 33, 34]),
+    // UNICAST_HOPS, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO,
+    // RECVHOPLIMIT, RECVTCLASS, TCLASS
+    (IPV6, &[16, 18, 19, 23, 25, 26, 49, 51, 66, 67]),
+    // REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
+    // PASSCRED, RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK,
+    // RXQ_OVFL, PEEK_OFF
+    (SOCKET, &[2, 5, 6, 9, 10, 11, 12, 13, 15, 16, 18, 20, 21, 25, 29, 34, 35, 36, 40, 42]),
+    // NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP,
+    // CONGESTION, USER_TIMEOUT, FASTOPEN
+    (TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 10, 13, 18, 23]),
+    // SEGMENT, GRO
+    (UDP, &[103, 104]),
+];
+
+/// The options of a socket that a new one of its kind would not have.
+///
+/// # Errors
+/// A new socket cannot be made to compare with.
+pub fn changed(
+    socket: &OwnedFd,
+    family: AddressFamily,
+    kind: SocketType,
+) -> Result<Vec<SocketOption>, rustix::io::Errno> {
+    let fresh = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    let mut options = buffers(socket);
+    for (level, names) in KNOWN {
+        for name in *names {
+            // Not every kind of socket has every option.
+            let Ok(value) = sockopt::get(socket, *level, *name) else { continue };
+            let usual = sockopt::get(&fresh, *level, *name).is_ok_and(|usual| usual == value);
+            if !usual || (*level, *name) == V6ONLY {
+                options.push(SocketOption { level: *level, name: *name, value });
+            }
+        }
+    }
+    Ok(options)
+}
+
+/// Buffer sizes that the program has chosen: others follow the kernel's own rules.
+fn buffers(socket: &OwnedFd) -> Vec<SocketOption> {
+    const BUF_LOCK: u32 = 72;
+    // (bit of SO_BUF_LOCK, SO_SNDBUF or SO_RCVBUF, SO_SNDBUFFORCE or SO_RCVBUFFORCE)
+    const BOTH: [(u8, u32, u32); 2] = [(1, 7, 32), (2, 8, 33)];
+    let chosen = sockopt::get(socket, SOCKET, BUF_LOCK).map_or(0, |value| value[0]);
+    let size = |name| {
+        let value: [u8; 4] = sockopt::get(socket, SOCKET, name).ok()?.try_into().ok()?;
+        Some(u32::from_le_bytes(value))
+    };
+    let wanted = BOTH.iter().filter(|(bit, _, _)| chosen & bit != 0);
+    wanted
+        .filter_map(|&(_, name, force)| {
+            // The kernel doubles what it is told.
+            let value = (size(name)? / 2).to_le_bytes().to_vec();
+            Some(SocketOption { level: SOCKET, name: force, value })
+        })
+        .collect()
+}
+
+/// The value of a switch among `options`; off unless it is there.
+pub fn is_on(options: &[SocketOption], (level, name): (u32, u32)) -> bool {
+    let option = options.iter().find(|o| (o.level, o.name) == (level, name));
+    option.is_some_and(|option| option.value.iter().any(|byte| *byte != 0))
+}
