@@ -2,6 +2,7 @@
 
 use crate::inject::Injected;
 use crate::refuse::Facts;
+use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
 use mitosis_descriptor::{
@@ -22,6 +23,7 @@ pub(crate) struct Input<'a> {
     pub inherited: Option<InheritedPages>,
     pub capture: Injected,
     pub shadow: Shadow,
+    pub kept: Option<Kept>,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -48,7 +50,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let fail = CaptureError::sys("describe", pid);
     let mut ours = vec![input.capture.region];
     ours.extend(input.options.resident);
-    let memory = memory::read(pid, &ours, input.inherited.as_ref())?;
+    let memory = memory::read(pid, &ours, input.inherited.as_ref(), input.kept.as_ref())?;
     let process = process(input).map_err(&fail)?;
     let threads: Vec<Thread> = input
         .taken
@@ -79,6 +81,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         vmas: memory.vmas,
         owners,
         pages: memory.pages,
+        shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
     };
     Ok((descriptor, memory.opened))

@@ -13,6 +13,7 @@ use crate::CaptureError;
 use crate::gadget::{Gadget, WAIT4, WALL_WNOHANG, check, refuse_critical_section, refuse_replaced};
 use crate::refuse::Facts;
 use crate::shadow::{NewShadow, kill, reap};
+use crate::shared::{self, PIECE_BYTES, PIECES_MAX};
 use crate::stop::{self, StoppedProcess};
 use mitosis_stub::abi::{CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD};
 use mitosis_sys::SysError;
@@ -56,18 +57,23 @@ struct Layout {
     helper_stack: u64,
     slots: u64,
     slot_count: usize,
+    /// Of pieces of shared memory, for a process that has some.
+    table: u64,
     len: u64,
 }
 
 impl Layout {
-    fn new(threads: usize) -> Layout {
+    fn new(threads: usize, shared: bool) -> Layout {
         let code = (mitosis_stub::text().len() as u64).next_multiple_of(64);
         let data = code;
         let stacks = (data + size_of::<CaptureData>() as u64).next_multiple_of(64);
         let slots = stacks + 2 * STACK;
         let slot_count = threads + THREADS_SPARE;
-        let len = (slots + slot_count as u64 * THREAD_SLOT).next_multiple_of(4096);
-        Layout { data, leader_stack: stacks + STACK, helper_stack: slots, slots, slot_count, len }
+        let table = (slots + slot_count as u64 * THREAD_SLOT).next_multiple_of(64);
+        let table_len = if shared { PIECES_MAX * PIECE_BYTES } else { 0 };
+        let len = (table + table_len as u64).next_multiple_of(4096);
+        let (leader_stack, helper_stack) = (stacks + STACK, slots);
+        Layout { data, leader_stack, helper_stack, slots, slot_count, table, len }
     }
 }
 
@@ -85,6 +91,8 @@ pub(crate) struct Planted {
     helper_inner: u64,
     subreaper: bool,
     forked: bool,
+    /// Once it has been seen.
+    shadow: Option<NewShadow>,
 }
 
 impl Drop for Planted {
@@ -115,7 +123,7 @@ impl Planted {
     ) -> Result<Planted, CaptureError> {
         let fail = CaptureError::sys("plant", pid);
         let threads = mitosis_sys::procfs::threads(pid).map_err(&fail)?.len();
-        let layout = Layout::new(threads);
+        let layout = Layout::new(threads, facts.shared);
         place.with_parent();
         let mut process = stop::stop_leader(pid, deadline)?;
         process.take_state(facts.foreign_pid_ns)?;
@@ -136,6 +144,7 @@ impl Planted {
             helper_inner: 0,
             subreaper: false,
             forked: false,
+            shadow: None,
         };
         let done = planted.make_helper(leader, facts, deadline);
         if let Err(e) = done {
@@ -252,17 +261,43 @@ impl Planted {
         self.base + self.layout.slots + thread as u64 * THREAD_SLOT
     }
 
-    /// What the fork brought: answers, and the shadow at its first instruction.
-    pub(crate) fn collect(&self, threads: usize) -> Result<(Injected, NewShadow), CaptureError> {
+    /// The shadow at its first instruction.
+    fn meet(&mut self) -> Result<NewShadow, CaptureError> {
+        if let Some(met) = self.shadow.take() {
+            return Ok(met);
+        }
         let fail = CaptureError::sys("shadow", self.pid);
         let deadline = Instant::now() + BLOB_TIMEOUT;
-        let mut shadow = NewShadow(None);
-        while shadow.0.is_none() {
+        loop {
             let (tid, event) = wait_event(-1, deadline).map_err(&fail)?;
             if !matches!(event, Event::Ended(_)) {
-                shadow.0 = Some(Stopped::attached(tid));
+                return Ok(NewShadow { stopped: Some(Stopped::attached(tid)), kept: None });
             }
         }
+    }
+
+    /// Still in the second stop: the shadow gets a copy of what it shares with the parent.
+    pub(crate) fn keep_shared(&mut self) -> Result<(), CaptureError> {
+        let mut shadow = self.meet()?;
+        let place = shared::Place {
+            data: self.base + self.layout.data,
+            table: self.base + self.layout.table,
+        };
+        if let Some(stopped) = &mut shadow.stopped {
+            let deadline = Instant::now() + BLOB_TIMEOUT;
+            shadow.kept = Some(shared::keep(stopped, self.pid, &place, deadline)?);
+        }
+        self.shadow = Some(shadow);
+        Ok(())
+    }
+
+    /// What the fork brought: answers, and the shadow.
+    pub(crate) fn collect(
+        &mut self,
+        threads: usize,
+    ) -> Result<(Injected, NewShadow), CaptureError> {
+        let fail = CaptureError::sys("shadow", self.pid);
+        let shadow = self.meet()?;
         let data = Box::new(self.answers().map_err(&fail)?);
         let mut answers = vec![data.thread];
         for n in 1..threads {
@@ -381,5 +416,7 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
         sigactions,
         thread: decode_thread(&bytes[8 * 264..]),
         shadow_flags: 0,
+        shared: [0; 2],
+        shared_result: 0,
     }
 }

@@ -14,6 +14,7 @@ mod limits;
 mod memory;
 mod refuse;
 mod shadow;
+mod shared;
 mod stop;
 
 pub use error::CaptureError;
@@ -194,7 +195,7 @@ fn capture(
     uprooted?;
     frozen.taken.name_threads(pid);
 
-    let shadow = shadow::settle(shadow, pid, &facts)?;
+    let (shadow, kept) = shadow::settle(shadow, pid, &facts)?;
     limits::adopt(shadow.pid);
     drop(room);
     let mut seeded = describe::describe(describe::Input {
@@ -206,6 +207,7 @@ fn capture(
         inherited: frozen.inherited,
         capture: injected,
         shadow,
+        kept,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -232,6 +234,9 @@ fn freeze(
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);
     planted.fork(&mut process)?;
+    if facts.shared {
+        planted.keep_shared()?;
+    }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
     Ok(Frozen { taken, open_files, inherited, freeze })

@@ -21,6 +21,8 @@ pub struct Descriptor {
     /// Pages that hold data, by owner. A page of an anonymous VMA in no run is zero; a page of a
     /// private file VMA in no run is the file's.
     pub pages: PageIndex,
+    /// Memory that VMAs map shared and no file holds.
+    pub shared: Vec<SharedObject>,
     /// Open file descriptions and the descriptors that name them.
     pub open_files: Vec<OpenFile>,
 }
@@ -242,7 +244,7 @@ pub mod vma_flags {
     pub const DONTDUMP: u16 = 32;
     /// `MADV_WIPEONFORK`.
     pub const WIPEONFORK: u16 = 64;
-    /// Mapped `MAP_SHARED` (read-only file mappings only).
+    /// Mapped `MAP_SHARED`.
     pub const SHARED: u16 = 128;
     /// Counted as committed memory (`ac` in smaps): once writable private.
     pub const ACCOUNTED: u16 = 256;
@@ -266,6 +268,23 @@ pub enum Backing {
         /// Offset in the file, in bytes.
         offset: u64,
     },
+    /// Shared memory without a path, from `offset` (bytes).
+    Shared {
+        /// Index into [`Descriptor::shared`].
+        object: u32,
+        /// Offset in the object, in bytes.
+        offset: u64,
+    },
+}
+
+/// Memory that is shared between mappings, of one process or of several, and that no path leads
+/// to: `MAP_SHARED | MAP_ANONYMOUS`, a memfd, a file that was deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SharedObject {
+    /// What `/proc/PID/maps` is to show of it, for people.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// An open file description. What `kind` means and how `body` is encoded is the business of the

@@ -1,7 +1,7 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{PageRun, Process, Thread, Vma};
+use crate::{PageRun, Process, SharedObject, Thread, Vma};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -101,6 +101,10 @@ impl Descriptor {
         for file in &self.files {
             bounded("path of a mapped file", file.path.as_bytes(), PATH_MAX)?;
         }
+        limits.check("shared memory objects", self.shared.len(), limits.vmas_max)?;
+        for object in &self.shared {
+            bounded("name of shared memory", object.name.as_bytes(), NAME_MAX)?;
+        }
         self.validate_vmas(limits)?;
         self.validate_owners(limits)?;
         self.validate_runs(limits)?;
@@ -130,7 +134,7 @@ impl Descriptor {
         limits.check("VMAs", self.vmas.len(), limits.vmas_max)?;
         let mut end_before = 0;
         for vma in &self.vmas {
-            vma.validate(self.files.len())?;
+            vma.validate(self.files.len(), &self.shared)?;
             if vma.start < end_before {
                 return invalid(format!("VMA {:#x} begins in the one before it", vma.start));
             }
@@ -249,7 +253,7 @@ impl Thread {
 }
 
 impl Vma {
-    fn validate(&self, files: usize) -> Result<(), DescriptorError> {
+    fn validate(&self, files: usize, shared: &[SharedObject]) -> Result<(), DescriptorError> {
         let Vma { start, end, .. } = *self;
         if start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 || start >= end || end > USER_END {
             return invalid(format!("VMA {start:#x}-{end:#x}: unaligned, empty or too high"));
@@ -267,12 +271,23 @@ impl Vma {
                 return invalid(format!("VMA {start:#x}: file offset {offset:#x}"));
             }
         }
+        if let Backing::Shared { object, offset } = self.backing {
+            let Some(object) = shared.get(object as usize) else {
+                return invalid(format!("VMA {start:#x}: no shared memory {object}"));
+            };
+            // An object may be shorter than its mappings, which then fault behind its end.
+            let last = offset.checked_add(end - start).filter(|l| i64::try_from(*l).is_ok());
+            let fits = last.is_some() && i64::try_from(object.size).is_ok();
+            if offset % PAGE_SIZE != 0 || !fits {
+                return invalid(format!("VMA {start:#x}: offset {offset:#x} in shared memory"));
+            }
+        }
         Ok(())
     }
 
     /// Whether pages of ours can lie in it: the vdso and its data belong to the child's kernel.
     fn holds_pages(&self) -> bool {
-        matches!(self.backing, Backing::Anonymous | Backing::File { .. })
+        matches!(self.backing, Backing::Anonymous | Backing::File { .. } | Backing::Shared { .. })
     }
 }
 

@@ -127,6 +127,15 @@ const CONTRADICTIONS: &[Case] = &[
         d.files = cpython(0).files;
         d.vmas[0].backing = Backing::File { file: 0, offset: i64::MAX as u64 & !4095 };
     }),
+    ("no shared memory", |d| d.vmas[0].backing = Backing::Shared { object: 0, offset: 0 }),
+    ("in shared memory", |d| {
+        d.shared = vec![SharedObject { name: String::new(), size: 4096 }];
+        d.vmas[0].backing = Backing::Shared { object: 0, offset: 1 };
+    }),
+    ("in shared memory", |d| {
+        d.shared = vec![SharedObject { name: String::new(), size: u64::MAX }];
+        d.vmas[0].backing = Backing::Shared { object: 0, offset: 0 };
+    }),
     ("leaves its VMAs", |d| d.vmas[0].backing = Backing::Vdso),
     ("leaves its VMAs", |d| d.vmas.clear()),
     ("leaves its VMAs", |d| {

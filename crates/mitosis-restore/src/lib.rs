@@ -11,6 +11,7 @@ mod frame;
 mod identity;
 mod memory;
 mod plan;
+mod shared;
 mod start;
 
 pub use error::RestoreError;

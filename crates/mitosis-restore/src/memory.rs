@@ -1,8 +1,8 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::RestoreError;
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
+use crate::{RestoreError, shared};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -145,12 +145,14 @@ impl<'a> Memory<'a> {
         provided: &mut Vec<Provided>,
     ) -> Result<(), RestoreError> {
         self.clear(program, node);
+        shared::map(program, self.descriptor);
         for vma in &self.descriptor.vmas {
             self.map(program, vma, provided);
         }
         self.place_vdso(program, node)?;
         self.layout(program, provided);
         self.register(program);
+        shared::fill(program, self.descriptor);
         Ok(())
     }
 
@@ -205,6 +207,12 @@ impl<'a> Memory<'a> {
             Backing::Anonymous => {
                 map_anonymous(program, vma, vma.start, vma.end);
                 self.missing_in(vma, None);
+            }
+            // Mapped already, object by object.
+            Backing::Shared { .. } => self.missing_in(vma, None),
+            Backing::File { file, offset } if shared::is_writable(vma) => {
+                let path = &self.descriptor.files[file as usize].path;
+                shared::map_file(program, vma, path, offset);
             }
             Backing::File { file, offset } if self.usable[file as usize] => {
                 let fd = self.number(file, provided);

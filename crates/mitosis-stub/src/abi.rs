@@ -223,7 +223,29 @@ pub struct CaptureData {
     pub thread: CaptureThread,
     /// In: extra flags of the shadow's clone (CLONE_PARENT or 0).
     pub shadow_flags: u64,
+    /// In, for the shadow: address and count of [`SharedPiece`]s.
+    pub shared: [u64; 2],
+    /// Out, in the shadow's own copy: 0, or the negative errno of keeping the shared memory.
+    pub shared_result: i64,
 }
+
+/// A mapping of shared memory that the shadow is to have as its own ([`SHARED_AREA`]), or a part
+/// of the one before that holds data ([`SHARED_DATA`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SharedPiece {
+    /// Which of the two.
+    pub kind: u64,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// See [`SharedPiece`].
+pub const SHARED_AREA: u64 = 0;
+/// See [`SharedPiece`].
+pub const SHARED_DATA: u64 = 1;
 
 /// What every thread tells of itself.
 #[repr(C)]

@@ -73,6 +73,7 @@ pub fn minimal() -> Descriptor {
         vmas: vec![vma(0x10_0000, 1, ANON)],
         owners: vec![owner(1)],
         pages: PageIndex::from_sorted([run(0x100, 1, 0, 0x100)]).expect("one run"),
+        shared: Vec::new(),
         open_files: Vec::new(),
     }
 }
@@ -137,6 +138,8 @@ pub fn three_hops() -> Descriptor {
     let mut d = minimal();
     d.owners = vec![owner(1), owner(2), owner(3)];
     d.vmas = vec![vma(0x10_0000, 64, ANON), vma(0x7f00_0000_0000, 64, ANON)];
+    d.shared = vec![SharedObject { name: "memfd:pool".to_owned(), size: 8 * PAGE_SIZE }];
+    d.vmas.push(vma(0x7f00_1000_0000, 8, Backing::Shared { object: 0, offset: 0 }));
     let high = 0x7_f000_0000u64;
     d.pages = PageIndex::from_sorted([
         run(0x100, 3, 0, 0x100),
