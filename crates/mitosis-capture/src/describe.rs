@@ -98,6 +98,8 @@ fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
         clear_tid: asked.tid_address,
         rseq: taken.rseq,
         name: taken.name.clone(),
+        pending: taken.pending.clone(),
+        sched: taken.sched.clone(),
     }
 }
 
@@ -131,6 +133,9 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         thp_disable: data.prctl[3] & 0xff == 1,
         session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
         seccomp: input.taken.seccomp.clone(),
+        pending: input.taken.pending.clone(),
+        itimers: input.taken.timers.intervals.clone(),
+        timers: input.taken.timers.posix.clone(),
     })
 }
 

@@ -16,6 +16,7 @@ mod refuse;
 mod shadow;
 mod shared;
 mod stop;
+mod timers;
 
 pub use error::CaptureError;
 
@@ -229,6 +230,10 @@ fn freeze(
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
     process.take_state(facts.foreign_pid_ns)?;
+    process.take_pending()?;
+    if planted.has_timers {
+        process.taken.timers = timers::take(planted, &mut process)?;
+    }
     clock.lap(Phase::Registers);
     let open_files = files.confirm()?;
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;

@@ -90,6 +90,55 @@ pub struct Process {
     pub session_leader: bool,
     /// Seccomp filters, oldest first: classic BPF instructions as 8-byte words.
     pub seccomp: Vec<Vec<u64>>,
+    /// Signals that wait for the process.
+    pub pending: Vec<SigInfo>,
+    /// Armed `setitimer(2)` timers.
+    pub itimers: Vec<IntervalTimer>,
+    /// `timer_create(2)` timers, armed or not.
+    pub timers: Vec<PosixTimer>,
+}
+
+/// The kernel's `siginfo_t` (asm-generic/siginfo.h) without its trailing zeros; at most 128 bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SigInfo(pub Vec<u8>);
+
+impl SigInfo {
+    /// Number of the signal.
+    pub fn signal(&self) -> u8 {
+        self.0.first().copied().unwrap_or(0)
+    }
+}
+
+/// A timer of `setitimer(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IntervalTimer {
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub which: u8,
+    /// Period in microseconds, 0 for none.
+    pub interval_us: u64,
+    /// Until it expires, in microseconds.
+    pub value_us: u64,
+}
+
+/// A timer of `timer_create(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// Its id in the process.
+    pub id: u32,
+    /// `CLOCK_*`.
+    pub clock: u32,
+    /// `SIGEV_*`.
+    pub notify: u32,
+    /// Signal number.
+    pub signal: u32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// Thread that is told, in its own pid namespace; 0 for the process.
+    pub tid: i32,
+    /// Period in nanoseconds, 0 for none.
+    pub interval_ns: u64,
+    /// Until it expires, in nanoseconds; 0 for a timer that is not armed.
+    pub value_ns: u64,
 }
 
 /// Credentials, as in `/proc/PID/status`.
@@ -172,6 +221,27 @@ pub struct Thread {
     pub rseq: (u64, u32, u32),
     /// Name (`comm`).
     pub name: Vec<u8>,
+    /// Signals that wait for this thread alone.
+    pub pending: Vec<SigInfo>,
+    /// How it is scheduled.
+    pub sched: Sched,
+}
+
+/// How a thread is scheduled (sched(7), ioprio_get(2)).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Sched {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`, of which only `RESET_ON_FORK`.
+    pub flags: u64,
+    /// Nice value, -20 to 19.
+    pub nice: i32,
+    /// Real-time priority, 1 to 99, or 0.
+    pub priority: u32,
+    /// Class and level; 0 for what follows from the nice value.
+    pub ioprio: u32,
+    /// CPUs it may run on, one bit each; empty for all of its machine.
+    pub cpus: Vec<u64>,
 }
 
 /// `struct user_regs_struct` of x86-64 (sys/user.h), in a neutral order.

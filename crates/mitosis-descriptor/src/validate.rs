@@ -1,7 +1,7 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{PageRun, Process, SharedObject, Thread, Vma};
+use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -29,6 +29,16 @@ const FILTER_MAX: usize = 4096;
 const FILTERS_SUM_MAX: usize = 32_768;
 /// `TASK_COMM_LEN` of linux/sched.h, each byte escaped as in `/proc/PID/status`.
 const COMM_MAX: usize = 4 * 16;
+/// Signals that wait for one process or thread; Linux bounds them by `RLIMIT_SIGPENDING` only.
+const PENDING_MAX: usize = 4096;
+/// `SI_MAX_SIZE` of asm-generic/siginfo.h.
+const SIGINFO_BYTES: usize = 128;
+/// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+const ITIMERS_MAX: usize = 3;
+/// Timers of timer_create(2).
+const TIMERS_MAX: usize = 4096;
+/// `NR_CPUS` of x86-64 is at most 8192.
+const CPU_WORDS_MAX: usize = 128;
 /// Read, write and execute.
 const PROT_ALL: u8 = 7;
 
@@ -211,6 +221,7 @@ impl Process {
                 return invalid(format!("rlimit {number}: soft {soft} is over hard {hard}"));
             }
         }
+        self.validate_timers(limits)?;
         let mut sum = 0;
         for filter in &self.seccomp {
             if filter.is_empty() {
@@ -222,6 +233,37 @@ impl Process {
         }
         self.mm.validate(limits)
     }
+
+    fn validate_timers(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        pending(limits, &self.pending)?;
+        limits.check("interval timers", self.itimers.len(), ITIMERS_MAX)?;
+        if let Some(timer) = self.itimers.iter().find(|t| usize::from(t.which) >= ITIMERS_MAX) {
+            return invalid(format!("interval timer {}", timer.which));
+        }
+        limits.check("timers", self.timers.len(), TIMERS_MAX)?;
+        let mut ids = HashSet::with_capacity(self.timers.len());
+        for timer in &self.timers {
+            if i32::try_from(timer.id).is_err() || !ids.insert(timer.id) {
+                return invalid(format!("timer id {}: too high, or twice", timer.id));
+            }
+            if timer.signal as usize > SIGNALS_MAX {
+                return invalid(format!("timer {}: signal {}", timer.id, timer.signal));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks signals that wait.
+fn pending(limits: &Limits, signals: &[SigInfo]) -> Result<(), DescriptorError> {
+    limits.check("pending signals", signals.len(), PENDING_MAX)?;
+    for info in signals {
+        limits.check("bytes of a pending signal", info.0.len(), SIGINFO_BYTES)?;
+        if !(1..=SIGNALS_MAX).contains(&usize::from(info.signal())) {
+            return invalid(format!("pending signal {}", info.signal()));
+        }
+    }
+    Ok(())
 }
 
 impl MmLayout {
@@ -248,6 +290,8 @@ impl Thread {
     fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         pid("thread id", self.tid)?;
         limits.check("XSAVE image", self.xstate.len(), limits.xstate_max)?;
+        pending(limits, &self.pending)?;
+        limits.check("words of a CPU set", self.sched.cpus.len(), CPU_WORDS_MAX)?;
         bounded("name of a thread", &self.name, COMM_MAX)
     }
 }

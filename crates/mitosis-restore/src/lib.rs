@@ -12,6 +12,7 @@ mod identity;
 mod memory;
 mod plan;
 mod shared;
+mod signals;
 mod start;
 
 pub use error::RestoreError;

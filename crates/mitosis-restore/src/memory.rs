@@ -65,12 +65,16 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
     let limits = hard_limits();
     let status = procfs::Status::read(pid).map_err(fail)?;
     let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
+    let sched = mitosis_sys::sched::scheduling(0).map_err(fail)?;
     Ok(NodeFacts {
         vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(fail)?),
         xcr0: mitosis_sys::cpu::xcr0(),
         vdso_parts: ranges.iter().filter_map(part).collect(),
         hard_limits: limits,
         oom_score_adj: oom.trim().parse().unwrap_or(0),
+        cpus: sched.cpus,
+        nice: sched.nice,
+        timer_ids: mitosis_sys::sched::chooses_timer_ids(),
         cap_bounding: status.number("CapBnd", 16),
     })
 }

@@ -7,7 +7,7 @@
 //! stopped, the helper forks: so the shadow holds no file of the parent, and when the helper is
 //! gone and reaped, the shadow belongs to init and the parent never had a child it could notice.
 
-use crate::abi::{CaptureData, CaptureThread, SHARED_AREA, SharedPiece};
+use crate::abi::{CaptureData, CaptureThread, SHARED_AREA, SharedPiece, TimerPlace};
 use crate::sys::{self, syscall};
 
 const PROT_READ: u64 = 1;
@@ -38,6 +38,33 @@ pub unsafe extern "C" fn entry_thread() {
         main = sym describe_thread);
 }
 
+/// As [`entry`], for the timers.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry_timers() {
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+        main = sym describe_timers);
+}
+
+/// What of the timers only a thread of the process can say.
+unsafe extern "C" fn describe_timers(data: *mut CaptureData) {
+    // SAFETY: as in `describe_thread`.
+    let out = unsafe { &mut *data };
+    let base = out.itimers.as_mut_ptr();
+    for which in 0..3usize {
+        // SAFETY: which < 3.
+        let slot = unsafe { base.add(which) };
+        syscall!(sys::GETITIMER, which, slot);
+    }
+    let [table, count] = out.timers;
+    let mut index = 0;
+    while index < count {
+        // SAFETY: the tracer made room for `count` of them.
+        let place = unsafe { &mut *(table as *mut TimerPlace).add(index as usize) };
+        syscall!(sys::TIMER_GETTIME, place.id, place.state.as_mut_ptr());
+        index += 1;
+    }
+}
+
 unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
     // SAFETY: the tracer passes its own region, which lives until this thread traps.
     let out = unsafe { &mut *out };
@@ -59,6 +86,9 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     out.prctl[3] = thp | syscall!(sys::PRCTL, PR_GET_DUMPABLE) << 8;
     // SAFETY: a field of the same region.
     unsafe { describe_thread(&raw mut out.thread) };
+    out.timers = [0; 2];
+    // SAFETY: the same region; no timer is asked for yet.
+    unsafe { describe_timers(data) };
     out.helper = spawn_helper(out.helper_stack_top, data);
 }
 
