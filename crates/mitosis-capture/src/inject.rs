@@ -43,6 +43,11 @@ const THREADS_SPARE: usize = 64;
 /// Bound on the injected code: it only makes a fork, whose cost grows with the page tables.
 const BLOB_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Period and time left of a timer, each in seconds and a fraction.
+pub(crate) type TimerState = [u64; 4];
+/// Those of `setitimer(2)`.
+pub(crate) type Intervals = [TimerState; 3];
+
 /// What the injected code brought.
 pub(crate) struct Injected {
     /// The region, which the shadow still has.
@@ -244,7 +249,7 @@ impl Planted {
         &self,
         process: &mut StoppedProcess,
         ids: &[u32],
-    ) -> Result<([[u64; 4]; 3], Vec<[u64; 4]>), CaptureError> {
+    ) -> Result<(Intervals, Vec<TimerState>), CaptureError> {
         let fail = CaptureError::sys("registers", self.pid);
         refuse_replaced(self.pid, &self.gadget)?;
         refuse_critical_section(process, &self.gadget)?;

@@ -139,7 +139,7 @@ fn data(file: &File, mapping: &Mapping, out: &mut Vec<[u64; 3]>) -> Result<(), S
             Ok(_) | Err(rustix::io::Errno::NXIO) => break,
             Err(e) => return Err(fail(e)),
         };
-        let to = rustix::fs::seek(file, SeekFrom::Hole(from)).map_err(|e| fail(e))?;
+        let to = rustix::fs::seek(file, SeekFrom::Hole(from)).map_err(fail)?;
         let to = to.next_multiple_of(4096).min(end);
         let from = (from & !4095).max(mapping.offset);
         out.push([SHARED_DATA, mapping.start + (from - mapping.offset), to - from]);

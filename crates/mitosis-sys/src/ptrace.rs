@@ -1,6 +1,8 @@
 //! ptrace(2) as types: a running thread has no registers to read, a stopped one resumes when it is
 //! dropped. All of it must happen on the thread that seized (ptrace(2), "the tracer").
 
+mod pending;
+
 use crate::SysError;
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,6 @@ const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
-const PTRACE_PEEKSIGINFO: libc::c_uint = 0x4209;
-const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
 const NT_X86_XSTATE: usize = 0x202;
 /// Room for any XSAVE image ptrace may give (AMX included).
 const XSTATE_BYTES_MAX: usize = 16 << 10;
@@ -279,34 +279,6 @@ impl Stopped {
         unsafe { ptrace(PTRACE_SETSIGMASK, self.tid, 8, &raw const mask as usize) }
             .map_err(|e| self.error("PTRACE_SETSIGMASK", e))?;
         Ok(())
-    }
-
-    /// Signals that wait: for this thread alone, or for its process. Each as `siginfo_t`, the oldest
-    /// first. They stay where they are.
-    ///
-    /// # Errors
-    /// As [`Stopped::regs`].
-    pub fn pending(&self, process: bool) -> Result<Vec<[u8; 128]>, SysError> {
-        #[repr(C)]
-        struct Arguments {
-            offset: u64,
-            flags: u32,
-            count: i32,
-        }
-        let flags = if process { PTRACE_PEEKSIGINFO_SHARED } else { 0 };
-        let mut all: Vec<[u8; 128]> = Vec::new();
-        loop {
-            let mut some = [[0u8; 128]; 8];
-            let wanted = Arguments { offset: all.len() as u64, flags, count: some.len() as i32 };
-            let (from, to) = (&raw const wanted as usize, some.as_mut_ptr() as usize);
-            // SAFETY: reads `Arguments` and writes at most `count` siginfos of 128 bytes.
-            let got = unsafe { ptrace(PTRACE_PEEKSIGINFO, self.tid, from, to) }
-                .map_err(|e| self.error("PTRACE_PEEKSIGINFO", e))?;
-            all.extend_from_slice(&some[..got as usize]);
-            if (got as usize) < some.len() {
-                return Ok(all);
-            }
-        }
     }
 
     /// The registered rseq area: address, length, signature; zeros when there is none or the
