@@ -59,6 +59,14 @@ pub(crate) fn read(
             if mapping.perms[3] == b'p' || matches!(backing, Backing::Shared { .. }) {
                 pagemap.private_ranges(mapping.start, mapping.end, &mut present).map_err(&fail)?;
             }
+            if backing == Backing::Anonymous {
+                let mut guards = Vec::new();
+                pagemap.guard_ranges(mapping.start, mapping.end, &mut guards).map_err(&fail)?;
+                if let Some(&(start, end)) = guards.first() {
+                    let what = "a guard region (MADV_GUARD_INSTALL)".into();
+                    return Err(CaptureError::Memory { start, end, what });
+                }
+            }
             owned_runs(mapping, &present, inherited, &mut runs);
         }
         memory.vmas.push(Vma {
@@ -153,6 +161,8 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"dd", vma_flags::DONTDUMP),
         (b"wf", vma_flags::WIPEONFORK),
         (b"ac", vma_flags::ACCOUNTED),
+        (b"sl", vma_flags::SEALED),
+        (b"dp", vma_flags::DROPPABLE),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
     table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)

@@ -318,6 +318,10 @@ pub mod vma_flags {
     pub const SHARED: u16 = 128;
     /// Counted as committed memory (`ac` in smaps): once writable private.
     pub const ACCOUNTED: u16 = 256;
+    /// `mseal(2)`ed.
+    pub const SEALED: u16 = 512;
+    /// `MAP_DROPPABLE`.
+    pub const DROPPABLE: u16 = 1024;
 }
 
 /// What a mapping shows.

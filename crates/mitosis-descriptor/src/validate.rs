@@ -1,7 +1,7 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma};
+use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -329,9 +329,17 @@ impl Vma {
         Ok(())
     }
 
-    /// Whether pages of ours can lie in it: the vdso and its data belong to the child's kernel.
+    /// Whether pages of ours can lie in it: the vdso and its data belong to the child's kernel, and
+    /// what a writable shared mapping of a file shows to the child's file.
     fn holds_pages(&self) -> bool {
-        matches!(self.backing, Backing::Anonymous | Backing::File { .. } | Backing::Shared { .. })
+        const PROT_WRITE: u8 = 2;
+        match self.backing {
+            Backing::Anonymous | Backing::Shared { .. } => true,
+            Backing::File { .. } => {
+                self.flags & vma_flags::SHARED == 0 || self.prot & PROT_WRITE == 0
+            }
+            Backing::Vdso | Backing::Vvar | Backing::VvarVclock => false,
+        }
     }
 }
 

@@ -127,6 +127,11 @@ const CONTRADICTIONS: &[Case] = &[
         d.files = cpython(0).files;
         d.vmas[0].backing = Backing::File { file: 0, offset: i64::MAX as u64 & !4095 };
     }),
+    ("leaves its VMAs", |d| {
+        d.files = vec![MappedFile { path: "/f".to_owned(), size: 4096, hash: None }];
+        d.vmas[0].backing = Backing::File { file: 0, offset: 0 };
+        d.vmas[0].flags = vma_flags::SHARED;
+    }),
     ("pending signal 0", |d| d.process.pending = vec![SigInfo(vec![0])]),
     ("pending signal 65", |d| d.threads[0].pending = vec![SigInfo(vec![65])]),
     ("bytes of a pending signal", |d| d.process.pending = vec![SigInfo(vec![1; 129])]),

@@ -20,9 +20,12 @@ const CLOSE: u16 = 3;
 const DUP3: u16 = 292;
 const PRCTL: u16 = 157;
 const USERFAULTFD: u16 = 323;
+const MSEAL: u16 = 462;
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
+/// Since Linux 6.11; in place of MAP_PRIVATE.
+const MAP_DROPPABLE: u64 = 8;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_GROWSDOWN: u64 = 0x100;
@@ -157,7 +160,17 @@ impl<'a> Memory<'a> {
         self.layout(program, provided);
         self.register(program);
         shared::fill(program, self.descriptor);
+        self.seal(program);
         Ok(())
+    }
+
+    /// What nobody may change any more: when all is in place.
+    fn seal(&self, program: &mut Program) {
+        for vma in self.descriptor.vmas.iter().filter(|v| v.flags & vma_flags::SEALED != 0) {
+            let detail = Detail::Range(vma.start, vma.end);
+            let args = [vma.start, vma.end - vma.start, 0];
+            program.call(List::Build, MSEAL, &args, "map-vmas: mseal", detail);
+        }
     }
 
     /// Moves the vdso into the hole and unmaps everything else.
@@ -395,7 +408,8 @@ fn noreserve(vma: &Vma) -> u64 {
 
 fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
     let grows = if vma.flags & vma_flags::GROWSDOWN != 0 { MAP_GROWSDOWN | MAP_STACK } else { 0 };
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
+    let kind = if vma.flags & vma_flags::DROPPABLE != 0 { MAP_DROPPABLE } else { MAP_PRIVATE };
+    let flags = kind | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
     let args = [start, end - start, u64::from(vma.prot), flags, u64::MAX, 0];
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));
 }

@@ -24,24 +24,29 @@ const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
 
-/// rdi: the data; rsp: a stack of ours. Ends in a breakpoint that the tracer awaits.
+/// rdi: the data; rsp: a stack of ours. Ends in a breakpoint that the tracer awaits. The tracer puts
+/// the general registers back, and only these: the others, which the compiler may use to copy and
+/// to clear, are kept here. (Its SSE instructions leave the upper halves of AVX registers alone.)
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry() {
-    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
         main = sym leader);
 }
 
 /// As [`entry`], for the other threads.
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry_thread() {
-    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
         main = sym describe_thread);
 }
 
 /// As [`entry`], for the timers.
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry_timers() {
-    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
         main = sym describe_timers);
 }
 
