@@ -59,6 +59,9 @@ fn node(d: &Descriptor) -> NodeFacts {
         vdso_parts: vec![(Backing::Vdso, 0, 0x2000), (Backing::Vvar, 0x4000, 0x4000)],
         hard_limits: vec![u64::MAX; 16],
         oom_score_adj: 0,
+        cpus: vec![3],
+        nice: 0,
+        timer_ids: true,
         cap_bounding: u64::MAX,
     }
 }

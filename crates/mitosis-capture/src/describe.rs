@@ -2,6 +2,7 @@
 
 use crate::inject::Injected;
 use crate::refuse::Facts;
+use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
 use mitosis_descriptor::{
@@ -22,6 +23,7 @@ pub(crate) struct Input<'a> {
     pub inherited: Option<InheritedPages>,
     pub capture: Injected,
     pub shadow: Shadow,
+    pub kept: Option<Kept>,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -48,7 +50,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let fail = CaptureError::sys("describe", pid);
     let mut ours = vec![input.capture.region];
     ours.extend(input.options.resident);
-    let memory = memory::read(pid, &ours, input.inherited.as_ref())?;
+    let memory = memory::read(pid, &ours, input.inherited.as_ref(), input.kept.as_ref())?;
     let process = process(input).map_err(&fail)?;
     let threads: Vec<Thread> = input
         .taken
@@ -79,6 +81,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         vmas: memory.vmas,
         owners,
         pages: memory.pages,
+        shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
     };
     Ok((descriptor, memory.opened))
@@ -95,6 +98,8 @@ fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
         clear_tid: asked.tid_address,
         rseq: taken.rseq,
         name: taken.name.clone(),
+        pending: taken.pending.clone(),
+        sched: taken.sched.clone(),
     }
 }
 
@@ -128,6 +133,9 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         thp_disable: data.prctl[3] & 0xff == 1,
         session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
         seccomp: input.taken.seccomp.clone(),
+        pending: input.taken.pending.clone(),
+        itimers: input.taken.timers.intervals.clone(),
+        timers: input.taken.timers.posix.clone(),
     })
 }
 

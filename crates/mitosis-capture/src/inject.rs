@@ -13,8 +13,12 @@ use crate::CaptureError;
 use crate::gadget::{Gadget, WAIT4, WALL_WNOHANG, check, refuse_critical_section, refuse_replaced};
 use crate::refuse::Facts;
 use crate::shadow::{NewShadow, kill, reap};
+use crate::shared::{self, PIECE_BYTES, PIECES_MAX};
 use crate::stop::{self, StoppedProcess};
-use mitosis_stub::abi::{CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD};
+use crate::timers;
+use mitosis_stub::abi::{
+    CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,
+};
 use mitosis_sys::SysError;
 use mitosis_sys::ptrace::{Event, Stopped, wait_event};
 use std::mem::offset_of;
@@ -39,6 +43,11 @@ const THREADS_SPARE: usize = 64;
 /// Bound on the injected code: it only makes a fork, whose cost grows with the page tables.
 const BLOB_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Period and time left of a timer, each in seconds and a fraction.
+pub(crate) type TimerState = [u64; 4];
+/// Those of `setitimer(2)`.
+pub(crate) type Intervals = [TimerState; 3];
+
 /// What the injected code brought.
 pub(crate) struct Injected {
     /// The region, which the shadow still has.
@@ -56,18 +65,39 @@ struct Layout {
     helper_stack: u64,
     slots: u64,
     slot_count: usize,
+    /// Of pieces of shared memory, for a process that has some.
+    table: u64,
+    /// Of timers, where the first look found some.
+    timers: u64,
+    timer_count: usize,
     len: u64,
 }
 
 impl Layout {
-    fn new(threads: usize) -> Layout {
+    fn new(threads: usize, facts: &Facts) -> Layout {
         let code = (mitosis_stub::text().len() as u64).next_multiple_of(64);
         let data = code;
         let stacks = (data + size_of::<CaptureData>() as u64).next_multiple_of(64);
         let slots = stacks + 2 * STACK;
         let slot_count = threads + THREADS_SPARE;
-        let len = (slots + slot_count as u64 * THREAD_SLOT).next_multiple_of(4096);
-        Layout { data, leader_stack: stacks + STACK, helper_stack: slots, slots, slot_count, len }
+        let table = (slots + slot_count as u64 * THREAD_SLOT).next_multiple_of(64);
+        let table_len = if facts.shared { PIECES_MAX * PIECE_BYTES } else { 0 };
+        let timers = table + table_len as u64;
+        let timer_count = if facts.timers == 0 { 0 } else { facts.timers + timers::SPARE };
+        let timers_len = (timer_count * timers::PLACE_BYTES) as u64;
+        let len = (timers + timers_len).next_multiple_of(4096);
+        let (leader_stack, helper_stack) = (stacks + STACK, slots);
+        Layout {
+            data,
+            leader_stack,
+            helper_stack,
+            slots,
+            slot_count,
+            table,
+            timers,
+            timer_count,
+            len,
+        }
     }
 }
 
@@ -85,6 +115,10 @@ pub(crate) struct Planted {
     helper_inner: u64,
     subreaper: bool,
     forked: bool,
+    /// Once it has been seen.
+    shadow: Option<NewShadow>,
+    /// Whether there was a timer at the first look.
+    pub has_timers: bool,
 }
 
 impl Drop for Planted {
@@ -115,7 +149,7 @@ impl Planted {
     ) -> Result<Planted, CaptureError> {
         let fail = CaptureError::sys("plant", pid);
         let threads = mitosis_sys::procfs::threads(pid).map_err(&fail)?.len();
-        let layout = Layout::new(threads);
+        let layout = Layout::new(threads, facts);
         place.with_parent();
         let mut process = stop::stop_leader(pid, deadline)?;
         process.take_state(facts.foreign_pid_ns)?;
@@ -136,6 +170,8 @@ impl Planted {
             helper_inner: 0,
             subreaper: false,
             forked: false,
+            shadow: None,
+            has_timers: facts.timers > 0,
         };
         let done = planted.make_helper(leader, facts, deadline);
         if let Err(e) = done {
@@ -188,6 +224,7 @@ impl Planted {
         check("clone of the helper", answers.helper)?;
         self.helper_inner = answers.helper as u64;
         self.subreaper = answers.prctl[0] == 1;
+        self.has_timers |= answers.itimers.iter().any(|timer| timer[2..] != [0, 0]);
         if answers.prctl[3] >> 8 != 1 {
             // Of a process of root this shows nowhere but to itself.
             let why = "is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into();
@@ -204,6 +241,40 @@ impl Planted {
         let mut bytes = vec![0u8; size_of::<CaptureData>()];
         self.gadget.read(self.base + self.layout.data, &mut bytes)?;
         Ok(decode_data(&bytes))
+    }
+
+    /// In the second stop: what the leading thread says of the interval timers, and of those of
+    /// `timer_create(2)` with these ids.
+    pub(crate) fn ask_timers(
+        &self,
+        process: &mut StoppedProcess,
+        ids: &[u32],
+    ) -> Result<(Intervals, Vec<TimerState>), CaptureError> {
+        let fail = CaptureError::sys("registers", self.pid);
+        refuse_replaced(self.pid, &self.gadget)?;
+        refuse_critical_section(process, &self.gadget)?;
+        if ids.len() > self.layout.timer_count {
+            let why = "made many timers while it was looked at: try again".into();
+            return Err(CaptureError::Refused { pid: self.pid, why });
+        }
+        let table = self.base + self.layout.timers;
+        let mut places: Vec<u8> = Vec::new();
+        for id in ids {
+            places.extend([u64::from(*id), 0, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()));
+        }
+        let data = self.base + self.layout.data;
+        let told = [table, ids.len() as u64];
+        let told: Vec<u8> = told.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.gadget.write(table, &places).map_err(&fail)?;
+        self.gadget.write(data + offset_of!(CaptureData, timers) as u64, &told).map_err(&fail)?;
+        let leader = &mut process.threads[0];
+        let stack = self.base + self.layout.leader_stack;
+        start(leader, self.base + ENTRY_CAPTURE_TIMERS, data, stack).map_err(&fail)?;
+        leader.wait_trap(Instant::now() + BLOB_TIMEOUT).map_err(&fail)?;
+        self.gadget.read(table, &mut places).map_err(&fail)?;
+        let intervals = self.answers().map_err(&fail)?.itimers;
+        let states = words(&places);
+        Ok((intervals, states.chunks_exact(5).map(|w| [w[1], w[2], w[3], w[4]]).collect()))
     }
 
     /// Second stop: the caller has stopped all threads. When this returns, the fork is done and
@@ -252,17 +323,43 @@ impl Planted {
         self.base + self.layout.slots + thread as u64 * THREAD_SLOT
     }
 
-    /// What the fork brought: answers, and the shadow at its first instruction.
-    pub(crate) fn collect(&self, threads: usize) -> Result<(Injected, NewShadow), CaptureError> {
+    /// The shadow at its first instruction.
+    fn meet(&mut self) -> Result<NewShadow, CaptureError> {
+        if let Some(met) = self.shadow.take() {
+            return Ok(met);
+        }
         let fail = CaptureError::sys("shadow", self.pid);
         let deadline = Instant::now() + BLOB_TIMEOUT;
-        let mut shadow = NewShadow(None);
-        while shadow.0.is_none() {
+        loop {
             let (tid, event) = wait_event(-1, deadline).map_err(&fail)?;
             if !matches!(event, Event::Ended(_)) {
-                shadow.0 = Some(Stopped::attached(tid));
+                return Ok(NewShadow { stopped: Some(Stopped::attached(tid)), kept: None });
             }
         }
+    }
+
+    /// Still in the second stop: the shadow gets a copy of what it shares with the parent.
+    pub(crate) fn keep_shared(&mut self) -> Result<(), CaptureError> {
+        let mut shadow = self.meet()?;
+        let place = shared::Place {
+            data: self.base + self.layout.data,
+            table: self.base + self.layout.table,
+        };
+        if let Some(stopped) = &mut shadow.stopped {
+            let deadline = Instant::now() + BLOB_TIMEOUT;
+            shadow.kept = Some(shared::keep(stopped, self.pid, &place, deadline)?);
+        }
+        self.shadow = Some(shadow);
+        Ok(())
+    }
+
+    /// What the fork brought: answers, and the shadow.
+    pub(crate) fn collect(
+        &mut self,
+        threads: usize,
+    ) -> Result<(Injected, NewShadow), CaptureError> {
+        let fail = CaptureError::sys("shadow", self.pid);
+        let shadow = self.meet()?;
         let data = Box::new(self.answers().map_err(&fail)?);
         let mut answers = vec![data.thread];
         for n in 1..threads {
@@ -372,6 +469,11 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
     for (n, action) in sigactions.iter_mut().enumerate() {
         action.copy_from_slice(&w[8 + 4 * n..12 + 4 * n]);
     }
+    let mut itimers = [[0u64; 4]; 3];
+    for (n, timer) in itimers.iter_mut().enumerate() {
+        let at = offset_of!(CaptureData, itimers) / 8 + 4 * n;
+        timer.copy_from_slice(&w[at..at + 4]);
+    }
     CaptureData {
         helper_stack_top: w[0],
         helper: w[1] as i64,
@@ -381,5 +483,9 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
         sigactions,
         thread: decode_thread(&bytes[8 * 264..]),
         shadow_flags: 0,
+        shared: [0; 2],
+        shared_result: 0,
+        itimers,
+        timers: [0; 2],
     }
 }

@@ -14,7 +14,9 @@ mod limits;
 mod memory;
 mod refuse;
 mod shadow;
+mod shared;
 mod stop;
+mod timers;
 
 pub use error::CaptureError;
 
@@ -194,7 +196,7 @@ fn capture(
     uprooted?;
     frozen.taken.name_threads(pid);
 
-    let shadow = shadow::settle(shadow, pid, &facts)?;
+    let (shadow, kept) = shadow::settle(shadow, pid, &facts)?;
     limits::adopt(shadow.pid);
     drop(room);
     let mut seeded = describe::describe(describe::Input {
@@ -206,6 +208,7 @@ fn capture(
         inherited: frozen.inherited,
         capture: injected,
         shadow,
+        kept,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -227,11 +230,18 @@ fn freeze(
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
     process.take_state(facts.foreign_pid_ns)?;
+    process.take_pending()?;
+    if planted.has_timers {
+        process.taken.timers = timers::take(planted, &mut process)?;
+    }
     clock.lap(Phase::Registers);
     let open_files = files.confirm()?;
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);
     planted.fork(&mut process)?;
+    if facts.shared {
+        planted.keep_shared()?;
+    }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
     Ok(Frozen { taken, open_files, inherited, freeze })

@@ -73,8 +73,9 @@ fn cgroups(pid: i32) -> Vec<(PathBuf, String, String)> {
 /// A limit is reached and cannot be raised.
 pub(crate) fn make_room(pid: i32) -> Result<Raised, CaptureError> {
     let status = Status::read(pid).map_err(|_| CaptureError::NoSuchProcess(pid))?;
-    // The shadow's page tables, twice over.
-    let bytes = KERNEL_BYTES + (status.number("VmPTE", 10) << 11);
+    // The shadow's page tables, twice over, and its copy of shared memory.
+    let kilobytes = |key| status.number(key, 10) << 10;
+    let bytes = KERNEL_BYTES + 2 * kilobytes("VmPTE") + kilobytes("RssShmem");
     let mut raised = Raised::default();
     for (root, path, controllers) in cgroups(pid) {
         let table = if controllers.is_empty() { &V2 } else { &V1 };

@@ -1,5 +1,6 @@
 //! The shadow's mappings and which of its pages hold data.
 
+use crate::shared::{Kept, is_shared};
 use crate::{CaptureError, InheritedPages};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
@@ -21,9 +22,17 @@ pub(crate) fn read(
     shadow: i32,
     ours: &[(u64, u64)],
     inherited: Option<&InheritedPages>,
+    kept: Option<&Kept>,
 ) -> Result<Memory, CaptureError> {
     let fail = CaptureError::sys("describe", shadow);
-    let mappings = procfs::mappings(shadow).map_err(&fail)?;
+    let read;
+    let mappings = match kept {
+        Some(kept) => &kept.mappings,
+        None => {
+            read = procfs::mappings(shadow).map_err(&fail)?;
+            &read
+        }
+    };
     let mut memory = Memory {
         vmas: Vec::with_capacity(mappings.len()),
         files: Vec::new(),
@@ -33,11 +42,11 @@ pub(crate) fn read(
     let mut keys: Vec<(String, u64)> = Vec::new();
     let mut pagemap = Pagemap::open(shadow).map_err(&fail)?;
     let mut runs = Vec::new();
-    for mapping in &mappings {
+    for mapping in mappings {
         if ours.iter().any(|(start, end)| mapping.start < *end && mapping.end > *start) {
             continue;
         }
-        let Some(backing) = backing(mapping, inherited.is_some())? else { continue };
+        let Some(backing) = backing(mapping, inherited.is_some(), kept)? else { continue };
         let backing = match backing {
             Backing::File { offset, .. } => {
                 let file = memory.file_of(shadow, mapping, &mut keys);
@@ -45,10 +54,18 @@ pub(crate) fn read(
             }
             other => other,
         };
-        if matches!(backing, Backing::Anonymous | Backing::File { .. }) {
+        if !matches!(backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock) {
             let mut present = Vec::new();
-            if mapping.perms[3] == b'p' {
+            if mapping.perms[3] == b'p' || matches!(backing, Backing::Shared { .. }) {
                 pagemap.private_ranges(mapping.start, mapping.end, &mut present).map_err(&fail)?;
+            }
+            if backing == Backing::Anonymous {
+                let mut guards = Vec::new();
+                pagemap.guard_ranges(mapping.start, mapping.end, &mut guards).map_err(&fail)?;
+                if let Some(&(start, end)) = guards.first() {
+                    let what = "a guard region (MADV_GUARD_INSTALL)".into();
+                    return Err(CaptureError::Memory { start, end, what });
+                }
             }
             owned_runs(mapping, &present, inherited, &mut runs);
         }
@@ -88,7 +105,11 @@ impl Memory {
 }
 
 /// What the mapping shows; `None` for what every process has anyway.
-fn backing(mapping: &Mapping, child_of_ours: bool) -> Result<Option<Backing>, CaptureError> {
+fn backing(
+    mapping: &Mapping,
+    child_of_ours: bool,
+    kept: Option<&Kept>,
+) -> Result<Option<Backing>, CaptureError> {
     let refuse =
         |what: String| Err(CaptureError::Memory { start: mapping.start, end: mapping.end, what });
     match mapping.name.as_str() {
@@ -99,7 +120,6 @@ fn backing(mapping: &Mapping, child_of_ours: bool) -> Result<Option<Backing>, Ca
         name if name.starts_with("anon_inode:[io_uring]") => {
             return refuse("an io_uring ring".into());
         }
-        "/dev/zero (deleted)" => return refuse("shared anonymous memory".into()),
         name if name.starts_with("/SYSV") => return refuse("System V shared memory".into()),
         _ => {}
     }
@@ -112,8 +132,14 @@ fn backing(mapping: &Mapping, child_of_ours: bool) -> Result<Option<Backing>, Ca
     if !child_of_ours && (mapping.has(b"um") || mapping.has(b"uw") || mapping.has(b"ui")) {
         return refuse("registered with a userfaultfd of its own".into());
     }
-    if mapping.perms[3] == b's' && (mapping.inode == 0 || mapping.perms[1] == b'w') {
-        return refuse(format!("a writable shared mapping ({})", mapping.name));
+    if is_shared(mapping) {
+        let Some(object) = kept.and_then(|kept| kept.object_of(mapping)) else {
+            return refuse("shared memory that is newer than the first look: try again".into());
+        };
+        return Ok(Some(Backing::Shared { object, offset: mapping.offset }));
+    }
+    if mapping.perms[3] == b's' && mapping.inode == 0 {
+        return refuse(format!("a shared mapping of no file ({})", mapping.name));
     }
     if mapping.inode != 0 {
         return Ok(Some(Backing::File { file: 0, offset: mapping.offset }));
@@ -135,6 +161,8 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"dd", vma_flags::DONTDUMP),
         (b"wf", vma_flags::WIPEONFORK),
         (b"ac", vma_flags::ACCOUNTED),
+        (b"sl", vma_flags::SEALED),
+        (b"dp", vma_flags::DROPPABLE),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
     table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)

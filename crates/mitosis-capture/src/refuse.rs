@@ -1,6 +1,6 @@
 //! Who cannot be a parent, found out before anything is touched.
 
-use crate::CaptureError;
+use crate::{CaptureError, shared, timers};
 use mitosis_sys::procfs::{self, Status};
 
 /// What was seen of the parent before it was stopped.
@@ -9,6 +9,10 @@ pub(crate) struct Facts {
     pub seccomp: bool,
     /// Its pid namespace is not ours.
     pub foreign_pid_ns: bool,
+    /// It has shared memory that a fork does not freeze.
+    pub shared: bool,
+    /// Timers of timer_create(2) that it has.
+    pub timers: usize,
     /// It is pid 1 of its pid namespace.
     pub is_init: bool,
 }
@@ -47,6 +51,8 @@ pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
     Ok(Facts {
         seccomp: status.number("Seccomp", 10) != 0,
         foreign_pid_ns: ns(&pid.to_string()) != ns("self"),
+        shared: shared::any(pid)?,
+        timers: timers::list(pid)?.len(),
         is_init: status.numbers("NSpid", 10).last() == Some(&1),
     })
 }

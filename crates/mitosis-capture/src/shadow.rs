@@ -2,6 +2,7 @@
 
 use crate::gadget::{Gadget, WAIT4, WALL_WNOHANG};
 use crate::refuse::Facts;
+use crate::shared::Kept;
 use crate::{CaptureError, Shadow, stop};
 use mitosis_sys::ptrace::{Metronome, Stopped};
 use mitosis_sys::{SysError, procfs};
@@ -10,11 +11,16 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 /// A shadow that is still traced. Dropping it kills it.
-pub(crate) struct NewShadow(pub Option<Stopped>);
+pub(crate) struct NewShadow {
+    /// At its first instruction, or where it has set itself up if that was waited for.
+    pub stopped: Option<Stopped>,
+    /// The shared memory that it has made its own; then it has set itself up already.
+    pub kept: Option<Kept>,
+}
 
 impl Drop for NewShadow {
     fn drop(&mut self) {
-        if let Some(stopped) = &self.0 {
+        if let Some(stopped) = &self.stopped {
             kill(stopped.tid());
         }
     }
@@ -32,24 +38,27 @@ pub(crate) fn settle(
     mut new: NewShadow,
     parent: i32,
     facts: &Facts,
-) -> Result<Shadow, CaptureError> {
+) -> Result<(Shadow, Option<Kept>), CaptureError> {
     let lost = || CaptureError::Internal("the shadow was not seen".into());
-    let stopped = new.0.as_mut().ok_or_else(lost)?;
+    let stopped = new.stopped.as_mut().ok_or_else(lost)?;
     let pid = stopped.tid();
     let fail = CaptureError::sys("shadow", pid);
-    stopped.follow_forks(true).map_err(&fail)?;
-    stopped.resume().map_err(&fail)?;
-    stopped.wait_trap(Instant::now() + Duration::from_secs(5)).map_err(&fail)?;
+    if new.kept.is_none() {
+        stopped.follow_forks(true).map_err(&fail)?;
+        stopped.resume().map_err(&fail)?;
+        stopped.wait_trap(Instant::now() + Duration::from_secs(5)).map_err(&fail)?;
+    }
     let raw = Pid::from_raw(pid).ok_or_else(lost)?;
     let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty())
         .map_err(|e| fail(SysError::io("pidfd_open", pid, e)))?;
     let path = format!("/proc/{pid}/mem");
     let mem = File::open(&path).map_err(|e| fail(SysError::io("open", path, e)))?;
-    if let Some(stopped) = new.0.take() {
+    if let Some(stopped) = new.stopped.take() {
         const SIGSTOP: i32 = 19;
         stopped.detach(if facts.seccomp { SIGSTOP } else { 0 });
     }
-    Ok(Shadow { pid, pidfd, mem, child_of: facts.is_init.then_some(parent) })
+    let child_of = facts.is_init.then_some(parent);
+    Ok((Shadow { pid, pidfd, mem, child_of }, new.kept.take()))
 }
 
 /// Makes `parent` reap a shadow that was cloned as its child and has ended: a zombie that it

@@ -1,10 +1,11 @@
 //! Stopping every thread, reading what only a stopped thread shows, and letting all run on.
 
 use crate::CaptureError;
-use mitosis_descriptor::Registers;
+use crate::timers::Timers;
+use mitosis_descriptor::{Registers, Sched, SigInfo};
 use mitosis_sys::procfs::{self, Status};
 use mitosis_sys::ptrace::{Running, Stopped, UserRegs, robust_list};
-use mitosis_sys::{SysError, cpu};
+use mitosis_sys::{SysError, cpu, sched};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ pub(crate) struct TakenThread {
     /// Id in its own pid namespace.
     pub tid: i32,
     /// Id as we see it.
-    host_tid: i32,
+    pub host_tid: i32,
     /// As it will run on: an interrupted wait that would show EINTR is rewound.
     pub regs: UserRegs,
     pub xstate: Vec<u8>,
@@ -50,13 +51,18 @@ pub(crate) struct TakenThread {
     pub rseq: (u64, u32, u32),
     pub robust_list: (u64, u64),
     pub name: Vec<u8>,
+    pub pending: Vec<SigInfo>,
+    pub sched: Sched,
 }
 
 /// What was read of the process.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Taken {
     pub threads: Vec<TakenThread>,
     pub seccomp: Vec<Vec<u64>>,
+    /// Signals that wait for the process.
+    pub pending: Vec<SigInfo>,
+    pub timers: Timers,
 }
 
 /// Where this thread runs, which matters to the parent. The thread ends with the capture.
@@ -189,6 +195,16 @@ impl StoppedProcess {
         Ok(())
     }
 
+    /// Reads the signals that wait. They stay with the parent; a child has copies.
+    pub(crate) fn take_pending(&mut self) -> Result<(), CaptureError> {
+        let fail = CaptureError::sys("registers", self.pid);
+        self.taken.pending = waiting(self.threads[0].pending(true).map_err(&fail)?);
+        for (stopped, taken) in self.threads.iter().zip(&mut self.taken.threads) {
+            taken.pending = waiting(stopped.pending(false).map_err(&fail)?);
+        }
+        Ok(())
+    }
+
     /// Lets all threads run on as they were; tells what was read and how long they stood still.
     pub(crate) fn release(mut self) -> (Taken, Duration) {
         self.put_back();
@@ -199,14 +215,36 @@ impl StoppedProcess {
 }
 
 impl Taken {
-    /// Names of the threads, read when they run again: a name is not worth a longer stop.
+    /// Names and scheduling of the threads, read when they run again: these are not worth a longer
+    /// stop.
     pub(crate) fn name_threads(&mut self, pid: i32) {
         for thread in &mut self.threads {
             let comm = procfs::text(pid, &format!("task/{}/comm", thread.host_tid));
             let comm = comm.or_else(|_| procfs::text(pid, "comm")).unwrap_or_default();
             thread.name = comm.trim_end_matches('\n').as_bytes().to_vec();
+            // Of a thread that has ended since nothing is known any more.
+            thread.sched = sched::scheduling(thread.host_tid).map(described).unwrap_or_default();
         }
     }
+}
+
+/// SIGKILL and SIGSTOP are no state to be carried.
+fn waiting(signals: Vec<[u8; 128]>) -> Vec<SigInfo> {
+    let trimmed = |info: [u8; 128]| {
+        let len = info.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        SigInfo(info[..len].to_vec())
+    };
+    let carried = |info: &SigInfo| !matches!(info.signal(), 0 | 9 | 19);
+    signals.into_iter().map(trimmed).filter(carried).collect()
+}
+
+fn described(all: sched::Scheduling) -> Sched {
+    let sched::Scheduling { policy, flags, nice, priority, ioprio, cpus } = all;
+    const RESET_ON_FORK: u64 = 1;
+    let may_run_on: u32 = cpus.iter().map(|word| word.count_ones()).sum();
+    let everywhere = may_run_on >= sched::cpus_online();
+    let cpus = if everywhere { Vec::new() } else { cpus };
+    Sched { policy, flags: flags & RESET_ON_FORK, nice, priority, ioprio, cpus }
 }
 
 fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread, SysError> {
@@ -235,6 +273,8 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         rseq: stopped.rseq(),
         robust_list: robust_list(host_tid)?,
         name: Vec::new(),
+        pending: Vec::new(),
+        sched: Sched::default(),
     })
 }
 

@@ -18,7 +18,7 @@ mod vmas;
 mod xstate;
 
 use crate::{Descriptor, DescriptorError, Limits, MappedFile, OpenFile, Origin, Owner};
-use crate::{PageIndex, Process, Thread};
+use crate::{PageIndex, Process, SharedObject, Thread};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -37,6 +37,7 @@ struct Counts {
     files: u32,
     vmas: u32,
     owners: u32,
+    shared: u32,
     runs: u32,
     open_files: u32,
 }
@@ -52,6 +53,7 @@ struct Parts<'a> {
     files: Cow<'a, [MappedFile]>,
     vmas: Vec<vmas::Packed>,
     owners: Cow<'a, [Owner]>,
+    shared: Cow<'a, [SharedObject]>,
     open_files: Cow<'a, [OpenFile]>,
 }
 
@@ -63,13 +65,14 @@ struct Parts<'a> {
 /// [`DescriptorError::TooLarge`] when a count or the body does not fit 32 bits.
 pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
     // Destructured, so that a field added to the image cannot be forgotten here.
-    let Descriptor { origin, process, threads, files, vmas, owners, pages, open_files } =
+    let Descriptor { origin, process, threads, files, vmas, owners, pages, shared, open_files } =
         descriptor;
     let counts = Counts {
         threads: count_u32("threads", threads.len())?,
         files: count_u32("files", files.len())?,
         vmas: count_u32("VMAs", vmas.len())?,
         owners: count_u32("owners", owners.len())?,
+        shared: count_u32("shared memory objects", shared.len())?,
         runs: count_u32("page runs", pages.runs().len())?,
         open_files: count_u32("open files", open_files.len())?,
     };
@@ -81,6 +84,7 @@ pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
         files: Cow::Borrowed(files),
         vmas: vmas::pack(vmas)?,
         owners: Cow::Borrowed(owners),
+        shared: Cow::Borrowed(shared),
         open_files: Cow::Borrowed(open_files),
     };
     let body = vec![0; HEADER_BYTES];
@@ -108,6 +112,7 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Descriptor, DescriptorErr
     limits.check("files", counts.files as usize, limits.vmas_max)?;
     limits.check("VMAs", counts.vmas as usize, limits.vmas_max)?;
     limits.check("owners", counts.owners as usize, limits.owners_max)?;
+    limits.check("shared memory objects", counts.shared as usize, limits.vmas_max)?;
     limits.check("page runs", counts.runs as usize, limits.runs_max)?;
     limits.check("open files", counts.open_files as usize, limits.open_files_max)?;
     let (parts, rest) = postcard::take_from_bytes::<Parts<'_>>(rest).map_err(malformed)?;
@@ -178,6 +183,7 @@ fn assemble(
         vmas: vmas::unpack(parts.vmas)?,
         owners: parts.owners.into_owned(),
         pages,
+        shared: parts.shared.into_owned(),
         open_files: parts.open_files.into_owned(),
     })
 }
@@ -188,6 +194,7 @@ fn tally(d: &Descriptor) -> Counts {
         files: d.files.len() as u32,
         vmas: d.vmas.len() as u32,
         owners: d.owners.len() as u32,
+        shared: d.shared.len() as u32,
         runs: d.pages.runs().len() as u32,
         open_files: d.open_files.len() as u32,
     }

@@ -21,6 +21,8 @@ pub struct Descriptor {
     /// Pages that hold data, by owner. A page of an anonymous VMA in no run is zero; a page of a
     /// private file VMA in no run is the file's.
     pub pages: PageIndex,
+    /// Memory that VMAs map shared and no file holds.
+    pub shared: Vec<SharedObject>,
     /// Open file descriptions and the descriptors that name them.
     pub open_files: Vec<OpenFile>,
 }
@@ -88,6 +90,55 @@ pub struct Process {
     pub session_leader: bool,
     /// Seccomp filters, oldest first: classic BPF instructions as 8-byte words.
     pub seccomp: Vec<Vec<u64>>,
+    /// Signals that wait for the process.
+    pub pending: Vec<SigInfo>,
+    /// Armed `setitimer(2)` timers.
+    pub itimers: Vec<IntervalTimer>,
+    /// `timer_create(2)` timers, armed or not.
+    pub timers: Vec<PosixTimer>,
+}
+
+/// The kernel's `siginfo_t` (asm-generic/siginfo.h) without its trailing zeros; at most 128 bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SigInfo(pub Vec<u8>);
+
+impl SigInfo {
+    /// Number of the signal.
+    pub fn signal(&self) -> u8 {
+        self.0.first().copied().unwrap_or(0)
+    }
+}
+
+/// A timer of `setitimer(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IntervalTimer {
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub which: u8,
+    /// Period in microseconds, 0 for none.
+    pub interval_us: u64,
+    /// Until it expires, in microseconds.
+    pub value_us: u64,
+}
+
+/// A timer of `timer_create(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// Its id in the process.
+    pub id: u32,
+    /// `CLOCK_*`.
+    pub clock: u32,
+    /// `SIGEV_*`.
+    pub notify: u32,
+    /// Signal number.
+    pub signal: u32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// Thread that is told, in its own pid namespace; 0 for the process.
+    pub tid: i32,
+    /// Period in nanoseconds, 0 for none.
+    pub interval_ns: u64,
+    /// Until it expires, in nanoseconds; 0 for a timer that is not armed.
+    pub value_ns: u64,
 }
 
 /// Credentials, as in `/proc/PID/status`.
@@ -170,6 +221,27 @@ pub struct Thread {
     pub rseq: (u64, u32, u32),
     /// Name (`comm`).
     pub name: Vec<u8>,
+    /// Signals that wait for this thread alone.
+    pub pending: Vec<SigInfo>,
+    /// How it is scheduled.
+    pub sched: Sched,
+}
+
+/// How a thread is scheduled (sched(7), ioprio_get(2)).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Sched {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`, of which only `RESET_ON_FORK`.
+    pub flags: u64,
+    /// Nice value, -20 to 19.
+    pub nice: i32,
+    /// Real-time priority, 1 to 99, or 0.
+    pub priority: u32,
+    /// Class and level; 0 for what follows from the nice value.
+    pub ioprio: u32,
+    /// CPUs it may run on, one bit each; empty for all of its machine.
+    pub cpus: Vec<u64>,
 }
 
 /// `struct user_regs_struct` of x86-64 (sys/user.h), in a neutral order.
@@ -242,10 +314,14 @@ pub mod vma_flags {
     pub const DONTDUMP: u16 = 32;
     /// `MADV_WIPEONFORK`.
     pub const WIPEONFORK: u16 = 64;
-    /// Mapped `MAP_SHARED` (read-only file mappings only).
+    /// Mapped `MAP_SHARED`.
     pub const SHARED: u16 = 128;
     /// Counted as committed memory (`ac` in smaps): once writable private.
     pub const ACCOUNTED: u16 = 256;
+    /// `mseal(2)`ed.
+    pub const SEALED: u16 = 512;
+    /// `MAP_DROPPABLE`.
+    pub const DROPPABLE: u16 = 1024;
 }
 
 /// What a mapping shows.
@@ -266,6 +342,23 @@ pub enum Backing {
         /// Offset in the file, in bytes.
         offset: u64,
     },
+    /// Shared memory without a path, from `offset` (bytes).
+    Shared {
+        /// Index into [`Descriptor::shared`].
+        object: u32,
+        /// Offset in the object, in bytes.
+        offset: u64,
+    },
+}
+
+/// Memory that is shared between mappings, of one process or of several, and that no path leads
+/// to: `MAP_SHARED | MAP_ANONYMOUS`, a memfd, a file that was deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SharedObject {
+    /// What `/proc/PID/maps` is to show of it, for people.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// An open file description. What `kind` means and how `body` is encoded is the business of the

@@ -1,7 +1,7 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{PageRun, Process, Thread, Vma};
+use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -29,6 +29,16 @@ const FILTER_MAX: usize = 4096;
 const FILTERS_SUM_MAX: usize = 32_768;
 /// `TASK_COMM_LEN` of linux/sched.h, each byte escaped as in `/proc/PID/status`.
 const COMM_MAX: usize = 4 * 16;
+/// Signals that wait for one process or thread; Linux bounds them by `RLIMIT_SIGPENDING` only.
+const PENDING_MAX: usize = 4096;
+/// `SI_MAX_SIZE` of asm-generic/siginfo.h.
+const SIGINFO_BYTES: usize = 128;
+/// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+const ITIMERS_MAX: usize = 3;
+/// Timers of timer_create(2).
+const TIMERS_MAX: usize = 4096;
+/// `NR_CPUS` of x86-64 is at most 8192.
+const CPU_WORDS_MAX: usize = 128;
 /// Read, write and execute.
 const PROT_ALL: u8 = 7;
 
@@ -101,6 +111,10 @@ impl Descriptor {
         for file in &self.files {
             bounded("path of a mapped file", file.path.as_bytes(), PATH_MAX)?;
         }
+        limits.check("shared memory objects", self.shared.len(), limits.vmas_max)?;
+        for object in &self.shared {
+            bounded("name of shared memory", object.name.as_bytes(), NAME_MAX)?;
+        }
         self.validate_vmas(limits)?;
         self.validate_owners(limits)?;
         self.validate_runs(limits)?;
@@ -130,7 +144,7 @@ impl Descriptor {
         limits.check("VMAs", self.vmas.len(), limits.vmas_max)?;
         let mut end_before = 0;
         for vma in &self.vmas {
-            vma.validate(self.files.len())?;
+            vma.validate(self.files.len(), &self.shared)?;
             if vma.start < end_before {
                 return invalid(format!("VMA {:#x} begins in the one before it", vma.start));
             }
@@ -207,6 +221,7 @@ impl Process {
                 return invalid(format!("rlimit {number}: soft {soft} is over hard {hard}"));
             }
         }
+        self.validate_timers(limits)?;
         let mut sum = 0;
         for filter in &self.seccomp {
             if filter.is_empty() {
@@ -218,6 +233,37 @@ impl Process {
         }
         self.mm.validate(limits)
     }
+
+    fn validate_timers(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        pending(limits, &self.pending)?;
+        limits.check("interval timers", self.itimers.len(), ITIMERS_MAX)?;
+        if let Some(timer) = self.itimers.iter().find(|t| usize::from(t.which) >= ITIMERS_MAX) {
+            return invalid(format!("interval timer {}", timer.which));
+        }
+        limits.check("timers", self.timers.len(), TIMERS_MAX)?;
+        let mut ids = HashSet::with_capacity(self.timers.len());
+        for timer in &self.timers {
+            if i32::try_from(timer.id).is_err() || !ids.insert(timer.id) {
+                return invalid(format!("timer id {}: too high, or twice", timer.id));
+            }
+            if timer.signal as usize > SIGNALS_MAX {
+                return invalid(format!("timer {}: signal {}", timer.id, timer.signal));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks signals that wait.
+fn pending(limits: &Limits, signals: &[SigInfo]) -> Result<(), DescriptorError> {
+    limits.check("pending signals", signals.len(), PENDING_MAX)?;
+    for info in signals {
+        limits.check("bytes of a pending signal", info.0.len(), SIGINFO_BYTES)?;
+        if !(1..=SIGNALS_MAX).contains(&usize::from(info.signal())) {
+            return invalid(format!("pending signal {}", info.signal()));
+        }
+    }
+    Ok(())
 }
 
 impl MmLayout {
@@ -244,12 +290,14 @@ impl Thread {
     fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         pid("thread id", self.tid)?;
         limits.check("XSAVE image", self.xstate.len(), limits.xstate_max)?;
+        pending(limits, &self.pending)?;
+        limits.check("words of a CPU set", self.sched.cpus.len(), CPU_WORDS_MAX)?;
         bounded("name of a thread", &self.name, COMM_MAX)
     }
 }
 
 impl Vma {
-    fn validate(&self, files: usize) -> Result<(), DescriptorError> {
+    fn validate(&self, files: usize, shared: &[SharedObject]) -> Result<(), DescriptorError> {
         let Vma { start, end, .. } = *self;
         if start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 || start >= end || end > USER_END {
             return invalid(format!("VMA {start:#x}-{end:#x}: unaligned, empty or too high"));
@@ -267,12 +315,31 @@ impl Vma {
                 return invalid(format!("VMA {start:#x}: file offset {offset:#x}"));
             }
         }
+        if let Backing::Shared { object, offset } = self.backing {
+            let Some(object) = shared.get(object as usize) else {
+                return invalid(format!("VMA {start:#x}: no shared memory {object}"));
+            };
+            // An object may be shorter than its mappings, which then fault behind its end.
+            let last = offset.checked_add(end - start).filter(|l| i64::try_from(*l).is_ok());
+            let fits = last.is_some() && i64::try_from(object.size).is_ok();
+            if offset % PAGE_SIZE != 0 || !fits {
+                return invalid(format!("VMA {start:#x}: offset {offset:#x} in shared memory"));
+            }
+        }
         Ok(())
     }
 
-    /// Whether pages of ours can lie in it: the vdso and its data belong to the child's kernel.
+    /// Whether pages of ours can lie in it: the vdso and its data belong to the child's kernel, and
+    /// what a writable shared mapping of a file shows to the child's file.
     fn holds_pages(&self) -> bool {
-        matches!(self.backing, Backing::Anonymous | Backing::File { .. })
+        const PROT_WRITE: u8 = 2;
+        match self.backing {
+            Backing::Anonymous | Backing::Shared { .. } => true,
+            Backing::File { .. } => {
+                self.flags & vma_flags::SHARED == 0 || self.prot & PROT_WRITE == 0
+            }
+            Backing::Vdso | Backing::Vvar | Backing::VvarVclock => false,
+        }
     }
 }
 

@@ -127,6 +127,34 @@ const CONTRADICTIONS: &[Case] = &[
         d.files = cpython(0).files;
         d.vmas[0].backing = Backing::File { file: 0, offset: i64::MAX as u64 & !4095 };
     }),
+    ("leaves its VMAs", |d| {
+        d.files = vec![MappedFile { path: "/f".to_owned(), size: 4096, hash: None }];
+        d.vmas[0].backing = Backing::File { file: 0, offset: 0 };
+        d.vmas[0].flags = vma_flags::SHARED;
+    }),
+    ("pending signal 0", |d| d.process.pending = vec![SigInfo(vec![0])]),
+    ("pending signal 65", |d| d.threads[0].pending = vec![SigInfo(vec![65])]),
+    ("bytes of a pending signal", |d| d.process.pending = vec![SigInfo(vec![1; 129])]),
+    ("pending signals", |d| d.process.pending = vec![SigInfo(vec![1]); 4097]),
+    ("words of a CPU set", |d| d.threads[0].sched.cpus = vec![1; 129]),
+    ("interval timer 3", |d| {
+        d.process.itimers = vec![IntervalTimer { which: 3, interval_us: 0, value_us: 1 }];
+    }),
+    ("interval timers", |d| {
+        d.process.itimers = vec![IntervalTimer { which: 0, interval_us: 0, value_us: 1 }; 4];
+    }),
+    ("timer id 7", |d| d.process.timers = vec![timer(7, 1), timer(7, 1)]),
+    ("timer id 2147483648", |d| d.process.timers = vec![timer(1 << 31, 1)]),
+    ("timer 1: signal 65", |d| d.process.timers = vec![timer(1, 65)]),
+    ("no shared memory", |d| d.vmas[0].backing = Backing::Shared { object: 0, offset: 0 }),
+    ("in shared memory", |d| {
+        d.shared = vec![SharedObject { name: String::new(), size: 4096 }];
+        d.vmas[0].backing = Backing::Shared { object: 0, offset: 1 };
+    }),
+    ("in shared memory", |d| {
+        d.shared = vec![SharedObject { name: String::new(), size: u64::MAX }];
+        d.vmas[0].backing = Backing::Shared { object: 0, offset: 0 };
+    }),
     ("leaves its VMAs", |d| d.vmas[0].backing = Backing::Vdso),
     ("leaves its VMAs", |d| d.vmas.clear()),
     ("leaves its VMAs", |d| {
@@ -226,4 +254,9 @@ proptest! {
             prop_assert_eq!(decode(&again, &limits()), Ok(d));
         }
     }
+}
+
+fn timer(id: u32, signal: u32) -> PosixTimer {
+    let (clock, notify, value, tid) = (1, 0, 0, 0);
+    PosixTimer { id, clock, notify, signal, value, tid, interval_ns: 0, value_ns: 0 }
 }

@@ -82,6 +82,10 @@ fn backing(descriptor: &Descriptor, backing: Backing) -> String {
             Some(file) => format!("{} at {offset:#x} (content unknown)", file.path),
             None => format!("file {file}?"),
         },
+        Backing::Shared { object, offset } => {
+            let name = descriptor.shared.get(object as usize).map_or("?", |o| o.name.as_str());
+            format!("shared memory {object} ({name}) at {offset:#x}")
+        }
     }
 }
 

@@ -138,6 +138,8 @@ pub fn expect<T: DeserializeOwned>(
                 Err(PagerError::Timeout(timeout_ms))
             }
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Err(PagerError::Gone),
+            // Only the beat of a capture thread interrupts it, which is none of the pager's doing.
+            io::ErrorKind::Interrupted => expect(socket, timeout_ms),
             _ => Err(PagerError::system("receive from the pager", cause)),
         },
     }

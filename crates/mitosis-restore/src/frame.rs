@@ -110,6 +110,8 @@ mod tests {
             clear_tid: 0,
             rseq: (0, 0, 0),
             name: Vec::new(),
+            pending: Vec::new(),
+            sched: Default::default(),
         };
         let frame = frame(&thread, 0x5000);
         let word = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().expect("word"));

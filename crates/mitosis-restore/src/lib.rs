@@ -11,6 +11,8 @@ mod frame;
 mod identity;
 mod memory;
 mod plan;
+mod shared;
+mod signals;
 mod start;
 
 pub use error::RestoreError;

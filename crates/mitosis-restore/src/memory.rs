@@ -1,8 +1,8 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::RestoreError;
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
+use crate::{RestoreError, shared};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -20,9 +20,12 @@ const CLOSE: u16 = 3;
 const DUP3: u16 = 292;
 const PRCTL: u16 = 157;
 const USERFAULTFD: u16 = 323;
+const MSEAL: u16 = 462;
 
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
+/// Since Linux 6.11; in place of MAP_PRIVATE.
+const MAP_DROPPABLE: u64 = 8;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_GROWSDOWN: u64 = 0x100;
@@ -65,12 +68,16 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
     let limits = hard_limits();
     let status = procfs::Status::read(pid).map_err(fail)?;
     let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
+    let sched = mitosis_sys::sched::scheduling(0).map_err(fail)?;
     Ok(NodeFacts {
         vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(fail)?),
         xcr0: mitosis_sys::cpu::xcr0(),
         vdso_parts: ranges.iter().filter_map(part).collect(),
         hard_limits: limits,
         oom_score_adj: oom.trim().parse().unwrap_or(0),
+        cpus: sched.cpus,
+        nice: sched.nice,
+        timer_ids: mitosis_sys::sched::chooses_timer_ids(),
         cap_bounding: status.number("CapBnd", 16),
     })
 }
@@ -145,13 +152,25 @@ impl<'a> Memory<'a> {
         provided: &mut Vec<Provided>,
     ) -> Result<(), RestoreError> {
         self.clear(program, node);
+        shared::map(program, self.descriptor);
         for vma in &self.descriptor.vmas {
             self.map(program, vma, provided);
         }
         self.place_vdso(program, node)?;
         self.layout(program, provided);
         self.register(program);
+        shared::fill(program, self.descriptor);
+        self.seal(program);
         Ok(())
+    }
+
+    /// What nobody may change any more: when all is in place.
+    fn seal(&self, program: &mut Program) {
+        for vma in self.descriptor.vmas.iter().filter(|v| v.flags & vma_flags::SEALED != 0) {
+            let detail = Detail::Range(vma.start, vma.end);
+            let args = [vma.start, vma.end - vma.start, 0];
+            program.call(List::Build, MSEAL, &args, "map-vmas: mseal", detail);
+        }
     }
 
     /// Moves the vdso into the hole and unmaps everything else.
@@ -205,6 +224,12 @@ impl<'a> Memory<'a> {
             Backing::Anonymous => {
                 map_anonymous(program, vma, vma.start, vma.end);
                 self.missing_in(vma, None);
+            }
+            // Mapped already, object by object.
+            Backing::Shared { .. } => self.missing_in(vma, None),
+            Backing::File { file, offset } if shared::is_writable(vma) => {
+                let path = &self.descriptor.files[file as usize].path;
+                shared::map_file(program, vma, path, offset);
             }
             Backing::File { file, offset } if self.usable[file as usize] => {
                 let fd = self.number(file, provided);
@@ -383,7 +408,8 @@ fn noreserve(vma: &Vma) -> u64 {
 
 fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
     let grows = if vma.flags & vma_flags::GROWSDOWN != 0 { MAP_GROWSDOWN | MAP_STACK } else { 0 };
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
+    let kind = if vma.flags & vma_flags::DROPPABLE != 0 { MAP_DROPPABLE } else { MAP_PRIVATE };
+    let flags = kind | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
     let args = [start, end - start, u64::from(vma.prot), flags, u64::MAX, 0];
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));
 }

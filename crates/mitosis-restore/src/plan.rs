@@ -1,6 +1,6 @@
 //! From a descriptor to a table of operations.
 
-use crate::{RestoreError, files, frame, identity, memory};
+use crate::{RestoreError, files, frame, identity, memory, signals};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use mitosis_state::{Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
@@ -18,6 +18,12 @@ pub struct NodeFacts {
     pub hard_limits: Vec<u64>,
     /// `oom_score_adj` of this node's daemon.
     pub oom_score_adj: i32,
+    /// CPUs on which this node's daemon, and so its children, may run; one bit each.
+    pub cpus: Vec<u64>,
+    /// Nice value of this node's daemon.
+    pub nice: i32,
+    /// A process can choose the ids of its timers here.
+    pub timer_ids: bool,
     /// Capability bounding set of this node's daemon.
     pub cap_bounding: u64,
 }
@@ -121,6 +127,7 @@ pub fn plan(
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
     program.time(List::Build, 2);
     identity::plan(descriptor, node, request, &mut program);
+    signals::plan(descriptor, node, request, &mut program)?;
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);

@@ -10,6 +10,8 @@ pub const ENTRY_RESTORE: u64 = 16;
 pub const ENTRY_CAPTURE: u64 = 32;
 /// Entry: per-thread capture, run by every other thread of the parent.
 pub const ENTRY_CAPTURE_THREAD: u64 = 48;
+/// Entry: timers, run by the parent's leading thread.
+pub const ENTRY_CAPTURE_TIMERS: u64 = 64;
 
 /// File descriptor of the guard's control socket.
 pub const GUARD_CONTROL_FD: i32 = 3;
@@ -223,7 +225,43 @@ pub struct CaptureData {
     pub thread: CaptureThread,
     /// In: extra flags of the shadow's clone (CLONE_PARENT or 0).
     pub shadow_flags: u64,
+    /// In, for the shadow: address and count of [`SharedPiece`]s.
+    pub shared: [u64; 2],
+    /// Out, in the shadow's own copy: 0, or the negative errno of keeping the shared memory.
+    pub shared_result: i64,
+    /// Out: `getitimer(2)` of the three timers: interval and value, in seconds and microseconds.
+    pub itimers: [[u64; 4]; 3],
+    /// In, for the leading thread: address and count of [`TimerPlace`]s.
+    pub timers: [u64; 2],
 }
+
+/// A timer whose state is asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TimerPlace {
+    /// In: its id.
+    pub id: u64,
+    /// Out: interval and value, in seconds and nanoseconds (`timer_gettime(2)`).
+    pub state: [u64; 4],
+}
+
+/// A mapping of shared memory that the shadow is to have as its own ([`SHARED_AREA`]), or a part
+/// of the one before that holds data ([`SHARED_DATA`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SharedPiece {
+    /// Which of the two.
+    pub kind: u64,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// See [`SharedPiece`].
+pub const SHARED_AREA: u64 = 0;
+/// See [`SharedPiece`].
+pub const SHARED_DATA: u64 = 1;
 
 /// What every thread tells of itself.
 #[repr(C)]

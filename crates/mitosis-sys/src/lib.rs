@@ -9,6 +9,7 @@ pub mod floors;
 pub mod pagemap;
 pub mod procfs;
 pub mod ptrace;
+pub mod sched;
 pub mod sockopt;
 pub mod spawn;
 pub mod uffd;

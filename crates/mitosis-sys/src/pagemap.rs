@@ -11,6 +11,8 @@ const IS_FILE: u64 = 1 << 2;
 const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
 const IS_PFNZERO: u64 = 1 << 5;
+/// Since Linux 6.16.
+const IS_GUARD: u64 = 1 << 8;
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
 #[repr(C)]
@@ -35,6 +37,14 @@ struct PageRegion {
     start: u64,
     end: u64,
     categories: u64,
+}
+
+/// Which pages: their categories, those of `inverted` turned round, must have `all`, and one of
+/// `any` if that is not zero.
+struct Wanted {
+    inverted: u64,
+    all: u64,
+    any: u64,
 }
 
 /// The page map of one process.
@@ -67,7 +77,13 @@ impl Pagemap {
         out: &mut Vec<(u64, u64)>,
     ) -> Result<(), SysError> {
         if self.scan {
-            match self.scan_ranges(start, end, out) {
+            // Wanted: (present | swapped) & !file & !zero.
+            let wanted = Wanted {
+                inverted: IS_FILE | IS_PFNZERO,
+                all: IS_FILE | IS_PFNZERO,
+                any: IS_PRESENT | IS_SWAPPED,
+            };
+            match self.scan_ranges(start, end, &wanted, out) {
                 Err(e) if e.is(libc::ENOTTY) || e.is(libc::EINVAL) => self.scan = false,
                 done => return done,
             }
@@ -117,7 +133,31 @@ impl Pagemap {
         Ok(Some(found))
     }
 
-    fn scan_ranges(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> Result<(), SysError> {
+    /// Appends to `out` the guard regions in `[start, end)` (`MADV_GUARD_INSTALL`). A kernel that
+    /// cannot tell them (before 6.16) tells none.
+    ///
+    /// # Errors
+    /// As [`Pagemap::private_ranges`].
+    pub fn guard_ranges(
+        &mut self,
+        start: u64,
+        end: u64,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
+        let wanted = Wanted { inverted: 0, all: IS_GUARD, any: 0 };
+        match self.scan_ranges(start, end, &wanted, out) {
+            Err(e) if e.is(libc::ENOTTY) || e.is(libc::EINVAL) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn scan_ranges(
+        &self,
+        start: u64,
+        end: u64,
+        wanted: &Wanted,
+        out: &mut Vec<(u64, u64)>,
+    ) -> Result<(), SysError> {
         let mut regions = [PageRegion::default(); 256];
         let mut at = start;
         while at < end {
@@ -130,11 +170,11 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
                 max_pages: 0,
-                // Wanted: (present | swapped) & !file & !zero.
-                category_inverted: IS_FILE | IS_PFNZERO,
-                category_mask: IS_FILE | IS_PFNZERO,
-                category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-                return_mask: IS_PRESENT,
+                category_inverted: wanted.inverted,
+                category_mask: wanted.all,
+                category_anyof_mask: wanted.any,
+                // Only for regions not to be cut where something else changes.
+                return_mask: if wanted.any == 0 { wanted.all } else { IS_PRESENT },
             };
             // SAFETY: `arg` is the struct this ioctl reads and writes; `vec` describes `regions`.
             let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };

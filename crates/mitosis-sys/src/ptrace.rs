@@ -1,6 +1,8 @@
 //! ptrace(2) as types: a running thread has no registers to read, a stopped one resumes when it is
 //! dropped. All of it must happen on the thread that seized (ptrace(2), "the tracer").
 
+mod pending;
+
 use crate::SysError;
 use std::time::{Duration, Instant};
 

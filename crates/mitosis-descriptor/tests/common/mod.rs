@@ -40,6 +40,9 @@ pub fn process(pid: i32) -> Process {
         thp_disable: false,
         session_leader: false,
         seccomp: Vec::new(),
+        pending: Vec::new(),
+        itimers: Vec::new(),
+        timers: Vec::new(),
     }
 }
 
@@ -54,6 +57,8 @@ pub fn thread(tid: i32, xstate: Vec<u8>) -> Thread {
         clear_tid: 0x7f00_0000_2000,
         rseq: (0x7f00_0000_3000, 32, 0x5305_3053),
         name: b"worker".to_vec(),
+        pending: Vec::new(),
+        sched: Sched::default(),
     }
 }
 
@@ -73,6 +78,7 @@ pub fn minimal() -> Descriptor {
         vmas: vec![vma(0x10_0000, 1, ANON)],
         owners: vec![owner(1)],
         pages: PageIndex::from_sorted([run(0x100, 1, 0, 0x100)]).expect("one run"),
+        shared: Vec::new(),
         open_files: Vec::new(),
     }
 }
@@ -137,6 +143,23 @@ pub fn three_hops() -> Descriptor {
     let mut d = minimal();
     d.owners = vec![owner(1), owner(2), owner(3)];
     d.vmas = vec![vma(0x10_0000, 64, ANON), vma(0x7f00_0000_0000, 64, ANON)];
+    let alarm = SigInfo(vec![14, 0, 0, 0, 0, 0, 0, 0, 0x80]);
+    d.process.pending = vec![alarm.clone()];
+    d.process.itimers = vec![IntervalTimer { which: 0, interval_us: 0, value_us: 1_500_000 }];
+    d.process.timers = vec![PosixTimer {
+        id: 3,
+        clock: 1,
+        notify: 0,
+        signal: 34,
+        value: 0x7f00_0000_0010,
+        tid: 0,
+        interval_ns: 1_000_000_000,
+        value_ns: 250_000_000,
+    }];
+    d.threads[0].pending = vec![alarm];
+    d.threads[0].sched = Sched { nice: 5, cpus: vec![2], ..Sched::default() };
+    d.shared = vec![SharedObject { name: "memfd:pool".to_owned(), size: 8 * PAGE_SIZE }];
+    d.vmas.push(vma(0x7f00_1000_0000, 8, Backing::Shared { object: 0, offset: 0 }));
     let high = 0x7_f000_0000u64;
     d.pages = PageIndex::from_sorted([
         run(0x100, 3, 0, 0x100),

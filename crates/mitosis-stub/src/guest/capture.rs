@@ -7,9 +7,12 @@
 //! stopped, the helper forks: so the shadow holds no file of the parent, and when the helper is
 //! gone and reaped, the shadow belongs to init and the parent never had a child it could notice.
 
-use crate::abi::{CaptureData, CaptureThread};
+use crate::abi::{CaptureData, CaptureThread, SHARED_AREA, SharedPiece, TimerPlace};
 use crate::sys::{self, syscall};
 
+const PROT_READ: u64 = 1;
+const RW: u64 = 3;
+const PRIVATE_ANON_NORESERVE: u64 = 0x4022;
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
 const CLONE_SIGHAND: u64 = 0x800;
@@ -21,18 +24,50 @@ const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
 
-/// rdi: the data; rsp: a stack of ours. Ends in a breakpoint that the tracer awaits.
+/// rdi: the data; rsp: a stack of ours. Ends in a breakpoint that the tracer awaits. The tracer puts
+/// the general registers back, and only these: the others, which the compiler may use to copy and
+/// to clear, are kept here. (Its SSE instructions leave the upper halves of AVX registers alone.)
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry() {
-    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
         main = sym leader);
 }
 
 /// As [`entry`], for the other threads.
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry_thread() {
-    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "call {main}", "int3", "ud2",
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
         main = sym describe_thread);
+}
+
+/// As [`entry`], for the timers.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry_timers() {
+    core::arch::naked_asm!("xor ebp, ebp", "and rsp, -16", "sub rsp, 512", "fxsave64 [rsp]",
+        "call {main}", "fxrstor64 [rsp]", "int3", "ud2",
+        main = sym describe_timers);
+}
+
+/// What of the timers only a thread of the process can say.
+unsafe extern "C" fn describe_timers(data: *mut CaptureData) {
+    // SAFETY: as in `describe_thread`.
+    let out = unsafe { &mut *data };
+    let base = out.itimers.as_mut_ptr();
+    for which in 0..3usize {
+        // SAFETY: which < 3.
+        let slot = unsafe { base.add(which) };
+        syscall!(sys::GETITIMER, which, slot);
+    }
+    let [table, count] = out.timers;
+    let mut index = 0;
+    while index < count {
+        // SAFETY: the tracer made room for `count` of them.
+        let place = unsafe { &mut *(table as *mut TimerPlace).add(index as usize) };
+        syscall!(sys::TIMER_GETTIME, place.id, place.state.as_mut_ptr());
+        index += 1;
+    }
 }
 
 unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
@@ -56,6 +91,9 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     out.prctl[3] = thp | syscall!(sys::PRCTL, PR_GET_DUMPABLE) << 8;
     // SAFETY: a field of the same region.
     unsafe { describe_thread(&raw mut out.thread) };
+    out.timers = [0; 2];
+    // SAFETY: the same region; no timer is asked for yet.
+    unsafe { describe_timers(data) };
     out.helper = spawn_helper(out.helper_stack_top, data);
 }
 
@@ -108,7 +146,7 @@ unsafe extern "C" fn helper(data: *mut CaptureData) -> ! {
     describe_process(out);
     let pid = syscall!(sys::CLONE, out.shadow_flags, 0, 0, 0, 0);
     if pid == 0 {
-        shadow();
+        shadow(out);
     }
     out.shadow = pid;
     // SAFETY: as above. For a fork that failed: one that did not was told to the tracer already.
@@ -118,8 +156,56 @@ unsafe extern "C" fn helper(data: *mut CaptureData) -> ! {
     }
 }
 
-/// The frozen copy; the tracer blocked all signals before. It traps once, for the tracer to let go of it, and then waits for SIGKILL.
-fn shadow() -> ! {
+/// Memory that is shared is not frozen by a fork: while the parent stands still the shadow copies
+/// what holds data of it into private memory, which then takes the place of the mapping.
+fn keep_shared([table, count]: [u64; 2]) -> i64 {
+    let pieces = table as *const SharedPiece;
+    // What the current area is copied to; 0 before the first.
+    let (mut copy, mut area, mut len) = (0u64, 0u64, 0u64);
+    let mut index = 0;
+    while index < count {
+        // SAFETY: the tracer wrote `count` pieces at `table`.
+        let piece = unsafe { &*pieces.add(index as usize) };
+        if piece.kind == SHARED_AREA {
+            let done = replace(area, copy, len);
+            if done < 0 {
+                return done;
+            }
+            (area, len) = (piece.start, piece.len);
+            let at = syscall!(sys::MMAP, 0, len, RW, PRIVATE_ANON_NORESERVE, -1i64, 0);
+            let readable = syscall!(sys::MPROTECT, area, len, PROT_READ);
+            if at < 0 || readable < 0 {
+                return if at < 0 { at } else { readable };
+            }
+            copy = at as u64;
+        } else {
+            let to = copy + (piece.start - area);
+            // SAFETY: the tracer keeps a piece within its area, and found data there: it is
+            // mapped, and readable by now; `to` is as long and just mapped.
+            unsafe {
+                core::arch::asm!("rep movsb", inout("rcx") piece.len => _,
+                    inout("rdi") to => _, inout("rsi") piece.start => _, options(nostack));
+            }
+        }
+        index += 1;
+    }
+    replace(area, copy, len)
+}
+
+/// Puts the copy where the shared mapping was.
+fn replace(area: u64, copy: u64, len: u64) -> i64 {
+    const MAYMOVE_FIXED: u64 = 3;
+    if len == 0 {
+        return 0;
+    }
+    let at = syscall!(sys::MREMAP, copy, len, len, MAYMOVE_FIXED, area);
+    if at < 0 { at } else { 0 }
+}
+
+/// The frozen copy; the tracer blocked all signals before. It traps once, for the tracer to let go
+/// of it, and then waits for SIGKILL.
+fn shadow(data: &mut CaptureData) -> ! {
+    data.shared_result = keep_shared(data.shared);
     syscall!(bare sys::SETSID);
     let name = *b"mitosis-shadow\0\0";
     syscall!(sys::PRCTL, PR_SET_NAME, name.as_ptr());

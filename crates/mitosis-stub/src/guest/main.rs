@@ -12,7 +12,7 @@ mod sys;
 
 use core::arch::global_asm;
 
-// The four entries, 16 bytes apart (abi::ENTRY_*). Each gives its function a stack if it needs one.
+// The entries, 16 bytes apart (abi::ENTRY_*). Each gives its function a stack if it needs one.
 global_asm!(
     ".section .text.entry,\"ax\",@progbits",
     ".globl guest_entry",
@@ -29,10 +29,14 @@ global_asm!(
     ".byte 0xe9",
     ".long {capture_thread} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {capture_timers} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
     capture_thread = sym capture::entry_thread,
+    capture_timers = sym capture::entry_timers,
 );
 
 #[panic_handler]

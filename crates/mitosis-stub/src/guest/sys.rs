@@ -4,9 +4,13 @@ use core::arch::asm;
 
 pub const POLL: u64 = 7;
 pub const MMAP: u64 = 9;
+pub const MPROTECT: u64 = 10;
 pub const SIGACTION: u64 = 13;
 pub const PREAD: u64 = 17;
+pub const MREMAP: u64 = 25;
 pub const SOCKETPAIR: u64 = 53;
+pub const GETITIMER: u64 = 36;
+pub const TIMER_GETTIME: u64 = 224;
 pub const RECVMSG: u64 = 47;
 pub const CLONE: u64 = 56;
 pub const WAIT4: u64 = 61;

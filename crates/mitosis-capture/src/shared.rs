@@ -1,0 +1,173 @@
+//! Shared memory that no path leads to: a fork does not freeze it, so the newborn shadow makes it
+//! its own while the parent still stands still.
+//!
+//! Only what holds data is copied. Which that is tells the kernel's object behind the mapping
+//! (`SEEK_DATA`, which also knows what is swapped out); reading a hole would fill it, in the parent
+//! too.
+
+use crate::CaptureError;
+use crate::gadget::check;
+use mitosis_descriptor::SharedObject;
+use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
+use mitosis_sys::SysError;
+use mitosis_sys::procfs::{self, Mapping};
+use mitosis_sys::ptrace::Stopped;
+use rustix::fs::SeekFrom;
+use std::fs::{File, OpenOptions};
+use std::mem::offset_of;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Instant;
+
+/// Pieces that fit the table; a process with more is refused.
+pub(crate) const PIECES_MAX: usize = 8192;
+/// Bytes of a piece in the table.
+pub(crate) const PIECE_BYTES: usize = 24;
+
+/// The shadow's memory as it was before it made the shared part its own.
+pub(crate) struct Kept {
+    /// All mappings.
+    pub mappings: Vec<Mapping>,
+    /// Device and inode of each object, in the order of `objects`.
+    keys: Vec<(String, u64)>,
+    /// The shared objects.
+    pub objects: Vec<SharedObject>,
+}
+
+impl Kept {
+    /// Index of the object behind a mapping.
+    pub fn object_of(&self, mapping: &Mapping) -> Option<u32> {
+        let at = self.keys.iter().position(|k| (&k.0, k.1) == (&mapping.dev, mapping.inode))?;
+        Some(at as u32)
+    }
+}
+
+/// Whether the mapping is of shared memory that no path leads to. What System V memory and huge
+/// pages are more than that is not carried.
+pub(crate) fn is_shared(mapping: &Mapping) -> bool {
+    let pathless = mapping.name.ends_with(" (deleted)") && !mapping.name.starts_with("/SYSV");
+    mapping.perms[3] == b's' && mapping.inode != 0 && pathless && !mapping.has(b"ht")
+}
+
+/// Whether the process has such memory.
+pub(crate) fn any(pid: i32) -> Result<bool, CaptureError> {
+    let ranges = procfs::ranges(pid).map_err(CaptureError::sys("inspect", pid))?;
+    Ok(ranges.iter().any(is_shared))
+}
+
+/// Where the injected code looks.
+pub(crate) struct Place {
+    /// Its data.
+    pub data: u64,
+    /// Room for [`PIECES_MAX`] pieces.
+    pub table: u64,
+}
+
+/// Makes the shadow, which stands at its first instruction, copy its shared memory. When this
+/// returns it has done so, and the parent may write again.
+pub(crate) fn keep(
+    shadow: &mut Stopped,
+    parent: i32,
+    place: &Place,
+    deadline: Instant,
+) -> Result<Kept, CaptureError> {
+    let pid = shadow.tid();
+    let fail = CaptureError::sys("shadow", pid);
+    let mappings = procfs::mappings(pid).map_err(&fail)?;
+    let mut kept = Kept { mappings, keys: Vec::new(), objects: Vec::new() };
+    let mut pieces: Vec<[u64; 3]> = Vec::new();
+    for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
+        let file = object(pid, mapping).map_err(&fail)?;
+        let meta = file.metadata().map_err(|e| fail(SysError::io("fstat", &mapping.name, e)))?;
+        let key = (mapping.dev.clone(), mapping.inode);
+        if !kept.keys.contains(&key) {
+            refuse_open(parent, &meta, mapping)?;
+            let name = mapping.name.trim_end_matches(" (deleted)").trim_start_matches('/');
+            let name = name.trim_start_matches("memfd:").chars().take(100).collect();
+            kept.keys.push(key);
+            kept.objects.push(SharedObject { name, size: meta.len() });
+        }
+        pieces.push([SHARED_AREA, mapping.start, mapping.end - mapping.start]);
+        data(&file, mapping, &mut pieces).map_err(&fail)?;
+    }
+    if pieces.len() > PIECES_MAX {
+        let why = "has shared memory in more pieces than can be copied while it stands still";
+        return Err(CaptureError::Refused { pid: parent, why: why.into() });
+    }
+    write(pid, place, &pieces).map_err(&fail)?;
+    shadow.follow_forks(true).map_err(&fail)?;
+    shadow.resume().map_err(&fail)?;
+    shadow.wait_trap(deadline).map_err(&fail)?;
+    check("copy of the shared memory", result(pid, place).map_err(&fail)?)?;
+    Ok(kept)
+}
+
+/// The object behind the mapping, however it was made.
+fn object(pid: i32, mapping: &Mapping) -> Result<File, SysError> {
+    let path = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    File::open(&path).map_err(|e| SysError::io("open", path, e))
+}
+
+/// A descriptor and a mapping of one object would be two objects in a child.
+fn refuse_open(
+    parent: i32,
+    meta: &std::fs::Metadata,
+    mapping: &Mapping,
+) -> Result<(), CaptureError> {
+    let fds = procfs::descriptors(parent).map_err(CaptureError::sys("files", parent))?;
+    for fd in fds {
+        let same = std::fs::metadata(format!("/proc/{parent}/fd/{fd}"))
+            .is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
+        if same {
+            return Err(CaptureError::Memory {
+                start: mapping.start,
+                end: mapping.end,
+                what: format!("shared memory ({}) that is also open as fd {fd}", mapping.name),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Appends the parts of the mapping that hold data.
+fn data(file: &File, mapping: &Mapping, out: &mut Vec<[u64; 3]>) -> Result<(), SysError> {
+    let fail = |e: rustix::io::Errno| SysError::io("lseek", &mapping.name, e);
+    let end = mapping.offset + (mapping.end - mapping.start);
+    let mut at = mapping.offset;
+    while at < end && out.len() <= PIECES_MAX {
+        let from = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(from) if from < end => from,
+            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(fail(e)),
+        };
+        let to = rustix::fs::seek(file, SeekFrom::Hole(from)).map_err(fail)?;
+        let to = to.next_multiple_of(4096).min(end);
+        let from = (from & !4095).max(mapping.offset);
+        out.push([SHARED_DATA, mapping.start + (from - mapping.offset), to - from]);
+        at = to;
+    }
+    Ok(())
+}
+
+/// Tells the shadow: in its own copy of the region, which the parent does not see.
+fn write(pid: i32, place: &Place, pieces: &[[u64; 3]]) -> Result<(), SysError> {
+    let path = format!("/proc/{pid}/mem");
+    let mem = OpenOptions::new().write(true).open(&path);
+    let mem = mem.map_err(|e| SysError::io("open", &path, e))?;
+    let bytes: Vec<u8> = pieces.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
+    let told: Vec<u8> =
+        [place.table, pieces.len() as u64].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let at = place.data + offset_of!(CaptureData, shared) as u64;
+    mem.write_all_at(&bytes, place.table)
+        .and_then(|()| mem.write_all_at(&told, at))
+        .map_err(|e| SysError::io("write", path, e))
+}
+
+fn result(pid: i32, place: &Place) -> Result<i64, SysError> {
+    let path = format!("/proc/{pid}/mem");
+    let mut word = [0u8; 8];
+    let at = place.data + offset_of!(CaptureData, shared_result) as u64;
+    File::open(&path)
+        .and_then(|mem| mem.read_exact_at(&mut word, at))
+        .map_err(|e| SysError::io("read", path, e))?;
+    Ok(i64::from_le_bytes(word))
+}

@@ -1,0 +1,102 @@
+//! Shared mappings.
+//!
+//! Memory that no path leads to is one new object in each child, mapped wherever the parent mapped
+//! it: its mappings show one another's changes, those of siblings and of the parent do not. Its
+//! pages are fetched before the child runs: `madvise(MADV_DONTNEED)` means that a page is to be
+//! found unchanged in shared memory but zero in private memory, and what is missing cannot tell.
+//!
+//! A writable shared mapping of a file shows the file of that name on the child's node.
+
+use mitosis_descriptor::{Backing, Descriptor, Vma, Vpn, vma_flags};
+use mitosis_state::{Detail, List, Program, op};
+
+const CLOSE: u16 = 3;
+const MMAP: u16 = 9;
+const MPROTECT: u16 = 10;
+const MADVISE: u16 = 28;
+const FTRUNCATE: u16 = 77;
+const OPENAT: u16 = 257;
+const MEMFD_CREATE: u16 = 319;
+const AT_FDCWD: u64 = -100i64 as u64;
+const O_RDWR_CLOEXEC: u64 = 0o2_000_002;
+const MFD_CLOEXEC: u64 = 1;
+const MADV_POPULATE_READ: u64 = 22;
+const MAP_SHARED_FIXED: u64 = 0x11;
+const PROT_WRITE: u8 = 2;
+const PROT_RW: u8 = 3;
+/// Slot of the number of the object that is being mapped.
+const SLOT_OBJECT: u8 = 3;
+/// `Op::flags`: the slot is added to this argument.
+const ARG_0: u16 = 1;
+/// See [`ARG_0`].
+const ARG_4: u16 = 1 << 4;
+
+/// Makes each object and maps it, writable for now: it must be filled.
+pub(crate) fn map(program: &mut Program, descriptor: &Descriptor) {
+    for (number, object) in descriptor.shared.iter().enumerate() {
+        let name = program.string(&object.name);
+        let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC]);
+        make.save = SLOT_OBJECT;
+        let detail = Detail::Text(object.name.clone());
+        program.push(List::Build, make, "map-vmas: shared memory", detail);
+        with_object(program, FTRUNCATE, ARG_0, &[0, object.size], "map-vmas: ftruncate");
+        for vma in &descriptor.vmas {
+            match vma.backing {
+                Backing::Shared { object, offset } if object as usize == number => {
+                    map_object(program, vma, PROT_RW, offset);
+                }
+                _ => {}
+            }
+        }
+        with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
+    }
+}
+
+/// After the userfaultfd has been given away: fetches what the objects hold, and protects them as
+/// they were.
+pub(crate) fn fill(program: &mut Program, descriptor: &Descriptor) {
+    for vma in &descriptor.vmas {
+        if !matches!(vma.backing, Backing::Shared { .. }) {
+            continue;
+        }
+        for run in descriptor.pages.within(Vpn::of(vma.start), Vpn::of(vma.end)) {
+            let (start, len) = (run.start.addr(), u64::from(run.count) << 12);
+            let args = [start, len, MADV_POPULATE_READ];
+            let detail = Detail::Range(start, start + len);
+            program.call(List::Build, MADVISE, &args, "register: fetch shared memory", detail);
+        }
+        if vma.prot != PROT_RW {
+            let args = [vma.start, vma.end - vma.start, u64::from(vma.prot)];
+            let detail = Detail::Range(vma.start, vma.end);
+            program.call(List::Build, MPROTECT, &args, "register: protect", detail);
+        }
+    }
+}
+
+/// Whether it is mapped so that what is written goes to others.
+pub(crate) fn is_writable(vma: &Vma) -> bool {
+    vma.flags & vma_flags::SHARED != 0 && vma.prot & PROT_WRITE != 0
+}
+
+/// Maps this node's file of that name, as `open` and `mmap` in the parent would have.
+pub(crate) fn map_file(program: &mut Program, vma: &Vma, path: &str, offset: u64) {
+    let at = program.string(path);
+    let mut open = op(OPENAT, 0, &[AT_FDCWD, at, O_RDWR_CLOEXEC]);
+    open.save = SLOT_OBJECT;
+    let detail = Detail::Text(path.to_owned());
+    program.push(List::Build, open, "map-vmas: open, to share it,", detail);
+    map_object(program, vma, vma.prot, offset);
+    with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
+}
+
+fn map_object(program: &mut Program, vma: &Vma, prot: u8, offset: u64) {
+    let len = vma.end - vma.start;
+    let args = [vma.start, len, u64::from(prot), MAP_SHARED_FIXED, 0, offset];
+    with_object(program, MMAP, ARG_4, &args, "map-vmas: mmap shared");
+}
+
+fn with_object(program: &mut Program, nr: u16, flags: u16, args: &[u64], what: &'static str) {
+    let mut op = op(nr, flags, args);
+    op.slot = SLOT_OBJECT;
+    program.push(List::Build, op, what, Detail::None);
+}

@@ -1,0 +1,179 @@
+//! Signals that wait, timers, and how threads are scheduled.
+
+use crate::RestoreError;
+use crate::plan::{NodeFacts, Request};
+use mitosis_descriptor::{Descriptor, PosixTimer, Process, Sched, SigInfo, Thread};
+use mitosis_state::{Detail, List, Program, op};
+
+const RT_SIGPROCMASK: u16 = 14;
+const SETITIMER: u16 = 38;
+const RT_SIGQUEUEINFO: u16 = 129;
+const PRCTL: u16 = 157;
+const GETPID: u16 = 39;
+const SCHED_SETAFFINITY: u16 = 203;
+const TIMER_CREATE: u16 = 222;
+const TIMER_SETTIME: u16 = 223;
+const IOPRIO_SET: u16 = 251;
+const RT_TGSIGQUEUEINFO: u16 = 297;
+const SCHED_SETATTR: u16 = 314;
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+const SIG_SETMASK: u64 = 2;
+/// `SIGEV_THREAD_ID` of asm-generic/siginfo.h.
+const SIGEV_THREAD_ID: u32 = 4;
+/// `SCHED_DEADLINE` of linux/sched.h.
+const SCHED_DEADLINE: u32 = 6;
+const SLOT_PID: u8 = 4;
+
+/// Plans all of it.
+///
+/// # Errors
+/// [`RestoreError::Incompatible`]: something of it cannot be had here, or not with other ids.
+pub(crate) fn plan(
+    descriptor: &Descriptor,
+    node: &NodeFacts,
+    request: &Request,
+    program: &mut Program,
+) -> Result<(), RestoreError> {
+    let Descriptor { process, threads, .. } = descriptor;
+    refuse(process, threads, node, request)?;
+    if has_signals(process, threads) {
+        // Until each thread leaves with its own mask nothing is to be delivered.
+        let all = program.words(&[u64::MAX]);
+        let args = [SIG_SETMASK, all, 0, 8];
+        let what = "signals: block all";
+        program.call(List::Build, RT_SIGPROCMASK, &args, what, Detail::None);
+    }
+    for info in &process.pending {
+        let (signal, at) = (u64::from(info.signal()), siginfo(program, info));
+        let mut get = op(GETPID, 0, &[]);
+        get.save = SLOT_PID;
+        program.push(List::Finish, get, "signals: getpid", Detail::None);
+        let mut send = op(RT_SIGQUEUEINFO, 1, &[0, signal, at]);
+        send.slot = SLOT_PID;
+        let what = "signals: rt_sigqueueinfo";
+        program.push(List::Finish, send, what, Detail::Number(signal));
+    }
+    for (n, thread) in threads.iter().enumerate() {
+        for info in &thread.pending {
+            let (signal, at) = (u64::from(info.signal()), siginfo(program, info));
+            let args = [process.pid as u64, thread.tid as u64, signal, at];
+            let what = "signals: rt_tgsigqueueinfo";
+            program.call(List::Thread(n), RT_TGSIGQUEUEINFO, &args, what, Detail::Number(signal));
+        }
+        schedule(n, &thread.sched, node, program);
+    }
+    timers(process, program);
+    Ok(())
+}
+
+fn has_signals(process: &Process, threads: &[Thread]) -> bool {
+    let waiting = process.pending.len() + threads.iter().map(|t| t.pending.len()).sum::<usize>();
+    waiting + process.itimers.len() + process.timers.len() > 0
+}
+
+fn refuse(
+    process: &Process,
+    threads: &[Thread],
+    node: &NodeFacts,
+    request: &Request,
+) -> Result<(), RestoreError> {
+    let wrong = |why: &str| Err(RestoreError::Incompatible(why.into()));
+    if !process.timers.is_empty() && !node.timer_ids {
+        return wrong(
+            "the parent has timers (timer_create), and this node's kernel cannot make them with \
+             their ids (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15)",
+        );
+    }
+    if threads.iter().any(|thread| thread.sched.policy == SCHED_DEADLINE) {
+        return wrong("the parent has a thread under SCHED_DEADLINE");
+    }
+    if request.new_pid {
+        if threads.iter().any(|thread| !thread.pending.is_empty()) {
+            return wrong(
+                "a signal waits for one of the parent's threads, whose id --new-pid changes",
+            );
+        }
+        if process.timers.iter().any(|timer| timer.notify == SIGEV_THREAD_ID) {
+            return wrong("a timer tells one of the parent's threads, whose id --new-pid changes");
+        }
+    }
+    Ok(())
+}
+
+fn siginfo(program: &mut Program, info: &SigInfo) -> u64 {
+    let mut bytes = info.0.clone();
+    bytes.resize(128, 0);
+    program.data(&bytes)
+}
+
+/// What differs from what every process of this node has. CPUs that this node lacks are left out;
+/// a thread that could run on none of the rest may run on all.
+fn schedule(n: usize, sched: &Sched, node: &NodeFacts, program: &mut Program) {
+    let list = List::Thread(n);
+    let cpus: Vec<u64> =
+        sched.cpus.iter().zip(&node.cpus).map(|(want, have)| want & have).collect();
+    if cpus.iter().any(|word| *word != 0) {
+        let at = program.words(&cpus);
+        let args = [0, cpus.len() as u64 * 8, at];
+        program.call(list, SCHED_SETAFFINITY, &args, "threads: affinity", Detail::None);
+    }
+    let plain = Sched { nice: node.nice, cpus: sched.cpus.clone(), ..Sched::default() };
+    if sched.ioprio != plain.ioprio {
+        let args = [1, 0, u64::from(sched.ioprio)];
+        program.call(list, IOPRIO_SET, &args, "threads: ioprio_set", Detail::None);
+    }
+    if *sched != (Sched { ioprio: sched.ioprio, ..plain }) {
+        // struct sched_attr (linux/sched/types.h), 48 bytes.
+        let at = program.words(&[
+            48 | u64::from(sched.policy) << 32,
+            sched.flags,
+            u64::from(sched.nice as u32) | u64::from(sched.priority) << 32,
+            0,
+            0,
+            0,
+        ]);
+        program.call(list, SCHED_SETATTR, &[0, at, 0], "threads: sched_setattr", Detail::None);
+    }
+}
+
+/// Started last: they go on from where they were when the parent stood still.
+fn timers(process: &Process, program: &mut Program) {
+    for timer in &process.itimers {
+        let split = |us: u64| [us / 1_000_000, us % 1_000_000];
+        let ([i, iu], [v, vu]) = (split(timer.interval_us), split(timer.value_us));
+        let at = program.words(&[i, iu, v, vu]);
+        let which = u64::from(timer.which);
+        let what = "signals: setitimer";
+        program.call(List::Finish, SETITIMER, &[which, at, 0], what, Detail::Number(which));
+    }
+    if process.timers.is_empty() {
+        return;
+    }
+    let choose = |program: &mut Program, on: u64| {
+        let args = [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
+        program.call(List::Finish, PRCTL, &args, "signals: choose timer ids", Detail::None);
+    };
+    choose(program, 1);
+    for timer in &process.timers {
+        posix_timer(timer, program);
+    }
+    choose(program, 0);
+}
+
+fn posix_timer(timer: &PosixTimer, program: &mut Program) {
+    let id = u64::from(timer.id);
+    let detail = Detail::Number(id);
+    // struct sigevent: value, signal, how, whom; 64 bytes.
+    let how = u64::from(timer.signal) | u64::from(timer.notify) << 32;
+    let event = program.words(&[timer.value, how, u64::from(timer.tid as u32), 0, 0, 0, 0, 0]);
+    let at = program.words(&[id]);
+    let args = [u64::from(timer.clock), event, at];
+    program.call(List::Finish, TIMER_CREATE, &args, "signals: timer_create", detail.clone());
+    if timer.value_ns != 0 {
+        let split = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000];
+        let ([i, ins], [v, vns]) = (split(timer.interval_ns), split(timer.value_ns));
+        let state = program.words(&[i, ins, v, vns]);
+        let args = [id, 0, state, 0];
+        program.call(List::Finish, TIMER_SETTIME, &args, "signals: timer_settime", detail);
+    }
+}

@@ -1,0 +1,42 @@
+/* Refused: a guard region, where touching is a fault though the mapping around it can be read and
+ * written. */
+#include "conform.h"
+
+#define PAGE 4096ul
+#define GUARD_INSTALL 102
+#define GUARD_REMOVE 103
+static uint8_t *at;
+
+static const char *setup(void) {
+    at = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    EXPECT(at != MAP_FAILED);
+    fill(at, 64 * PAGE, 1);
+    EXPECT(madvise(at + 8 * PAGE, 2 * PAGE, GUARD_INSTALL) == 0);
+    EXPECT(madvise(at + 63 * PAGE, PAGE, GUARD_INSTALL) == 0);
+    return NULL;
+}
+
+/* Whether the kernel can read the byte. */
+static int there(const uint8_t *byte) {
+    int ends[2];
+    if (pipe(ends) != 0) return -1;
+    int got = write(ends[1], byte, 1) == 1;
+    close(ends[0]);
+    close(ends[1]);
+    return got;
+}
+
+static const char *holds(unsigned seed) {
+    EXPECT(filled(at, 8 * PAGE, seed));
+    EXPECT(there(at + 8 * PAGE) == 0 && there(at + 10 * PAGE - 1) == 0);
+    EXPECT(there(at + 10 * PAGE) == 1 && there(at + 62 * PAGE) == 1);
+    EXPECT(there(at + 63 * PAGE) == 0);
+    return NULL;
+}
+
+static const char *check(void) { return holds(1); }
+static const char *change(int n) {
+    fill(at, 8 * PAGE, 10 + (unsigned)n);
+    return NULL;
+}
+static const char *verify(int n) { return holds(10 + (unsigned)n); }
