@@ -181,7 +181,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         serve(ours, mem, clean, index);
     });
     let fds = StartFds { pager: theirs, provided, cgroup: None };
-    let child = match start(&plan, guard.control.as_fd(), fds) {
+    let child = match start(&plan, guard.control.as_fd(), fds, || ()) {
         Ok(child) => child,
         Err(e) => panic!("start: {e}\n{plan}"),
     };
