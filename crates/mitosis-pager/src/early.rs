@@ -15,6 +15,8 @@ pub(crate) const EARLY_PAGES: usize = 1024;
 /// Pages of the trail put into ascending order at a time: together they make longer runs, apart
 /// they come in the order of need.
 const ORDERED: usize = 256;
+/// Most pages between two of the trail that are fetched along with them.
+const GAP_PAGES: u64 = 2;
 /// Most pages of one read, so that the first are placed while the last are still read.
 const READ_PAGES: u64 = 64;
 
@@ -70,9 +72,17 @@ fn runs(map: &PageMap, owner: u16, pages: &[u64]) -> Vec<Run> {
             continue;
         }
         match runs.last_mut() {
-            Some(last) if last.end() == page && last.count < READ_PAGES => last.count += 1,
+            Some(last) if joins(map, last, page) => last.count = page + 1 - last.start,
             _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
         }
     }
     runs
+}
+
+/// Whether a run may reach as far as `page`: over a page or two that nobody named, for a page costs
+/// less than a read, if they too are missing and unasked for.
+fn joins(map: &PageMap, run: &Run, page: u64) -> bool {
+    let reach = page - run.start;
+    let whole = map.find(page).is_some_and(|all| all.start <= run.start && all.tag.is_none());
+    whole && reach < READ_PAGES && page - run.end() <= GAP_PAGES
 }

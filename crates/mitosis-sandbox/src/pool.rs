@@ -50,8 +50,11 @@ pub struct Pool {
 }
 
 const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the maker lets others work when nobody waits for a guard.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How long the maker lets others work when nobody waits for a guard: a child that has just got one
+/// starts meanwhile, and answers.
+const PAUSE: Duration = Duration::from_millis(40);
+/// How long it does when less than half of the guards are left.
+const PAUSE_SHORT: Duration = Duration::from_millis(5);
 
 impl Pool {
     /// Starts making guards that watch the pager behind `pager` (a pidfd).
@@ -138,7 +141,8 @@ fn fill(shared: &Shared, config: PoolConfig, image: &GuardImage, pager: &OwnedFd
         }
         if !rested && state.waiting_node + state.waiting_own == 0 {
             // A guard was just taken: the child that it was taken for comes first.
-            let pause = shared.changed.wait_timeout_while(state, PAUSE, |state| {
+            let pause = if 2 * state.node.len() < config.node_net { PAUSE_SHORT } else { PAUSE };
+            let pause = shared.changed.wait_timeout_while(state, pause, |state| {
                 state.waiting_node + state.waiting_own == 0 && !state.closed
             });
             state = pause.unwrap_or_else(PoisonError::into_inner).0;
