@@ -113,6 +113,13 @@ pub fn check() -> Vec<Item> {
             ("monotonic clocks of other nodes can be continued", "the kernel has none"),
             "CONFIG_TIME_NS=y",
         ),
+        either(
+            "timers",
+            Path::new("/proc/self/timers").exists(),
+            Verdict::Missing,
+            ("timers of a parent can be seen", "no /proc/PID/timers: timers would be lost unseen"),
+            "CONFIG_CHECKPOINT_RESTORE=y",
+        ),
         xsave(),
         rdma(),
     ]
