@@ -18,6 +18,7 @@ use crate::options::SocketOption;
 use crate::program::{Detail, List, Program};
 use crate::{Group, Provided, StateError, net, scan::duplicate};
 use mitosis_descriptor::OpenFile;
+use rustix::net::{AddressFamily, Protocol, SocketType, sockopt};
 use rustix::process::PidfdFlags;
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
@@ -142,6 +143,28 @@ fn kind_of(file: &OpenFile) -> Result<&'static Kind, StateError> {
         kind: file.kind,
         reason: "unknown kind (made by a newer version?)".into(),
     })
+}
+
+/// The group's socket and its address family, when it is an internet socket of a type and protocol.
+///
+/// # Errors
+/// Refused when the socket cannot be asked.
+fn inet_socket(
+    context: &Capture<'_>,
+    group: &Group,
+    kind: SocketType,
+    protocol: Protocol,
+) -> Result<Option<(OwnedFd, AddressFamily)>, StateError> {
+    if inode_of(&group.link, "socket").is_none() {
+        return Ok(None);
+    }
+    let socket = context.duplicate(group)?;
+    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let family = sockopt::socket_domain(&socket).map_err(what)?;
+    let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
+    let same = sockopt::socket_type(&socket).map_err(what)? == kind
+        && sockopt::socket_protocol(&socket).map_err(what)? == Some(protocol);
+    Ok((inet && same).then_some((socket, family)))
 }
 
 fn encode<T: Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, StateError> {

@@ -3,12 +3,12 @@
 //!
 //! The child makes a connection over loopback and has its other end reset it.
 
-use super::{Capture, Files, Kind, decode, encode, inode_of};
+use super::{Capture, Files, Kind, decode, encode, inet_socket};
 use crate::net;
 use crate::options::{self, SocketOption};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -22,18 +22,11 @@ struct Body {
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    if inode_of(&group.link, "socket").is_none() {
+    let (kind, protocol) = (SocketType::STREAM, rustix::net::ipproto::TCP);
+    let Some((socket, family)) = inet_socket(context, group, kind, protocol)? else {
         return Ok(None);
-    }
-    let socket = context.duplicate(group)?;
+    };
     let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
-    let family = sockopt::socket_domain(&socket).map_err(what)?;
-    let kind = sockopt::socket_type(&socket).map_err(what)?;
-    let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
-    let tcp = sockopt::socket_protocol(&socket).map_err(what)? == Some(rustix::net::ipproto::TCP);
-    if !inet || kind != SocketType::STREAM || !tcp {
-        return Ok(None);
-    }
     let Ok(Some(peer)) = rustix::net::getpeername(&socket) else { return Ok(None) };
     let peer = net::address_of(peer).map_err(|what| group.refused(what))?.to_string();
     let options = options::changed(&socket, family, kind).map_err(what)?;

@@ -1,13 +1,13 @@
 //! UDP sockets: local address, peer, options. Datagrams that wait in one are lost, as datagrams may
 //! be.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of};
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inet_socket};
 use crate::net::{self, Address};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::SocketType;
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -23,18 +23,11 @@ struct Body {
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    if inode_of(&group.link, "socket").is_none() {
+    let (kind, protocol) = (SocketType::DGRAM, rustix::net::ipproto::UDP);
+    let Some((socket, family)) = inet_socket(context, group, kind, protocol)? else {
         return Ok(None);
-    }
-    let socket = context.duplicate(group)?;
+    };
     let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
-    let family = sockopt::socket_domain(&socket).map_err(what)?;
-    let kind = sockopt::socket_type(&socket).map_err(what)?;
-    let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
-    let udp = sockopt::socket_protocol(&socket).map_err(what)? == Some(rustix::net::ipproto::UDP);
-    if !inet || kind != SocketType::DGRAM || !udp {
-        return Ok(None);
-    }
     let address = |any| net::address_of(any).map_err(|what| group.refused(what));
     let local = address(rustix::net::getsockname(&socket).map_err(what)?)?;
     let has_port = !matches!(local, Address::V4(_, 0) | Address::V6(_, 0, _));
