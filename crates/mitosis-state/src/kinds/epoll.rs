@@ -20,7 +20,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     if group.link != "anon_inode:[eventpoll]" {
         return Ok(None);
     }
-    let mut watches = Vec::new();
+    let mut watches: Vec<Watch> = Vec::new();
     for line in group.info.lines().filter(|line| line.starts_with("tfd:")) {
         let watch = parse(line).ok_or_else(|| group.refused(format!("an epoll with `{line}`")))?;
         // The number under which it was added may name something else by now, or nothing.
@@ -28,7 +28,17 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         if !known {
             return Err(group.refused(format!("an epoll that watches fd {}, now closed", watch.fd)));
         }
-        watches.push(watch);
+        let nth = watches.iter().filter(|other| other.fd == watch.fd).count() as u32;
+        let same =
+            mitosis_sys::ptrace::watches_same_file(context.pid, group.first(), watch.fd, nth);
+        match same {
+            Ok(true) => watches.push(watch),
+            Ok(false) => {
+                let what = format!("an epoll that watches what fd {} was before", watch.fd);
+                return Err(group.refused(what));
+            }
+            Err(e) => return Err(group.refused(format!("an epoll: {e}"))),
+        }
     }
     encode(KIND.number, &watches).map(Some)
 }
