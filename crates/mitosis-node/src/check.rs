@@ -94,6 +94,13 @@ fn either(
 
 /// Looks at everything.
 pub fn check() -> Vec<Item> {
+    let mut items = machine_items();
+    items.push(rdma());
+    items
+}
+
+/// All but devices, which a node opens by itself and can do without.
+fn machine_items() -> Vec<Item> {
     let machine = Machine::read();
     vec![
         kernel(&machine),
@@ -121,13 +128,12 @@ pub fn check() -> Vec<Item> {
             "CONFIG_CHECKPOINT_RESTORE=y",
         ),
         xsave(),
-        rdma(),
     ]
 }
 
 /// The first thing that a node cannot run without and that is not here.
 pub(crate) fn missing() -> Option<Item> {
-    check().into_iter().find(|item| item.needed && item.verdict == Verdict::Missing)
+    machine_items().into_iter().find(|item| item.needed && item.verdict == Verdict::Missing)
 }
 
 fn kernel(machine: &Machine) -> Item {

@@ -30,9 +30,8 @@ pub(crate) struct Offers(Mutex<HashMap<String, (Instant, Offer)>>);
 /// `--transport rdma` without a usable device.
 pub(crate) fn set_up(registry: &Registry, config: &Config) -> Result<(), NodeError> {
     let found = match config.transport {
-        Transport::Tcp | Transport::Local => {
-            Err("this node was started with --transport tcp".to_owned())
-        }
+        Transport::Tcp => Err("this node was started with --transport tcp".to_owned()),
+        Transport::Local => Err("this node was started with --transport local".to_owned()),
         Transport::Auto | Transport::Rdma => exporter(config),
     };
     if let (Transport::Rdma, Err(why)) = (config.transport, &found) {

@@ -27,13 +27,15 @@ impl Pager {
         let users: Vec<ChildId> = open.iter().flat_map(|open| open.users.iter().copied()).collect();
         let touched = |id: &ChildId| self.children.get(id).is_some_and(|c| c.counters.faults > 0);
         for child in users.into_iter().filter(touched).collect::<Vec<ChildId>>() {
-            self.begin_early(child);
+            if let Some(key) = self.main_space(child) {
+                self.begin_early(child, key);
+            }
         }
     }
 
-    /// Begins the early reads of a child from each owner whose trail is known; once from each.
-    pub(crate) fn begin_early(&mut self, id: ChildId) {
-        let Some(key) = self.main_space(id) else { return };
+    /// Begins the early reads for a child's main address space, `key`, from each owner whose trail
+    /// is known; once from each.
+    pub(crate) fn begin_early(&mut self, id: ChildId, key: u64) {
         let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
         for number in 0..owners {
             for run in self.early_runs(id, key, number) {
@@ -72,17 +74,15 @@ fn runs(map: &PageMap, owner: u16, pages: &[u64]) -> Vec<Run> {
             continue;
         }
         match runs.last_mut() {
-            Some(last) if joins(map, last, page) => last.count = page + 1 - last.start,
+            Some(last) if joins(last, &run, page) => last.count = page + 1 - last.start,
             _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
         }
     }
     runs
 }
 
-/// Whether a run may reach as far as `page`: over a page or two that nobody named, for a page costs
-/// less than a read, if they too are missing and unasked for.
-fn joins(map: &PageMap, run: &Run, page: u64) -> bool {
-    let reach = page - run.start;
-    let whole = map.find(page).is_some_and(|all| all.start <= run.start && all.tag.is_none());
-    whole && reach < READ_PAGES && page - run.end() <= GAP_PAGES
+/// Whether a run may reach as far as `page` of the missing run `all`: over a page or two that nobody
+/// named, for a page costs less than a read, if they too are missing and unasked for.
+fn joins(run: &Run, all: &Run, page: u64) -> bool {
+    all.start <= run.start && page - run.start < READ_PAGES && page - run.end() <= GAP_PAGES
 }

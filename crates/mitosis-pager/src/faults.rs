@@ -139,7 +139,7 @@ impl Pager {
                 let (child, role) = (child.id, space.role);
                 self.request(id, page, target, wanted);
                 if role == Role::Main {
-                    self.begin_early(child);
+                    self.begin_early(child, id);
                 }
                 self.follow(id, owner, source, fetched);
             }

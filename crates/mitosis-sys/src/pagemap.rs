@@ -104,33 +104,51 @@ impl Pagemap {
         max: usize,
     ) -> Result<Option<Vec<u64>>, SysError> {
         let mut found = Vec::new();
-        let mut entries = vec![0u8; 8 << 10];
         for &(start, end) in ranges {
-            let mut at = start;
-            while at < end {
-                let want = ((end - at) as usize * 8).min(entries.len());
-                let got = self
-                    .file
-                    .read_at(&mut entries[..want], at * 8)
-                    .map_err(|e| SysError::io("read pagemap", format!("page {at:#x}"), e))?;
-                if got < 8 {
-                    return Ok(Some(found));
+            let room = self.entries(start, end, |page, bits| {
+                let exclusive = bits >> 63 == 1 && bits & (1 << 56) != 0;
+                if exclusive && found.len() < max {
+                    found.push(page);
+                    return true;
                 }
-                for entry in entries[..got - got % 8].chunks_exact(8) {
-                    let mut word = [0u8; 8];
-                    word.copy_from_slice(entry);
-                    let bits = u64::from_le_bytes(word);
-                    if bits >> 63 == 1 && bits & (1 << 56) != 0 {
-                        if found.len() >= max {
-                            return Ok(None);
-                        }
-                        found.push(at);
-                    }
-                    at += 1;
-                }
+                !exclusive
+            })?;
+            if !room {
+                return Ok(None);
             }
         }
         Ok(Some(found))
+    }
+
+    /// Shows each entry of the pages `[start, end)` until `each` wants no more; whether it wanted
+    /// all that there were.
+    fn entries(
+        &self,
+        start: u64,
+        end: u64,
+        mut each: impl FnMut(u64, u64) -> bool,
+    ) -> Result<bool, SysError> {
+        let mut entries = vec![0u8; 8 << 10];
+        let mut at = start;
+        while at < end {
+            let want = ((end - at) as usize * 8).min(entries.len());
+            let got = self
+                .file
+                .read_at(&mut entries[..want], at * 8)
+                .map_err(|e| SysError::io("read pagemap", format!("page {at:#x}"), e))?;
+            if got < 8 {
+                break;
+            }
+            for entry in entries[..got - got % 8].chunks_exact(8) {
+                let mut word = [0u8; 8];
+                word.copy_from_slice(entry);
+                if !each(at, u64::from_le_bytes(word)) {
+                    return Ok(false);
+                }
+                at += 1;
+            }
+        }
+        Ok(true)
     }
 
     /// Appends to `out` the guard regions in `[start, end)` (`MADV_GUARD_INSTALL`). A kernel that
@@ -193,30 +211,15 @@ impl Pagemap {
     }
 
     fn read_ranges(&self, start: u64, end: u64, out: &mut Vec<(u64, u64)>) -> Result<(), SysError> {
-        let mut entries = vec![0u8; 8 << 10];
-        let mut at = start;
-        while at < end {
-            let want = (((end - at) / PAGE) as usize * 8).min(entries.len());
-            let got = self
-                .file
-                .read_at(&mut entries[..want], at / PAGE * 8)
-                .map_err(|e| SysError::io("read pagemap", format!("{at:#x}"), e))?;
-            if got < 8 {
-                break;
+        self.entries(start / PAGE, end / PAGE, |page, bits| {
+            // Bit 63 present, 62 swapped, 61 file-mapped or shared anonymous. The zero page cannot
+            // be told here; taking it along is only a little waste.
+            if bits >> 62 != 0 && bits & (1 << 61) == 0 {
+                push(out, page * PAGE, (page + 1) * PAGE);
             }
-            for entry in entries[..got - got % 8].chunks_exact(8) {
-                let mut word = [0u8; 8];
-                word.copy_from_slice(entry);
-                let bits = u64::from_le_bytes(word);
-                // Bit 63 present, 62 swapped, 61 file-mapped or shared anonymous. The zero page
-                // cannot be told here; taking it along is only a little waste.
-                if bits >> 62 != 0 && bits & (1 << 61) == 0 {
-                    push(out, at, at + PAGE);
-                }
-                at += PAGE;
-            }
-        }
-        Ok(())
+            true
+        })
+        .map(drop)
     }
 }
 
