@@ -78,7 +78,11 @@ impl ProvenFiles for Proven {
 /// the descriptor says holds data must not be missing from what the pager will serve.
 fn check_plan(d: &Descriptor) {
     for (own, proven) in [(false, true), (true, false)] {
-        let request = mitosis_restore::Request { new_pid: own, hostname: None, own_net: own };
+        let request = mitosis_restore::Request {
+            new_pid: own,
+            own_net: own,
+            ..mitosis_restore::Request::default()
+        };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
             continue;
         };
@@ -118,10 +122,11 @@ pub fn wire(bytes: &[u8]) -> bool {
 fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
-        Kind::Fork | Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
+        Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
-        Kind::Learn | Kind::Trail => same_again(kind, body, wire::body::<Pages>(kind, body)),
+        Kind::Learn | Kind::Trail | Kind::WorkingSet => same_again(kind, body, wire::body::<Pages>(kind, body)),
         Kind::Rdma => same_again(kind, body, wire::body::<wire::RdmaAsk>(kind, body)),
         Kind::RdmaAnswer => same_again(kind, body, wire::body::<wire::RdmaSaid>(kind, body)),
         Kind::Descriptor => {

@@ -7,17 +7,19 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
+use crate::working_set::{self, Coming, Part, Rest};
 use crate::{millis, monotonic_ns};
-use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
+use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
-use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
+use mitosis_transport::Want;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long the seed's node may take to answer.
@@ -43,6 +45,12 @@ struct Batch<'a> {
     descriptor: Descriptor,
     plan: RestorePlan,
     paging: Paging,
+    /// The seed's working set, the part that is still coming included.
+    parts: Vec<Arc<Part>>,
+    /// What tells that all parts are there, if one is coming.
+    complete: Option<Arc<OwnedFd>>,
+    /// That part, until the first child has been told to begin.
+    coming: Mutex<Option<Coming>>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -94,16 +102,33 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// One round trip: capability check and descriptor.
-fn fetch(node: &Node, reference: &Reference) -> Result<Descriptor, NodeError> {
+/// One round trip: capability check, descriptor, and behind it what this node lacks of the working
+/// set.
+fn fetch(
+    node: &Node,
+    reference: &Reference,
+    want: Want,
+) -> Result<(Descriptor, Option<Rest>), NodeError> {
     let limits = Limits::default();
     if reference.address == node.address {
         let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
         let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
-        return Ok(decode(&seed.descriptor, &limits)?);
+        let pages = seed.working_set(want);
+        let descriptor = decode(&seed.descriptor, &limits)?;
+        return Ok((descriptor, (!pages.is_empty()).then_some(Rest::Local(seed, pages))));
     }
     let Reference { address, seed, secret } = reference;
-    Ok(decode(&node.nodes.fork(address, *seed, secret, FETCH_TIMEOUT)?, &limits)?)
+    let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
+    Ok((decode(&fetched.descriptor, &limits)?, fetched.incoming.map(Rest::Remote)))
+}
+
+/// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.
+fn in_bulk(node: &Node, reference: &Reference, transport: Transport) -> bool {
+    match transport {
+        Transport::Tcp => reference.address != node.address,
+        Transport::Auto | Transport::Local => node.seeds.rdma().is_err(),
+        Transport::Rdma => false,
+    }
 }
 
 fn batch<'a>(
@@ -114,13 +139,21 @@ fn batch<'a>(
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
-    let descriptor = fetch(node, reference)?;
+    let key = (reference.address.clone(), reference.seed);
+    let in_bulk = in_bulk(node, reference, request.transport);
+    let mut parts = if in_bulk { node.working_sets.parts(&key) } else { Vec::new() };
+    let want = if in_bulk { working_set::want(&parts) } else { Want::default() };
+    let (descriptor, rest) = fetch(node, reference, want)?;
+    let coming = rest.map(|rest| Coming::new(key, parts.len(), rest)).transpose()?;
+    parts.extend(coming.as_ref().map(Coming::part));
     let fetched = arrived.elapsed();
     let wanted = mitosis_restore::Request {
         // Pid 1 of a child's namespace is its guard.
         new_pid: request.new_pid || descriptor.process.pid == 1,
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
+        working_set: parts.iter().map(|part| Arc::clone(&part.pages)).collect(),
+        coming: coming.is_some(),
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
@@ -134,6 +167,9 @@ fn batch<'a>(
         descriptor,
         plan,
         paging,
+        parts,
+        complete: coming.as_ref().map(Coming::complete),
+        coming: Mutex::new(coming),
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -185,12 +221,18 @@ impl Batch<'_> {
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
-        let page = || added = Some(self.page(id, guard, &uffd_rx));
+        let mut received = Ok(());
+        let page = || {
+            added = Some(self.page(id, guard, &uffd_rx));
+            received = self.receive();
+            received.is_ok()
+        };
         let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds, page);
         drop(uffd_rx);
         if let Some(added) = added {
             added?.done()?;
         }
+        received?;
         let started = started.map_err(|error| self.not_started(id, error))?;
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
@@ -219,6 +261,18 @@ impl Batch<'_> {
         Ok((id, child))
     }
 
+    /// Bytes of it.
+    fn coming_bytes(&self) -> u64 {
+        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        coming.as_ref().map_or(0, |coming| coming.part().pages.len() as u64 * PAGE_SIZE)
+    }
+
+    /// Receives the part of the working set that the first child waits for.
+    fn receive(&self) -> Result<(), NodeError> {
+        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
+        coming.map_or(Ok(()), |coming| coming.receive(&self.node.nodes, &self.node.working_sets))
+    }
+
     /// Hands the child to the pager.
     fn page(&self, id: u64, guard: &Guard, uffd_rx: &OwnedFd) -> Result<Asked<'_>, NodeError> {
         let add = AddChild {
@@ -227,6 +281,8 @@ impl Batch<'_> {
             areas: self.paging.areas.clone(),
             index: self.paging.index.clone(),
             owners: self.paging.owners.clone(),
+            placed: self.plan.placed,
+            placed_bytes: self.coming_bytes(),
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,
         };
@@ -305,6 +361,20 @@ impl Batch<'_> {
                     copy
                 }
                 Provided::MappedFile(path) => self.mapped_file(path)?,
+                Provided::WorkingSet(number) => {
+                    let part = self.parts.get(*number).ok_or(rustix::io::Errno::NOENT);
+                    part.map_err(std::io::Error::from)
+                        .and_then(|part| part.file.try_clone())
+                        .map_err(failed)?
+                        .into()
+                }
+                Provided::Complete => {
+                    let complete = self.complete.as_ref().ok_or(rustix::io::Errno::NOENT);
+                    complete
+                        .map_err(std::io::Error::from)
+                        .and_then(|complete| complete.try_clone())
+                        .map_err(failed)?
+                }
                 Provided::Executable(path) => File::open(path)
                     .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
                     .into(),

@@ -29,6 +29,7 @@ mod spool;
 mod store;
 pub mod view;
 mod watch;
+mod working_set;
 
 pub use config::Config;
 pub use error::NodeError;

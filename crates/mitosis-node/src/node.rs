@@ -10,6 +10,7 @@ use crate::memory::{Place, Shadow};
 use crate::pager::PagerSlot;
 use crate::registry::{Registry, Seed};
 use crate::store::Store;
+use crate::working_set::WorkingSets;
 use mitosis_descriptor::SeedId;
 use mitosis_pager::ChildId;
 use mitosis_restore::NodeFacts;
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub store: Store,
     /// Descriptors of other nodes' seeds.
     pub nodes: ControlClient,
+    /// What children of seeds begin with.
+    pub working_sets: WorkingSets,
     /// What they said about RDMA.
     pub offers: crate::rdma::Offers,
     /// Set when the daemon ends.
@@ -81,6 +84,7 @@ impl Node {
             pager: PagerSlot::default(),
             store: parts.store,
             nodes: ControlClient::new(),
+            working_sets: WorkingSets::default(),
             offers: crate::rdma::Offers::default(),
             stop: parts.stop,
             pages_closed: AtomicBool::new(false),

@@ -5,7 +5,7 @@ use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
 use mitosis_transport::wire::TRAIL_PAGES_MAX;
-use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState};
+use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -58,10 +58,32 @@ pub(crate) struct Seed {
     life: Mutex<Life>,
     readers: AtomicU64,
     forks: AtomicU64,
-    /// What its children touched, in order.
-    trail: Mutex<Vec<u64>>,
-    /// What its parent wrote after it was made, and when that was looked at.
-    rewritten: Mutex<(Option<Instant>, Vec<u64>)>,
+    /// What its children will need, as far as anybody has shown.
+    trail: Mutex<Trail>,
+}
+
+/// What the parent and the children of a seed have touched since it was made. It only grows, so
+/// that a node which has the first part of it can ask for the rest.
+#[derive(Debug, Default)]
+struct Trail {
+    pages: Vec<u64>,
+    known: HashSet<u64>,
+    /// When it was last looked what the parent has written.
+    looked: Option<Instant>,
+    /// How many pages that has brought.
+    rewritten: usize,
+}
+
+impl Trail {
+    fn extend(&mut self, pages: &[u64]) -> usize {
+        let before = self.pages.len();
+        for page in pages {
+            if self.pages.len() < TRAIL_PAGES_MAX && self.known.insert(*page) {
+                self.pages.push(*page);
+            }
+        }
+        self.pages.len() - before
+    }
 }
 
 /// The unchanging part of a seed.
@@ -103,8 +125,7 @@ impl Seed {
             life: Mutex::new(life),
             readers: AtomicU64::new(0),
             forks: AtomicU64::new(0),
-            trail: Mutex::new(Vec::new()),
-            rewritten: Mutex::default(),
+            trail: Mutex::default(),
         }
     }
 
@@ -142,18 +163,24 @@ impl Seed {
         self.memory.replace(Place::Gone(reason.to_owned()))
     }
 
-    /// What its parent wrote since it was made: the parent goes the way that its children will go,
-    /// only earlier. A parent that has written more than a beginning tells nothing any more; then
-    /// what was seen before stands.
-    fn rewritten(&self) -> Vec<u64> {
-        let mut seen = self.rewritten.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0.is_none_or(|at| at.elapsed() > REWRITTEN_AGE) {
-            seen.0 = Some(Instant::now());
+    /// What its children will need, in the order in which it became known. The parent goes the way
+    /// that its children will go, only earlier, so what it wrote since the seed was made is looked
+    /// up first; one that has written more than a beginning tells nothing any more.
+    fn trail(&self) -> Vec<u64> {
+        let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = trail.looked.is_none_or(|at| at.elapsed() > REWRITTEN_AGE);
+        if due && trail.rewritten < REWRITTEN_MAX {
+            trail.looked = Some(Instant::now());
             if let Some(pages) = self.memory.rewritten(REWRITTEN_MAX) {
-                seen.1 = pages;
+                trail.rewritten += trail.extend(&pages);
             }
         }
-        seen.1.clone()
+        trail.pages.clone()
+    }
+
+    /// The part of the working set that a node wants, ascending.
+    pub fn working_set(&self, want: Want) -> Vec<u64> {
+        want.part(self.trail())
     }
 
     /// Number of open readers.
@@ -243,17 +270,10 @@ impl OpenSeed for Reader {
     }
     fn learn(&self, pages: &[u64]) {
         let mut trail = self.0.trail.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known: HashSet<u64> = trail.iter().copied().collect();
-        let room = TRAIL_PAGES_MAX.saturating_sub(trail.len());
-        trail.extend(pages.iter().copied().filter(|page| known.insert(*page)).take(room));
+        trail.extend(pages);
     }
     fn trail(&self) -> Vec<u64> {
-        let mut pages = self.0.rewritten();
-        let known: HashSet<u64> = pages.iter().copied().collect();
-        let learned = self.0.trail.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.extend(learned.iter().filter(|page| !known.contains(page)));
-        pages.truncate(TRAIL_PAGES_MAX);
-        pages
+        self.0.trail()
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;

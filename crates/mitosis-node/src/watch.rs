@@ -108,6 +108,7 @@ pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         std::thread::sleep(TICK);
         shadows(node);
+        node.working_sets.sweep();
         expiry(node);
         for start in node.children.prune(Instant::now()) {
             if let Some(pager) = node.pager.now() {

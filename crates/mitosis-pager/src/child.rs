@@ -133,7 +133,12 @@ impl Child {
             seed: add.seed,
             sources,
             spaces: BTreeSet::new(),
-            counters: Counters { pages_total: map.pages(), ..Counters::default() },
+            counters: Counters {
+                pages_total: map.pages() + add.placed,
+                pages_prefetched: add.placed,
+                bytes_fetched: add.placed_bytes,
+                ..Counters::default()
+            },
             waiting: Some((Areas::new(&add.areas), Arc::new(map))),
             early_left: EARLY_PAGES,
             uffd_rx: Some(uffd_rx),

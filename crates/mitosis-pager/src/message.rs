@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,6 +81,10 @@ pub struct AddChild {
     pub index: PageIndex,
     /// Owners, in the order of the index's owner numbers.
     pub owners: Vec<OwnerSource>,
+    /// Pages of the working set that the child puts in place itself; in no run of the index.
+    pub placed: u64,
+    /// Bytes that were fetched for that.
+    pub placed_bytes: u64,
     /// Fetch everything at once (`--paging eager`).
     pub eager: bool,
     /// Fill the rest in the background (`--independent`).

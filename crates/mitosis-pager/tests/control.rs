@@ -64,6 +64,8 @@ fn contradictions_are_refused() {
         areas: vec![area],
         index: run(105, 0),
         owners: vec![OwnerSource::remote(server.owner()).unwrap()],
+        placed: 0,
+        placed_bytes: 0,
         eager: false,
         independent: false,
     };
@@ -96,6 +98,8 @@ fn a_large_index_passes() {
         areas: vec![Area { start: Vpn(0), count: 100_000, grows_down: false, wipe_on_fork: false }],
         index: PageIndex::from_sorted(runs).unwrap(),
         owners: vec![OwnerSource::remote(server.owner()).unwrap()],
+        placed: 0,
+        placed_bytes: 0,
         eager: false,
         independent: false,
     };

@@ -14,6 +14,7 @@ mod plan;
 mod shared;
 mod signals;
 mod start;
+mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;

@@ -2,7 +2,7 @@
 //! mapped, and what is missing is registered with a userfaultfd.
 
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, shared};
+use crate::{Request, RestoreError, shared, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -115,6 +115,10 @@ pub(crate) struct Memory<'a> {
     numbers: Vec<Option<u32>>,
     areas: Vec<Area>,
     runs: Vec<PageRun>,
+    /// See [`Request`].
+    working_set: &'a Request,
+    /// Pages of it that are put in place, ascending.
+    placed: Vec<u64>,
 }
 
 impl<'a> Memory<'a> {
@@ -122,6 +126,7 @@ impl<'a> Memory<'a> {
         descriptor: &'a Descriptor,
         fd_base: u32,
         proven: &dyn ProvenFiles,
+        working_set: &'a Request,
     ) -> Memory<'a> {
         let mut usable: Vec<bool> = descriptor.files.iter().map(|f| proven.proven(f)).collect();
         let mut count = 0;
@@ -130,19 +135,29 @@ impl<'a> Memory<'a> {
             *usable = count <= FILES_MAX;
         }
         let numbers = vec![None; usable.len()];
-        Memory { descriptor, fd_base, usable, numbers, areas: Vec::new(), runs: Vec::new() }
+        Memory {
+            descriptor,
+            fd_base,
+            usable,
+            numbers,
+            areas: Vec::new(),
+            runs: Vec::new(),
+            working_set,
+            placed: Vec::new(),
+        }
     }
 
-    /// Areas and runs for the pager.
+    /// Areas and runs for the pager, and how many pages need no pager.
     ///
     /// # Errors
     /// Runs that make no index: without one the pager would take every page for zero.
-    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex), RestoreError> {
-        let index = PageIndex::from_sorted(self.runs).map_err(|run| {
+    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex, u64), RestoreError> {
+        let runs = working_set::without(self.runs, &self.placed);
+        let index = PageIndex::from_sorted(runs).map_err(|run| {
             let (start, count) = (run.start.0, run.count);
             RestoreError::Incompatible(format!("page run {start:#x}+{count:#x} out of order"))
         })?;
-        Ok((self.areas, index))
+        Ok((self.areas, index, self.placed.len() as u64))
     }
 
     pub(crate) fn plan(
@@ -158,7 +173,7 @@ impl<'a> Memory<'a> {
         }
         self.place_vdso(program, node)?;
         self.layout(program, provided);
-        self.register(program);
+        self.register(program, provided);
         shared::fill(program, self.descriptor);
         self.seal(program);
         Ok(())
@@ -351,8 +366,9 @@ impl<'a> Memory<'a> {
         program.call(List::Build, PRCTL, &args, "map-vmas: PR_SET_MM_MAP", Detail::None);
     }
 
-    /// The userfaultfd: made, registered, given to the pager and to the guard, closed.
-    fn register(&self, program: &mut Program) {
+    /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
+    /// is here of the working set is put in place: nobody else knows of the descriptor yet.
+    fn register(&mut self, program: &mut Program, provided: &mut Vec<Provided>) {
         if self.areas.is_empty() {
             return;
         }
@@ -376,6 +392,10 @@ impl<'a> Memory<'a> {
             let args = [uffd, UFFDIO_REGISTER, range];
             program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
         }
+        self.placed = working_set::place(program, &self.runs, self.working_set, uffd, |wanted| {
+            provided.push(wanted);
+            provided_base(self.fd_base) + provided.len() as u32 - 1
+        });
         let message = rights(program, uffd as u32);
         for (to, what) in [
             (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),

@@ -2,6 +2,7 @@
 
 use crate::{RestoreError, files, frame, identity, memory, signals};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
+use std::sync::Arc;
 use mitosis_state::{Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
 
@@ -54,6 +55,11 @@ pub struct Request {
     pub hostname: Option<String>,
     /// A network namespace of its own.
     pub own_net: bool,
+    /// The seed's working set, as far as this node has it or will have it in a moment: pages that
+    /// the child finds in place.
+    pub working_set: Vec<Arc<[u64]>>,
+    /// The last part of it is still on its way.
+    pub coming: bool,
 }
 
 /// A range of the child in which pages are missing: registered with its userfaultfd.
@@ -80,6 +86,8 @@ pub struct RestorePlan {
     pub areas: Vec<Area>,
     /// For the pager: whose they are.
     pub index: PageIndex,
+    /// Pages of the working set that are put in place, and not in the index.
+    pub placed: u64,
     /// For the pager: the owners.
     pub owners: Vec<Owner>,
     /// Wanted pid, 0 for any.
@@ -121,7 +129,7 @@ pub fn plan(
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
     let mut provided = Vec::new();
-    let mut memory = memory::Memory::new(descriptor, fd_base, proven);
+    let mut memory = memory::Memory::new(descriptor, fd_base, proven, request);
     memory.plan(&mut program, node, &mut provided)?;
     program.time(List::Build, 1);
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
@@ -131,7 +139,7 @@ pub fn plan(
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);
-    let (areas, index) = memory.missing()?;
+    let (areas, index, placed) = memory.missing()?;
     Ok(RestorePlan {
         resident: (region.base, region.resident_end()),
         program,
@@ -139,6 +147,7 @@ pub fn plan(
         provided,
         areas,
         index,
+        placed,
         owners: descriptor.owners.clone(),
         pid: if request.new_pid { 0 } else { descriptor.process.pid },
         fd_base,

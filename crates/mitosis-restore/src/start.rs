@@ -45,8 +45,9 @@ const STATUS_WORDS: usize = 9;
 const STATUS_STARTED: u64 = 1;
 
 /// Makes the child under the guard behind `control` and waits until it runs. What the caller has to
-/// do besides, it does in `meanwhile`, while the guard and the child work. On error the caller ends
-/// the guard; `meanwhile` has not run if the guard could not be told.
+/// do besides, it does in `meanwhile`, while the guard and the child work; if that is `false` the child
+/// is not waited for. On error the caller ends the guard; `meanwhile` has not run if the guard could
+/// not be told.
 ///
 /// # Errors
 /// [`RestoreError`], with the operation that failed.
@@ -54,7 +55,7 @@ pub fn start(
     plan: &RestorePlan,
     control: BorrowedFd<'_>,
     fds: StartFds,
-    meanwhile: impl FnOnce(),
+    meanwhile: impl FnOnce() -> bool,
 ) -> Result<Started, RestoreError> {
     let begun = Instant::now();
     let fail = |call| {
@@ -87,7 +88,9 @@ pub fn start(
     });
     send_order(control, plan, &attached, cgroup).map_err(fail("sendmsg to the guard"))?;
     drop(attached);
-    meanwhile();
+    if !meanwhile() {
+        return Err(RestoreError::Silent("given up".into()));
+    }
     drop((image, status_child, fds));
     let sent = Instant::now();
     let (pid, words) = receive(&status, control, begun + BUILD_TIMEOUT)?;

@@ -40,4 +40,8 @@ pub enum Provided {
     MappedFile(String),
     /// The executable, for `/proc/self/exe`.
     Executable(String),
+    /// A part of the working set, by its number: a file with the pages one after the other.
+    WorkingSet(usize),
+    /// Becomes readable when the last part of the working set is complete.
+    Complete,
 }

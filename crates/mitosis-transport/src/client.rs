@@ -14,6 +14,58 @@ const IDLE_MAX: usize = 4;
 /// Bytes by which a descriptor's buffer grows at most ahead of what has arrived.
 const GROW: usize = 256 << 10;
 
+/// Receive buffer of a connection: what the other side sends of a working set while this one plans
+/// must fit.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Pages given out at a time.
+const CHUNK_PAGES: usize = 32;
+/// Tag of the one request under way on a connection.
+const TAG: u64 = 1;
+
+/// What a child's node asks of a seed's working set, besides the descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Pages of it, in the order in which it grew, that are here already.
+    pub have: u32,
+    /// Up to how many are wanted; 0 for none.
+    pub want: u32,
+}
+
+impl Want {
+    /// What that is of a working set given in the order in which it grew; ascending, as it is sent.
+    pub fn part(&self, pages: Vec<u64>) -> Vec<u64> {
+        let want = (self.want as usize).min(wire::WORKING_SET_MAX);
+        let mut part: Vec<u64> = pages.into_iter().take(want).skip(self.have as usize).collect();
+        part.sort_unstable();
+        part
+    }
+}
+
+/// The answer to [`ControlClient::fork`].
+#[derive(Debug)]
+pub struct Fetched {
+    /// The encoded descriptor.
+    pub descriptor: Vec<u8>,
+    /// What follows it of the working set, if anything.
+    pub incoming: Option<Incoming>,
+}
+
+/// Pages on their way, right behind a descriptor.
+#[derive(Debug)]
+pub struct Incoming {
+    stream: TcpStream,
+    address: String,
+    pages: Vec<u64>,
+    deadline: Instant,
+}
+
+impl Incoming {
+    /// Which pages of the seed, ascending.
+    pub fn pages(&self) -> &[u64] {
+        &self.pages
+    }
+}
+
 /// Fetches descriptors over persistent connections: one round trip each once connected. Can be
 /// used from several threads at once.
 #[derive(Debug, Default)]
@@ -33,7 +85,8 @@ impl ControlClient {
         ControlClient::default()
     }
 
-    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`).
+    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), and begins
+    /// to fetch a part of its working set.
     ///
     /// # Errors
     /// [`ForkError::Refused`] if that node refuses, [`ForkError::Unreachable`] if there is no
@@ -43,25 +96,57 @@ impl ControlClient {
         address: &str,
         seed: SeedId,
         secret: &Secret,
+        wanted: Want,
         timeout: Duration,
-    ) -> Result<Vec<u8>, ForkError> {
+    ) -> Result<Fetched, ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
+        let ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want };
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         // A pooled connection may have been closed by the other side meanwhile: only then is a
         // second attempt made, over a new connection.
         let pooled = self.pooled(address);
-        let reused = pooled.as_ref().map(|stream| exchange(stream, &access, false, deadline));
+        let reused = pooled.as_ref().map(|stream| exchange(stream, &ask, false, deadline));
         let (stream, answer) = match (pooled, reused) {
             (Some(stream), Some(Ok(answer))) => (stream, answer),
             _ => {
                 let stream = connect(address, deadline).map_err(unreachable)?;
-                let answer = exchange(&stream, &access, true, deadline).map_err(unreachable)?;
+                let answer = exchange(&stream, &ask, true, deadline).map_err(unreachable)?;
                 (stream, answer)
             }
         };
-        self.keep(address, stream);
-        answer.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
+        let Some((descriptor, pages)) = answer else {
+            self.keep(address, stream);
+            return Err(ForkError::Refused { address: address.to_owned() });
+        };
+        let incoming = if pages.is_empty() {
+            self.keep(address, stream);
+            None
+        } else {
+            Some(Incoming { stream, address: address.to_owned(), pages, deadline })
+        };
+        Ok(Fetched { descriptor, incoming })
+    }
+
+    /// Receives what follows a descriptor. `sink` gets the index of the first page, as in
+    /// [`Incoming::pages`], and the bytes of some, in order.
+    ///
+    /// # Errors
+    /// [`ForkError::Unreachable`] with the cause, also if the owner could not read a page or `sink`
+    /// failed.
+    pub fn receive(
+        &self,
+        incoming: Incoming,
+        sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
+    ) -> Result<(), ForkError> {
+        let Incoming { stream, address, pages, deadline } = incoming;
+        match take_pages(&stream, pages.len(), deadline, sink) {
+            Ok(()) => {
+                self.keep(&address, stream);
+                Ok(())
+            }
+            Err(cause) => Err(ForkError::Unreachable { address, cause }),
+        }
     }
 
     /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.
@@ -105,6 +190,11 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
         match TcpStream::connect_timeout(&candidate, left(deadline)?) {
             Ok(stream) => {
                 stream.set_nodelay(true).map_err(|e| SourceError::io("connect", e))?;
+                // Only faster with it.
+                let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(
+                    &stream,
+                    RECEIVE_BUFFER,
+                );
                 return Ok(stream);
             }
             Err(e) => last = SourceError::io("connect", e),
@@ -113,19 +203,19 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
     Err(last)
 }
 
-/// One request and its answer; `None` is a refusal.
+/// One request and its answer, a descriptor and what pages follow; `None` is a refusal.
 fn exchange(
     stream: &TcpStream,
-    access: &wire::Access,
+    ask: &wire::ForkAsk,
     fresh: bool,
     deadline: Instant,
-) -> Result<Option<Vec<u8>>, SourceError> {
+) -> Result<Option<(Vec<u8>, Vec<u64>)>, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
         out.extend(wire::control(Header::new(Kind::Hello), &hello)?);
     }
-    out.extend(wire::control(Header { tag: 1, ..Header::new(Kind::Fork) }, access)?);
+    out.extend(wire::control(Header { tag: TAG, ..Header::new(Kind::Fork) }, ask)?);
     stream.set_write_timeout(Some(left(deadline)?)).map_err(|e| SourceError::io("send", e))?;
     let mut writer = stream;
     writer.write_all(&out).map_err(|e| SourceError::io("send", e))?;
@@ -142,12 +232,64 @@ fn exchange(
             return Err(SourceError::Protocol(text));
         }
     }
-    let header = header(stream, deadline)?;
-    match header.kind {
-        Kind::Refused => Ok(None),
-        Kind::Descriptor => Ok(Some(body(stream, header.length as usize, deadline)?)),
-        other => Err(SourceError::Protocol(format!("unexpected frame {other:?}"))),
+    let first = header(stream, deadline)?;
+    let descriptor = match first.kind {
+        Kind::Refused => return Ok(None),
+        Kind::Descriptor => body(stream, first.length as usize, deadline)?,
+        other => return Err(unexpected(other)),
+    };
+    if ask.want == 0 {
+        return Ok(Some((descriptor, Vec::new())));
     }
+    let second = header(stream, deadline)?;
+    if second.kind != Kind::WorkingSet {
+        return Err(unexpected(second.kind));
+    }
+    let list = body(stream, second.length as usize, deadline)?;
+    let wire::Pages { pages } = wire::body(Kind::WorkingSet, &list)?;
+    let wanted = ask.want.saturating_sub(ask.have) as usize;
+    if pages.len() > wanted || !pages.is_sorted_by(|a, b| a < b) {
+        return Err(SourceError::Protocol("a working set that was not asked for".into()));
+    }
+    Ok(Some((descriptor, pages)))
+}
+
+fn unexpected(kind: Kind) -> SourceError {
+    SourceError::Protocol(format!("unexpected frame {kind:?}"))
+}
+
+/// Takes `count` pages off a connection, in order.
+fn take_pages(
+    stream: &TcpStream,
+    count: usize,
+    deadline: Instant,
+    mut sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
+) -> Result<(), SourceError> {
+    let mut buffer = vec![0; CHUNK_PAGES * wire::PAGE];
+    let mut taken = 0;
+    while taken < count {
+        let head = header(stream, deadline)?;
+        let pages = head.b as usize;
+        match head.kind {
+            Kind::Data if head.a as usize == taken && pages <= count - taken => {}
+            Kind::Error => {
+                let body = body(stream, head.length as usize, deadline)?;
+                let error: crate::ReadError = wire::body(Kind::Error, &body)?;
+                return Err(SourceError::Protocol(format!("the working set: {error}")));
+            }
+            other => return Err(unexpected(other)),
+        }
+        let mut left = pages;
+        while left > 0 {
+            let part = left.min(CHUNK_PAGES);
+            let bytes = &mut buffer[..part * wire::PAGE];
+            read_full(stream, bytes, deadline)?;
+            sink(taken, bytes).map_err(|e| SourceError::io("keep a page", e))?;
+            taken += part;
+            left -= part;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn header(stream: &TcpStream, deadline: Instant) -> Result<Header, SourceError> {

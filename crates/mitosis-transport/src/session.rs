@@ -214,18 +214,50 @@ impl Session {
     }
 
     fn fork(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
-        let access: wire::Access = wire::body(Kind::Fork, body)?;
-        match self.service.fork(access.seed, &access.secret) {
+        let ask: wire::ForkAsk = wire::body(Kind::Fork, body)?;
+        match self.service.fork(ask.access.seed, &ask.access.secret) {
             Ok(bytes) if bytes.len() <= wire::DESCRIPTOR_MAX => {
                 let length = bytes.len() as u32;
                 let head = Header { length, tag: header.tag, ..Header::new(Kind::Descriptor) };
                 self.output.push(&head.encode());
                 self.output.push(&bytes);
+                if ask.want > 0 {
+                    self.working_set(header.tag, &ask)?;
+                }
             }
             _ => {
                 let head = Header { tag: header.tag, ..Header::new(Kind::Refused) };
                 self.output.push(&head.encode());
             }
+        }
+        Ok(())
+    }
+
+    /// Sends the part of the working set that the other node lacks. It plans meanwhile.
+    fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
+        let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
+        let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
+        let pages = crate::Want { have: ask.have, want: ask.want }.part(known);
+        let head = Header { tag, ..Header::new(Kind::WorkingSet) };
+        self.output.push(&wire::control(head, &wire::Pages { pages: pages.clone() })?);
+        self.send()?;
+        let Some(seed) = seed else { return Ok(()) };
+        let mut done = 0;
+        for chunk in pages.chunks(CHUNK_PAGES as usize) {
+            let at = self.output.used;
+            let count = chunk.len() as u32;
+            let length = count * wire::PAGE as u32;
+            let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
+            self.output.push(&head.encode());
+            for run in chunk.chunk_by(|a, b| a + 1 == *b) {
+                let out = self.output.room(run.len() * wire::PAGE);
+                if let Err(error) = checked_read(&*seed, Vpn(run[0]), run.len() as u32, out) {
+                    self.output.used = at;
+                    return self.fail(tag, &error);
+                }
+            }
+            done += count;
+            self.send()?;
         }
         Ok(())
     }

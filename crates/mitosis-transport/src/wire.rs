@@ -14,7 +14,7 @@ use mitosis_descriptor::{Secret, SeedId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Protocol version spoken by this build.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 32;
 /// Bytes of a page.
@@ -31,6 +31,8 @@ pub const ANSWER_BODY_MAX: usize = 64 << 10;
 pub const LEARN_BODY_MAX: usize = 16 << 10;
 /// Most pages in a [`Kind::Learn`] or a [`Kind::Trail`]: what fits the body, however far apart.
 pub const TRAIL_PAGES_MAX: usize = 2048;
+/// Most pages of a [`Kind::WorkingSet`].
+pub const WORKING_SET_MAX: usize = 1024;
 /// Most bytes of a descriptor.
 pub const DESCRIPTOR_MAX: usize = 64 << 20;
 /// Most seeds one connection may have open.
@@ -42,9 +44,9 @@ pub const HANDLES_MAX: usize = 4096;
 pub enum Kind {
     /// First frame of each side: body [`Hello`].
     Hello = 1,
-    /// Request of a descriptor: body [`Access`]; `tag`.
+    /// Request of a descriptor, and of a part of the working set: body [`ForkAsk`]; `tag`.
     Fork = 2,
-    /// Answer: the descriptor's bytes; `tag`.
+    /// Answer: the descriptor's bytes; `tag`. If pages were asked for, [`Kind::WorkingSet`] follows.
     Descriptor = 3,
     /// The one refusal: `tag` of a fork, or `a` = handle of an open (`b` = 1).
     Refused = 4,
@@ -66,6 +68,9 @@ pub enum Kind {
     Learn = 12,
     /// What earlier children touched, sent after an open: `a` = handle, body [`Pages`].
     Trail = 13,
+    /// The part of the working set that was asked for: `tag`, body [`Pages`], ascending. These pages
+    /// follow in this order, as [`Kind::Data`] with the same `tag`, or [`Kind::Error`].
+    WorkingSet = 15,
     /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
@@ -76,7 +81,7 @@ impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
-        let all = old.into_iter().chain([Learn, Trail, Rdma, RdmaAnswer]);
+        let all = old.into_iter().chain([Learn, Trail, WorkingSet, Rdma, RdmaAnswer]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
@@ -87,7 +92,9 @@ impl Kind {
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
             Kind::Learn => LEARN_BODY_MAX,
-            Kind::Error | Kind::Pong | Kind::Trail | Kind::RdmaAnswer => ANSWER_BODY_MAX,
+            Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet | Kind::RdmaAnswer => {
+                ANSWER_BODY_MAX
+            },
         }
     }
 }
@@ -199,13 +206,24 @@ pub struct Hello {
     pub version: u32,
 }
 
-/// Body of [`Kind::Fork`] and [`Kind::Open`]: a seed and the right to it.
+/// Body of [`Kind::Open`]: a seed and the right to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// The seed.
     pub seed: SeedId,
     /// The capability.
     pub secret: Secret,
+}
+
+/// Body of [`Kind::Fork`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkAsk {
+    /// The seed and the right to it.
+    pub access: Access,
+    /// Pages of the working set, in the order in which it grew, that the asking node has.
+    pub have: u32,
+    /// Up to how many it wants to have; 0 for none.
+    pub want: u32,
 }
 
 /// Body of [`Kind::Pong`]: the handles whose seed is not alive.
@@ -215,7 +233,8 @@ pub struct Pong {
     pub changed: Vec<(u32, SeedState)>,
 }
 
-/// Body of [`Kind::Learn`] and [`Kind::Trail`]: pages of the seed in the order of their touch.
+/// Body of [`Kind::Learn`] and [`Kind::Trail`]: pages of the seed in the order of their touch; of
+/// [`Kind::WorkingSet`]: in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
     /// Page numbers.

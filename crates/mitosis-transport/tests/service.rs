@@ -212,12 +212,12 @@ fn a_descriptor_takes_one_round_trip_and_a_stale_connection_is_replaced() {
     let node = start(ServerConfig { idle_timeout: Duration::ZERO, ..ServerConfig::default() });
     let client = ControlClient::new();
     let address = node.address.to_string();
-    let fork = |secret| client.fork(&address, SEED, &secret, WAIT);
-    assert_eq!(fork(SECRET).unwrap().len(), 300_000);
+    let fork = |secret| client.fork(&address, SEED, &secret, Want::default(), WAIT);
+    assert_eq!(fork(SECRET).unwrap().descriptor.len(), 300_000);
     assert!(matches!(fork(Secret([0; 32])), Err(ForkError::Refused { .. })));
     // The server closes idle connections; the client must not be bothered.
     std::thread::sleep(Duration::from_millis(700));
-    assert_eq!(fork(SECRET).unwrap().len(), 300_000);
+    assert_eq!(fork(SECRET).unwrap().descriptor.len(), 300_000);
     drop(node);
     assert!(matches!(fork(SECRET), Err(ForkError::Unreachable { .. })));
 }
@@ -227,7 +227,7 @@ fn nobody_waits_longer_than_told() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let client = ControlClient::new();
-    let refused = client.fork(&address, SEED, &SECRET, Duration::from_millis(200));
+    let refused = client.fork(&address, SEED, &SECRET, Want::default(), Duration::from_millis(200));
     assert!(matches!(refused, Err(ForkError::Unreachable { .. })), "{refused:?}");
 }
 

@@ -298,6 +298,8 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         areas: vec![area],
         index: PageIndex::from_sorted(runs).unwrap(),
         owners: vec![source],
+        placed: 0,
+        placed_bytes: 0,
         eager: wanted.eager,
         independent: false,
     };

@@ -6,6 +6,7 @@ use crate::error::CliError;
 use crate::{output, reference};
 use mitosis_descriptor::{Descriptor, Limits, decode};
 use mitosis_node::view::View;
+use mitosis_transport::Want;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +41,8 @@ fn bytes(what: &str) -> Result<Vec<u8>, CliError> {
         let from = reference::parse(what)?;
         let nodes = mitosis_transport::ControlClient::new();
         return nodes
-            .fork(&from.address, from.seed, &from.secret, TIMEOUT)
+            .fork(&from.address, from.seed, &from.secret, Want::default(), TIMEOUT)
+            .map(|fetched| fetched.descriptor)
             .map_err(|e| CliError::Failed(e.to_string()));
     }
     let limit = Limits::default().bytes_max as u64;
