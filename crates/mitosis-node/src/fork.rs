@@ -7,7 +7,7 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
-use crate::working_set::{self, Coming, Part, Rest};
+use crate::working_set::{Rest, WorkingSet};
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
@@ -15,11 +15,11 @@ use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport,
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
 use mitosis_transport::Want;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How long the seed's node may take to answer.
@@ -45,12 +45,7 @@ struct Batch<'a> {
     descriptor: Descriptor,
     plan: RestorePlan,
     paging: Paging,
-    /// The seed's working set, the part that is still coming included.
-    parts: Vec<Arc<Part>>,
-    /// What tells that all parts are there, if one is coming.
-    complete: Option<Arc<OwnedFd>>,
-    /// That part, until the first child has been told to begin.
-    coming: Mutex<Option<Coming>>,
+    working_set: WorkingSet<'a>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -113,9 +108,8 @@ fn fetch(
     if reference.address == node.address {
         let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
         let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
-        let pages = seed.working_set(want);
         let descriptor = decode(&seed.descriptor, &limits)?;
-        return Ok((descriptor, (!pages.is_empty()).then_some(Rest::Local(seed, pages))));
+        return Ok((descriptor, (want.want > 0).then_some(Rest::Local(seed, want))));
     }
     let Reference { address, seed, secret } = reference;
     let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
@@ -140,20 +134,23 @@ fn batch<'a>(
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
     let key = (reference.address.clone(), reference.seed);
-    let in_bulk = in_bulk(node, reference, request.transport);
-    let mut parts = if in_bulk { node.working_sets.parts(&key) } else { Vec::new() };
-    let want = if in_bulk { working_set::want(&parts) } else { Want::default() };
+    let (working_set, want) = match in_bulk(node, reference, request.transport) {
+        true => {
+            let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
+            let want = kept.want();
+            (kept, want)
+        }
+        false => (WorkingSet::none(&node.nodes, &node.working_sets, key), Want::default()),
+    };
     let (descriptor, rest) = fetch(node, reference, want)?;
-    let coming = rest.map(|rest| Coming::new(key, parts.len(), rest)).transpose()?;
-    parts.extend(coming.as_ref().map(Coming::part));
+    rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
     let fetched = arrived.elapsed();
     let wanted = mitosis_restore::Request {
         // Pid 1 of a child's namespace is its guard.
         new_pid: request.new_pid || descriptor.process.pid == 1,
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
-        working_set: parts.iter().map(|part| Arc::clone(&part.pages)).collect(),
-        coming: coming.is_some(),
+        working_set: working_set.len(),
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
@@ -167,9 +164,7 @@ fn batch<'a>(
         descriptor,
         plan,
         paging,
-        parts,
-        complete: coming.as_ref().map(Coming::complete),
-        coming: Mutex::new(coming),
+        working_set,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -214,25 +209,28 @@ impl Batch<'_> {
                 .map_err(|e| NodeError::step(Phase::Sandbox, "socketpair", e))
         };
         let (uffd_rx, uffd_tx) = pair()?;
-        let (provided, shares) = self.provide(id)?;
+        let (table_rx, table_tx) = pair()?;
+        let (provided, shares) = self.provide(id, &table_rx)?;
+        drop(table_rx);
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
-        let mut received = Ok(());
+        let mut placed = Ok(());
         let page = || {
-            added = Some(self.page(id, guard, &uffd_rx));
-            received = self.receive();
-            received.is_ok()
+            placed = self.place(&table_tx, |pages, bytes| {
+                added = Some(self.page(id, guard, &uffd_rx, pages, bytes));
+            });
+            placed.is_ok()
         };
         let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds, page);
         drop(uffd_rx);
         if let Some(added) = added {
             added?.done()?;
         }
-        received?;
+        placed?;
         let started = started.map_err(|error| self.not_started(id, error))?;
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
@@ -261,28 +259,42 @@ impl Batch<'_> {
         Ok((id, child))
     }
 
-    /// Bytes of it.
-    fn coming_bytes(&self) -> u64 {
-        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
-        coming.as_ref().map_or(0, |coming| coming.part().pages.len() as u64 * PAGE_SIZE)
+    /// Lets the child put the working set in place once all of it is here. `announce` is told before
+    /// which pages that will be, and how many bytes are fetched for them.
+    fn place(
+        &self,
+        child: &OwnedFd,
+        announce: impl FnOnce(Vec<u64>, u64),
+    ) -> Result<(), NodeError> {
+        let (parts, coming) = self.working_set.list()?;
+        let placement = self.plan.placement(&parts);
+        let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
+        announce(placement.pages, bytes);
+        coming.map_or(Ok(()), |coming| coming.receive())?;
+        if self.working_set.len() > 0 {
+            let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
+            rustix::net::send(child, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
+        }
+        Ok(())
     }
 
-    /// Receives the part of the working set that the first child waits for.
-    fn receive(&self) -> Result<(), NodeError> {
-        let coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner).take();
-        coming.map_or(Ok(()), |coming| coming.receive(&self.node.nodes, &self.node.working_sets))
-    }
-
-    /// Hands the child to the pager.
-    fn page(&self, id: u64, guard: &Guard, uffd_rx: &OwnedFd) -> Result<Asked<'_>, NodeError> {
+    /// Hands the child to the pager, with the pages that it puts in place itself.
+    fn page(
+        &self,
+        id: u64,
+        guard: &Guard,
+        uffd_rx: &OwnedFd,
+        placed: Vec<u64>,
+        placed_bytes: u64,
+    ) -> Result<Asked<'_>, NodeError> {
         let add = AddChild {
             child: ChildId(id),
             seed: self.seed.clone(),
             areas: self.paging.areas.clone(),
             index: self.paging.index.clone(),
             owners: self.paging.owners.clone(),
-            placed: self.plan.placed,
-            placed_bytes: self.coming_bytes(),
+            placed,
+            placed_bytes,
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,
         };
@@ -340,7 +352,7 @@ impl Batch<'_> {
     }
 
     /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
-    fn provide(&self, id: u64) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
+    fn provide(&self, id: u64, table: &OwnedFd) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
         let log = match self.stdio {
             Stdio::Log => Some(self.node.store.create_log(id)?),
             Stdio::Caller(_) => None,
@@ -361,20 +373,8 @@ impl Batch<'_> {
                     copy
                 }
                 Provided::MappedFile(path) => self.mapped_file(path)?,
-                Provided::WorkingSet(number) => {
-                    let part = self.parts.get(*number).ok_or(rustix::io::Errno::NOENT);
-                    part.map_err(std::io::Error::from)
-                        .and_then(|part| part.file.try_clone())
-                        .map_err(failed)?
-                        .into()
-                }
-                Provided::Complete => {
-                    let complete = self.complete.as_ref().ok_or(rustix::io::Errno::NOENT);
-                    complete
-                        .map_err(std::io::Error::from)
-                        .and_then(|complete| complete.try_clone())
-                        .map_err(failed)?
-                }
+                Provided::WorkingSet(number) => self.working_set.file(*number).map_err(failed)?,
+                Provided::PlaceTable => table.try_clone().map_err(failed)?,
                 Provided::Executable(path) => File::open(path)
                     .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
                     .into(),

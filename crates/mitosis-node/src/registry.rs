@@ -72,6 +72,8 @@ struct Trail {
     looked: Option<Instant>,
     /// How many pages that has brought.
     rewritten: usize,
+    /// A child has told what it touched.
+    told: bool,
 }
 
 impl Trail {
@@ -165,11 +167,11 @@ impl Seed {
 
     /// What its children will need, in the order in which it became known. The parent goes the way
     /// that its children will go, only earlier, so what it wrote since the seed was made is looked
-    /// up first; one that has written more than a beginning tells nothing any more.
+    /// up, until a child has told; one that has written more than a beginning tells nothing any more.
     fn trail(&self) -> Vec<u64> {
         let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = trail.looked.is_none_or(|at| at.elapsed() > REWRITTEN_AGE);
-        if due && trail.rewritten < REWRITTEN_MAX {
+        let old = |at: Instant| !trail.told && at.elapsed() > REWRITTEN_AGE;
+        if trail.looked.is_none_or(old) && trail.rewritten < REWRITTEN_MAX {
             trail.looked = Some(Instant::now());
             if let Some(pages) = self.memory.rewritten(REWRITTEN_MAX) {
                 trail.rewritten += trail.extend(&pages);
@@ -271,6 +273,7 @@ impl OpenSeed for Reader {
     fn learn(&self, pages: &[u64]) {
         let mut trail = self.0.trail.lock().unwrap_or_else(PoisonError::into_inner);
         trail.extend(pages);
+        trail.told = true;
     }
     fn trail(&self) -> Vec<u64> {
         self.0.trail()

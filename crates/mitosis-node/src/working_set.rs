@@ -10,8 +10,8 @@ use crate::registry::Seed;
 use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
 use mitosis_transport::wire::WORKING_SET_MAX;
 use mitosis_transport::{ControlClient, Incoming, Want};
-use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -88,76 +88,127 @@ impl WorkingSets {
     }
 }
 
-/// What to ask of a seed's node that has `parts` already.
-pub(crate) fn want(parts: &[Arc<Part>]) -> Want {
-    let have: usize = parts.iter().map(|part| part.pages.len()).sum();
-    let more = parts.len() < PARTS_MAX && have < WORKING_SET_MAX;
-    Want { have: have as u32, want: if more { WORKING_SET_MAX as u32 } else { 0 } }
-}
-
 /// Where the rest comes from.
 pub(crate) enum Rest {
     /// Another node.
     Remote(Incoming),
-    /// A seed of this one, and which pages.
-    Local(Arc<Seed>, Vec<u64>),
+    /// A seed of this one, of which that is wanted.
+    Local(Arc<Seed>, Want),
 }
 
-/// A part that is on its way.
-pub(crate) struct Coming {
-    rest: Rest,
-    part: Arc<Part>,
-    complete: Arc<OwnedFd>,
+/// The working set of one fork: what is here, and what is on its way.
+pub(crate) struct WorkingSet<'a> {
+    nodes: &'a ControlClient,
+    sets: &'a WorkingSets,
     key: Key,
-    before: usize,
+    parts: RefCell<Vec<Arc<Part>>>,
+    rest: RefCell<Option<Rest>>,
 }
 
-impl Coming {
-    /// Prepares to receive `rest`, which follows `before` parts.
+impl<'a> WorkingSet<'a> {
+    /// Of the seed `key`, with what is kept of it.
+    pub fn kept(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
+        let parts = RefCell::new(sets.parts(&key));
+        WorkingSet { nodes, sets, key, parts, rest: RefCell::new(None) }
+    }
+
+    /// None, and none to come.
+    pub fn none(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
+        WorkingSet { nodes, sets, key, parts: RefCell::default(), rest: RefCell::new(None) }
+    }
+
+    /// What to ask of the seed's node.
+    pub fn want(&self) -> Want {
+        let parts = self.parts.borrow();
+        let have: usize = parts.iter().map(|part| part.pages.len()).sum();
+        let more = parts.len() < PARTS_MAX && have < WORKING_SET_MAX;
+        Want { have: have as u32, want: if more { WORKING_SET_MAX as u32 } else { 0 } }
+    }
+
+    /// The rest is on its way. Its part is a file at once, whatever will come.
     ///
     /// # Errors
     /// No memory or no descriptor.
-    pub fn new(key: Key, before: usize, rest: Rest) -> Result<Coming, NodeError> {
-        let failed = |what: &'static str| {
-            move |e: rustix::io::Errno| NodeError::step(Phase::Fetch, what, e)
-        };
+    pub fn follows(&self, rest: Rest) -> Result<(), NodeError> {
+        let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
         let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
-        let file = file.map_err(failed("memfd_create"))?.into();
-        let complete = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).map_err(failed("eventfd"))?;
-        let pages: Arc<[u64]> = match &rest {
-            Rest::Remote(incoming) => Arc::from(incoming.pages()),
-            Rest::Local(_, pages) => Arc::from(pages.as_slice()),
-        };
-        let part = Arc::new(Part { pages, file });
-        Ok(Coming { rest, part, complete: Arc::new(complete), key, before })
+        let file = file.map_err(failed)?.into();
+        self.parts.borrow_mut().push(Arc::new(Part { pages: Arc::from([]), file }));
+        *self.rest.borrow_mut() = Some(rest);
+        Ok(())
     }
 
-    /// What it will be.
-    pub fn part(&self) -> Arc<Part> {
-        Arc::clone(&self.part)
+    /// Number of parts, the one that is coming included.
+    pub fn len(&self) -> usize {
+        self.parts.borrow().len()
     }
 
-    /// Readable when it is.
-    pub fn complete(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.complete)
-    }
-
-    /// Receives it, keeps it, and lets the children go on that wait for it.
+    /// The file of a part.
     ///
     /// # Errors
-    /// Whatever the cause: then the children that wait must be ended.
-    pub fn receive(self, nodes: &ControlClient, sets: &WorkingSets) -> Result<(), NodeError> {
-        let Coming { rest, part, complete, key, before } = self;
-        let write = |first: usize, bytes: &[u8]| {
-            part.file.write_all_at(bytes, first as u64 * PAGE_SIZE)
-        };
-        match rest {
-            Rest::Remote(incoming) => nodes.receive(incoming, write)?,
-            Rest::Local(seed, pages) => read(&seed, &pages, write)?,
+    /// There is no such part, or no descriptor.
+    pub fn file(&self, number: usize) -> std::io::Result<OwnedFd> {
+        let parts = self.parts.borrow();
+        let part = parts.get(number).ok_or(std::io::ErrorKind::NotFound)?;
+        Ok(part.file.try_clone()?.into())
+    }
+
+    /// The pages of all parts. For the first child of a fork this waits until the seed's node has
+    /// said which are coming; what it returns besides is to be received.
+    ///
+    /// # Errors
+    /// [`NodeError`] if it does not say.
+    pub fn list(&self) -> Result<(Vec<Arc<[u64]>>, Option<Coming<'_>>), NodeError> {
+        let mut coming = None;
+        if let Some(rest) = self.rest.borrow_mut().take() {
+            let pages = match &rest {
+                Rest::Remote(incoming) => self.nodes.list(incoming)?,
+                Rest::Local(seed, want) => seed.working_set(*want),
+            };
+            let mut parts = self.parts.borrow_mut();
+            let before = parts.len() - 1;
+            if let Some(empty) = parts.pop() {
+                let file = empty.file.try_clone();
+                let file = file.map_err(|e| NodeError::step(Phase::Fetch, "dup", e))?;
+                let part = Arc::new(Part { pages: Arc::from(pages), file });
+                parts.push(Arc::clone(&part));
+                coming = Some(Coming { set: self, rest, part, before });
+            }
         }
-        sets.keep(&key, before, &part);
-        let failed = |e| NodeError::step(Phase::Fetch, "the working set", e);
-        rustix::io::write(&*complete, &1u64.to_ne_bytes()).map_err(failed)?;
+        let pages = self.parts.borrow().iter().map(|part| Arc::clone(&part.pages)).collect();
+        Ok((pages, coming))
+    }
+}
+
+/// A part of which the list is known.
+pub(crate) struct Coming<'a> {
+    set: &'a WorkingSet<'a>,
+    rest: Rest,
+    part: Arc<Part>,
+    before: usize,
+}
+
+impl Coming<'_> {
+    /// Number of pages.
+    pub fn pages(&self) -> usize {
+        self.part.pages.len()
+    }
+
+    /// Receives and keeps it.
+    ///
+    /// # Errors
+    /// Whatever the cause: then the child that waits must be ended.
+    pub fn receive(self) -> Result<(), NodeError> {
+        let Coming { set, rest, part, before } = self;
+        let write =
+            |first: usize, bytes: &[u8]| part.file.write_all_at(bytes, first as u64 * PAGE_SIZE);
+        match rest {
+            Rest::Remote(incoming) => set.nodes.receive(incoming, part.pages.len(), write)?,
+            Rest::Local(seed, _) => read(&seed, &part.pages, write)?,
+        }
+        if !part.pages.is_empty() {
+            set.sets.keep(&set.key, before, &part);
+        }
         Ok(())
     }
 }
@@ -192,13 +243,15 @@ mod tests {
     #[test]
     fn a_part_follows_those_that_it_was_asked_to_follow() {
         let (sets, key) = (WorkingSets::default(), ("node".to_owned(), SeedId([1; 8])));
-        assert_eq!(want(&sets.parts(&key)), Want { have: 0, want: 1024 });
+        let nodes = ControlClient::new();
+        let want = || WorkingSet::kept(&nodes, &sets, key.clone()).want();
+        assert_eq!(want(), Want { have: 0, want: 1024 });
         sets.keep(&key, 0, &part(0..10));
         sets.keep(&key, 0, &part(0..10));
         sets.keep(&key, 1, &part(20..24));
-        assert_eq!(want(&sets.parts(&key)), Want { have: 14, want: 1024 });
+        assert_eq!(want(), Want { have: 14, want: 1024 });
         sets.keep(&key, 2, &part(100..1200));
-        assert_eq!(want(&sets.parts(&key)).want, 0);
+        assert_eq!(want().want, 0);
     }
 
     #[test]

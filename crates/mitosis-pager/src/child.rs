@@ -124,7 +124,11 @@ impl Child {
     /// A child that was just announced.
     pub fn new(add: AddChild, fds: [OwnedFd; 3], now: Instant) -> Child {
         let [uffd_rx, guard, guard_pidfd] = fds;
-        let map = PageMap::new(&add.index, add.owners.len());
+        let mut map = PageMap::new(&add.index, add.owners.len());
+        let pages_total = map.pages();
+        for run in add.placed.chunk_by(|a, b| a + 1 == *b) {
+            map.remove(run[0], run[0] + run.len() as u64);
+        }
         let transport = transport(&add.owners);
         let source = |owner| Source { owner, via: None, begun: false };
         let sources = add.owners.into_iter().map(source).collect();
@@ -134,8 +138,8 @@ impl Child {
             sources,
             spaces: BTreeSet::new(),
             counters: Counters {
-                pages_total: map.pages() + add.placed,
-                pages_prefetched: add.placed,
+                pages_total,
+                pages_prefetched: pages_total - map.pages(),
                 bytes_fetched: add.placed_bytes,
                 ..Counters::default()
             },

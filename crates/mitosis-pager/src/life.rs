@@ -78,6 +78,9 @@ fn validate(add: &AddChild, locals: usize) -> Result<(), String> {
             return Err(format!("page {at:#x} is to be fetched but lies in no area"));
         }
     }
+    if add.placed.iter().any(|page| *page >= 1 << 52) {
+        return Err("a page put in place is out of range".into());
+    }
     for owner in &add.owners {
         let known = match owner.local {
             Some(index) => (index as usize) < locals,

@@ -81,8 +81,8 @@ pub struct AddChild {
     pub index: PageIndex,
     /// Owners, in the order of the index's owner numbers.
     pub owners: Vec<OwnerSource>,
-    /// Pages of the working set that the child puts in place itself; in no run of the index.
-    pub placed: u64,
+    /// Pages of the index that the child puts in place itself before its userfaultfd arrives.
+    pub placed: Vec<u64>,
     /// Bytes that were fetched for that.
     pub placed_bytes: u64,
     /// Fetch everything at once (`--paging eager`).

@@ -2,7 +2,7 @@
 //! mapped, and what is missing is registered with a userfaultfd.
 
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
-use crate::{Request, RestoreError, shared, working_set};
+use crate::{RestoreError, shared, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -115,10 +115,8 @@ pub(crate) struct Memory<'a> {
     numbers: Vec<Option<u32>>,
     areas: Vec<Area>,
     runs: Vec<PageRun>,
-    /// See [`Request`].
-    working_set: &'a Request,
-    /// Pages of it that are put in place, ascending.
-    placed: Vec<u64>,
+    /// See [`crate::Request`].
+    working_set: usize,
 }
 
 impl<'a> Memory<'a> {
@@ -126,7 +124,7 @@ impl<'a> Memory<'a> {
         descriptor: &'a Descriptor,
         fd_base: u32,
         proven: &dyn ProvenFiles,
-        working_set: &'a Request,
+        working_set: usize,
     ) -> Memory<'a> {
         let mut usable: Vec<bool> = descriptor.files.iter().map(|f| proven.proven(f)).collect();
         let mut count = 0;
@@ -143,21 +141,19 @@ impl<'a> Memory<'a> {
             areas: Vec::new(),
             runs: Vec::new(),
             working_set,
-            placed: Vec::new(),
         }
     }
 
-    /// Areas and runs for the pager, and how many pages need no pager.
+    /// Areas and runs for the pager.
     ///
     /// # Errors
     /// Runs that make no index: without one the pager would take every page for zero.
-    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex, u64), RestoreError> {
-        let runs = working_set::without(self.runs, &self.placed);
-        let index = PageIndex::from_sorted(runs).map_err(|run| {
+    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex), RestoreError> {
+        let index = PageIndex::from_sorted(self.runs).map_err(|run| {
             let (start, count) = (run.start.0, run.count);
             RestoreError::Incompatible(format!("page run {start:#x}+{count:#x} out of order"))
         })?;
-        Ok((self.areas, index, self.placed.len() as u64))
+        Ok((self.areas, index))
     }
 
     pub(crate) fn plan(
@@ -368,7 +364,7 @@ impl<'a> Memory<'a> {
 
     /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
     /// is here of the working set is put in place: nobody else knows of the descriptor yet.
-    fn register(&mut self, program: &mut Program, provided: &mut Vec<Provided>) {
+    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>) {
         if self.areas.is_empty() {
             return;
         }
@@ -392,7 +388,7 @@ impl<'a> Memory<'a> {
             let args = [uffd, UFFDIO_REGISTER, range];
             program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
         }
-        self.placed = working_set::place(program, &self.runs, self.working_set, uffd, |wanted| {
+        working_set::place(program, self.working_set, uffd, |wanted| {
             provided.push(wanted);
             provided_base(self.fd_base) + provided.len() as u32 - 1
         });

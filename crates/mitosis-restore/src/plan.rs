@@ -1,6 +1,6 @@
 //! From a descriptor to a table of operations.
 
-use crate::{RestoreError, files, frame, identity, memory, signals};
+use crate::{Placement, RestoreError, files, frame, identity, memory, signals, working_set};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use std::sync::Arc;
 use mitosis_state::{Image, List, Program, Provided, Region, code_len};
@@ -55,11 +55,9 @@ pub struct Request {
     pub hostname: Option<String>,
     /// A network namespace of its own.
     pub own_net: bool,
-    /// The seed's working set, as far as this node has it or will have it in a moment: pages that
-    /// the child finds in place.
-    pub working_set: Vec<Arc<[u64]>>,
-    /// The last part of it is still on its way.
-    pub coming: bool,
+    /// Files with parts of the seed's working set that there will be when the child is built, at
+    /// most [`crate::WORKING_SET_PARTS`]; with 0 it waits for none.
+    pub working_set: usize,
 }
 
 /// A range of the child in which pages are missing: registered with its userfaultfd.
@@ -86,8 +84,6 @@ pub struct RestorePlan {
     pub areas: Vec<Area>,
     /// For the pager: whose they are.
     pub index: PageIndex,
-    /// Pages of the working set that are put in place, and not in the index.
-    pub placed: u64,
     /// For the pager: the owners.
     pub owners: Vec<Owner>,
     /// Wanted pid, 0 for any.
@@ -96,6 +92,14 @@ pub struct RestorePlan {
     pub fd_base: u32,
     /// What stays of us in the child: to be left out when it is itself captured.
     pub resident: (u64, u64),
+}
+
+impl RestorePlan {
+    /// What the child is to put in place of the working set, whose `parts` it gets in files: what it
+    /// waits for. The pages are in the index, too.
+    pub fn placement(&self, parts: &[Arc<[u64]>]) -> Placement {
+        working_set::placement(self.program.region.base, &self.areas, &self.index, parts)
+    }
 }
 
 /// Space kept free for the region and the vdso's way through it.
@@ -129,7 +133,7 @@ pub fn plan(
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
     let mut provided = Vec::new();
-    let mut memory = memory::Memory::new(descriptor, fd_base, proven, request);
+    let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
     memory.plan(&mut program, node, &mut provided)?;
     program.time(List::Build, 1);
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
@@ -139,7 +143,7 @@ pub fn plan(
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);
-    let (areas, index, placed) = memory.missing()?;
+    let (areas, index) = memory.missing()?;
     Ok(RestorePlan {
         resident: (region.base, region.resident_end()),
         program,
@@ -147,7 +151,6 @@ pub fn plan(
         provided,
         areas,
         index,
-        placed,
         owners: descriptor.owners.clone(),
         pid: if request.new_pid { 0 } else { descriptor.process.pid },
         fd_base,

@@ -2,154 +2,166 @@
 //!
 //! The node has these pages in files in memory, or is receiving them while the child is built. The
 //! child puts them in place itself, through its own userfaultfd: that needs no write access, and
-//! never makes more than the page, as a fault outside of it would where huge pages are on.
+//! never makes more than the page, as a fault outside of it would where huge pages are on. Which
+//! pages, it learns from a table that comes in one message when all are there, so that a plan
+//! waits for nothing.
 
-use crate::Request;
-use crate::plan::HOLE;
-use mitosis_descriptor::{PageRun, Vpn};
-use mitosis_state::{Detail, List, Program, Provided};
+use crate::plan::{Area, HOLE, STAGE};
+use mitosis_descriptor::PageIndex;
+use mitosis_state::{Detail, List, Program, Provided, op};
+use mitosis_stub::abi::{OP_PLACE, PLACE_ENTRY, PLACE_MAGIC, PlaceTable};
+use std::sync::Arc;
 
-const POLL: u16 = 7;
+const READ: u16 = 0;
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
-const IOCTL: u16 = 16;
 const PROT_READ: u64 = 1;
+const PROT_READ_WRITE: u64 = 3;
 /// MAP_SHARED | MAP_FIXED | MAP_POPULATE
-const MAP_READY: u64 = 1 | 0x10 | 0x8000;
-const POLLIN: u64 = 1;
-const UFFDIO_COPY: u64 = 0xc028_aa03;
+const MAP_FILE: u64 = 1 | 0x10 | 0x8000;
+/// MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
+const MAP_ROOM: u64 = 2 | 0x10 | 0x20;
 const PAGE: u64 = 4096;
-/// How long the child waits for what is on its way: longer than the node does, which then ends it.
-const WAIT_MS: u64 = 20_000;
-/// Where in the hole the files are mapped.
-const WINDOW: u64 = HOLE / 2;
 
-/// Consecutive pages that lie one after the other in a part of the working set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Copy {
-    page: u64,
-    count: u64,
-    /// Index of the first in the part.
-    at: u64,
-}
+/// Most pages of a working set.
+pub const WORKING_SET_PAGES: usize = 1024;
+/// Most parts of one.
+pub const WORKING_SET_PARTS: usize = 16;
+/// Where in the hole the table comes, and behind it the files.
+const WINDOW: u64 = HOLE / 4;
+/// Bytes of address space for the table, and for each file.
+const STEP: u64 = WORKING_SET_PAGES as u64 * PAGE;
+const TABLE_MAX: usize = size_of::<PlaceTable>() + WORKING_SET_PAGES * PLACE_ENTRY;
+const _: () = assert!(TABLE_MAX as u64 <= STEP);
+const _: () = assert!(WINDOW + STEP * (WORKING_SET_PARTS as u64 + 1) < STAGE / 4 * 3);
 
-/// Appends what puts the working set in place, as far as `missing` (ascending) names it as the
-/// seed's own; returns the pages, ascending. `provide` gives the number of a descriptor in the
-/// child.
+/// Appends what puts a working set of `parts` files in place.
 pub(crate) fn place(
     program: &mut Program,
-    missing: &[PageRun],
-    request: &Request,
+    parts: usize,
     uffd: u64,
     mut provide: impl FnMut(Provided) -> u32,
-) -> Vec<u64> {
-    let mut placed = Vec::new();
-    let window = program.region.base + WINDOW;
-    for (number, pages) in request.working_set.iter().enumerate() {
-        let copies = copies(missing, pages);
-        if copies.is_empty() {
-            continue;
-        }
+) {
+    if parts == 0 {
+        return;
+    }
+    let table = program.region.base + WINDOW;
+    let len = (TABLE_MAX as u64).next_multiple_of(PAGE);
+    let args = [table, len, PROT_READ_WRITE, MAP_ROOM, u64::MAX, 0];
+    program.call(List::Build, MMAP, &args, "working set: room for the table", Detail::None);
+    let from = u64::from(provide(Provided::PlaceTable));
+    let args = [from, table, TABLE_MAX as u64];
+    program.call(List::Build, READ, &args, "working set: wait for the table", Detail::None);
+    for number in 0..parts {
         let fd = u64::from(provide(Provided::WorkingSet(number)));
-        if request.coming && number + 1 == request.working_set.len() {
-            let complete = u64::from(provide(Provided::Complete));
-            let waited = program.words(&[complete | POLLIN << 32]);
-            let what = "working set: wait until it is complete";
-            let args = [waited, 1, WAIT_MS];
-            program.call_expect(List::Build, POLL, &args, 1, what, Detail::None);
-        }
-        let len = pages.len() as u64 * PAGE;
-        let args = [window, len, PROT_READ, MAP_READY, fd, 0];
+        let args = [window(table, number), STEP, PROT_READ, MAP_FILE, fd, 0];
         let detail = Detail::Number(number as u64);
         program.call(List::Build, MMAP, &args, "working set: mmap", detail);
-        for copy in &copies {
-            let (start, len) = (copy.page * PAGE, copy.count * PAGE);
-            let order = program.words(&[start, window + copy.at * PAGE, len, 0, 0]);
-            let detail = Detail::Range(start, start + len);
-            let args = [uffd, UFFDIO_COPY, order];
-            program.call(List::Build, IOCTL, &args, "working set: UFFDIO_COPY", detail);
-            placed.extend(copy.page..copy.page + copy.count);
-        }
-        let args = [window, len];
-        program.call(List::Build, MUNMAP, &args, "working set: munmap", Detail::None);
     }
-    placed.sort_unstable();
-    placed
+    let what = "working set: put pages in place";
+    program.push(List::Build, op(0, OP_PLACE, &[uffd, table]), what, Detail::None);
+    let args = [table, STEP * (parts as u64 + 1)];
+    program.call(List::Build, MUNMAP, &args, "working set: munmap", Detail::None);
 }
 
-/// Which of `pages` (ascending) are missing and the seed's own, where the seed had them. Each lies
-/// in one mapping, as runs do.
-fn copies(missing: &[PageRun], pages: &[u64]) -> Vec<Copy> {
-    let mut copies: Vec<Copy> = Vec::new();
-    let mut runs = missing.iter().peekable();
-    let mut run_of_last = None;
-    for (at, page) in pages.iter().enumerate() {
-        while runs.next_if(|run| run.end().0 <= *page).is_some() {}
-        let Some(run) = runs.peek().filter(|run| run.start.0 <= *page) else { continue };
-        if run.owner != 0 || run.source != run.start {
-            continue;
-        }
-        match copies.last_mut() {
-            Some(last)
-                if last.page + last.count == *page && run_of_last == Some(run.start) =>
-            {
-                last.count += 1;
-            }
-            _ => copies.push(Copy { page: *page, count: 1, at: at as u64 }),
-        }
-        run_of_last = Some(run.start);
-    }
-    copies
+fn window(table: u64, number: usize) -> u64 {
+    table + STEP * (number as u64 + 1)
 }
 
-/// The runs without some pages; both ascend.
-pub(crate) fn without(runs: Vec<PageRun>, pages: &[u64]) -> Vec<PageRun> {
-    if pages.is_empty() {
-        return runs;
-    }
-    let mut out = Vec::with_capacity(runs.len() + pages.len());
-    let mut pages = pages.iter().peekable();
-    for run in runs {
-        let mut at = run.start;
-        let mut piece = |from: Vpn, to: u64| {
-            if from.0 < to {
-                let (count, source) = ((to - from.0) as u32, run.source.0 + (from.0 - run.start.0));
-                out.push(PageRun { start: from, count, source: Vpn(source), ..run });
+/// What a child puts in place, see [`crate::RestorePlan::placement`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The message that the child waits for.
+    pub table: Vec<u8>,
+    /// The pages, ascending within each part.
+    pub pages: Vec<u64>,
+}
+
+/// The placement of `parts`, each ascending and one page after the other in its file, as far as
+/// `missing` names them as the seed's own. Each entry lies in one mapping, as areas do.
+pub(crate) fn placement(
+    base: u64,
+    areas: &[Area],
+    missing: &PageIndex,
+    parts: &[Arc<[u64]>],
+) -> Placement {
+    let table = base + WINDOW;
+    let mut entries: Vec<[u64; 5]> = Vec::new();
+    let mut placed = Vec::new();
+    for (number, pages) in parts.iter().enumerate() {
+        let mut runs = missing.runs().iter().peekable();
+        let mut areas = areas.iter().peekable();
+        let mut before = None;
+        for (at, page) in pages.iter().enumerate() {
+            while runs.next_if(|run| run.end().0 <= *page).is_some() {}
+            let Some(run) = runs.peek().filter(|run| run.start.0 <= *page) else { continue };
+            if run.owner != 0 || run.source != run.start {
+                continue;
             }
-        };
-        while let Some(page) = pages.next_if(|page| **page < run.end().0) {
-            if *page >= at.0 {
-                piece(at, *page);
-                at = Vpn(page + 1);
+            while areas.next_if(|area| area.start.0 + area.count <= *page).is_some() {}
+            let Some(area) = areas.peek().filter(|area| area.start.0 <= *page) else { continue };
+            placed.push(*page);
+            let (to, from) = (page * PAGE, window(table, number) + at as u64 * PAGE);
+            match entries.last_mut() {
+                Some([last_to, last_from, len, ..])
+                    if *last_to + *len == to
+                        && *last_from + *len == from
+                        && before == Some(area.start) =>
+                {
+                    *len += PAGE;
+                }
+                _ => entries.push([to, from, PAGE, 0, 0]),
             }
+            before = Some(area.start);
         }
-        piece(at, run.end().0);
     }
-    out
+    let head = [PLACE_MAGIC, entries.len() as u64];
+    let words = head.iter().chain(entries.iter().flatten());
+    Placement { table: words.flat_map(|word| word.to_le_bytes()).collect(), pages: placed }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mitosis_descriptor::{PageRun, Vpn};
 
     fn run(start: u64, count: u32, owner: u16, source: u64) -> PageRun {
         PageRun { start: Vpn(start), count, owner, source: Vpn(source) }
     }
 
-    #[test]
-    fn copies_stay_within_a_run_and_take_only_what_is_the_seeds_own() {
-        let missing =
-            [run(10, 4, 0, 10), run(14, 2, 0, 14), run(20, 4, 1, 20), run(30, 2, 0, 90)];
-        let pages = [8, 11, 12, 13, 14, 21, 30, 40];
-        let want = [Copy { page: 11, count: 3, at: 1 }, Copy { page: 14, count: 1, at: 4 }];
-        assert_eq!(copies(&missing, &pages), want);
+    fn area(start: u64, count: u64) -> Area {
+        Area { start: Vpn(start), count, grows_down: false }
     }
 
     #[test]
-    fn what_is_in_place_is_missing_no_more_and_the_rest_still_is() {
-        let runs = vec![run(10, 5, 0, 10), run(20, 2, 1, 70), run(30, 1, 0, 30)];
-        let left = without(runs.clone(), &[9, 10, 12, 13, 21, 30]);
-        assert_eq!(left, [run(11, 1, 0, 11), run(14, 1, 0, 14), run(20, 1, 1, 70)]);
-        assert_eq!(without(runs.clone(), &[]), runs);
+    fn entries_stay_within_an_area_and_take_only_what_is_the_seeds_own() {
+        let missing = [run(10, 6, 0, 10), run(20, 4, 1, 20), run(30, 2, 0, 90)];
+        let areas = [area(10, 4), area(14, 2), area(20, 12)];
+        let missing = PageIndex::from_sorted(missing).unwrap();
+        let parts: [Arc<[u64]>; 2] =
+            [Arc::from([8, 11, 12, 13, 14, 21, 30, 40]), Arc::from([10, 15])];
+        let placed = placement(0, &areas, &missing, &parts);
+        assert_eq!(placed.pages, [11, 12, 13, 14, 10, 15]);
+        let words: Vec<u64> = placed
+            .table
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+            .collect();
+        let (first, second) = (window(WINDOW, 0), window(WINDOW, 1));
+        let want = [
+            [11 * PAGE, first + PAGE, 3 * PAGE, 0, 0],
+            [14 * PAGE, first + 4 * PAGE, PAGE, 0, 0],
+            [10 * PAGE, second, PAGE, 0, 0],
+            [15 * PAGE, second + PAGE, PAGE, 0, 0],
+        ];
+        assert_eq!(words[..2], [PLACE_MAGIC, 4]);
+        assert_eq!(words[2..], want.concat());
+    }
+
+    #[test]
+    fn the_largest_table_fits_its_room() {
+        let pages: Arc<[u64]> = (0..WORKING_SET_PAGES as u64).map(|n| n * 2).collect();
+        let missing = PageIndex::from_sorted([run(0, 4096, 0, 0)]).unwrap();
+        assert_eq!(placement(0, &[area(0, 4096)], &missing, &[pages]).table.len(), TABLE_MAX);
     }
 }

@@ -42,6 +42,7 @@ pub enum Provided {
     Executable(String),
     /// A part of the working set, by its number: a file with the pages one after the other.
     WorkingSet(usize),
-    /// Becomes readable when the last part of the working set is complete.
-    Complete,
+    /// A socket from which one message comes when all of the working set is there: which pages are to
+    /// be put in place.
+    PlaceTable,
 }

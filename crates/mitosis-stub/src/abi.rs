@@ -148,6 +148,9 @@ pub const OP_EXPECT: u16 = 0x80;
 pub const OP_STORE32: u16 = 0x100;
 /// `Op::flags`: not a system call: take the time into [`Status::times`] at index `args[0]`.
 pub const OP_TIME: u16 = 0x200;
+/// `Op::flags`: not a system call: put pages in place through the userfaultfd `args[0]`, as the
+/// [`PlaceTable`] at address `args[1]` says.
+pub const OP_PLACE: u16 = 0x400;
 /// Slots of saved results.
 pub const SLOTS: usize = 8;
 /// Slot 0 holds the address of the vdso that exec gave the process.
@@ -174,6 +177,22 @@ pub struct Op {
     /// Wanted result with [`OP_EXPECT`].
     pub expect: u64,
 }
+
+/// Head of a table of pages to put in place, followed by [`PlaceTable::count`] times
+/// `struct uffdio_copy` (linux/userfaultfd.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PlaceTable {
+    /// [`PLACE_MAGIC`]: without it no table has come.
+    pub magic: u64,
+    /// Entries that follow.
+    pub count: u64,
+}
+
+/// "mitosis" and a letter.
+pub const PLACE_MAGIC: u64 = 0x7073_6973_6f74_696d;
+/// Bytes of an entry.
+pub const PLACE_ENTRY: usize = 40;
 
 /// [`Status::kind`]: the child is about to run.
 pub const STATUS_STARTED: u32 = 1;

@@ -54,6 +54,9 @@ pub struct Pagemap {
     scan: bool,
 }
 
+/// Entries that are read for nothing rather than in another call.
+const SKIP_PAGES: u64 = 256;
+
 impl Pagemap {
     /// Opens `/proc/PID/pagemap`.
     ///
@@ -104,14 +107,19 @@ impl Pagemap {
         max: usize,
     ) -> Result<Option<Vec<u64>>, SysError> {
         let mut found = Vec::new();
-        for &(start, end) in ranges {
-            let room = self.entries(start, end, |page, bits| {
-                let exclusive = bits >> 63 == 1 && bits & (1 << 56) != 0;
-                if exclusive && found.len() < max {
-                    found.push(page);
+        let mut wanted = ranges.iter().peekable();
+        for group in ranges.chunk_by(|a, b| b.0.saturating_sub(a.1) <= SKIP_PAGES) {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+            let room = self.entries(first.0, last.1, |page, bits| {
+                if bits >> 63 == 0 || bits & (1 << 56) == 0 {
                     return true;
                 }
-                !exclusive
+                while wanted.next_if(|range| range.1 <= page).is_some() {}
+                if !wanted.peek().is_some_and(|range| range.0 <= page) {
+                    return true;
+                }
+                found.push(page);
+                found.len() <= max
             })?;
             if !room {
                 return Ok(None);

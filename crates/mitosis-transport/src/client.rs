@@ -46,7 +46,7 @@ impl Want {
 pub struct Fetched {
     /// The encoded descriptor.
     pub descriptor: Vec<u8>,
-    /// What follows it of the working set, if anything.
+    /// What follows it of the working set, if that was asked for.
     pub incoming: Option<Incoming>,
 }
 
@@ -55,15 +55,9 @@ pub struct Fetched {
 pub struct Incoming {
     stream: TcpStream,
     address: String,
-    pages: Vec<u64>,
+    /// Most pages that can follow.
+    most: usize,
     deadline: Instant,
-}
-
-impl Incoming {
-    /// Which pages of the seed, ascending.
-    pub fn pages(&self) -> &[u64] {
-        &self.pages
-    }
 }
 
 /// Fetches descriptors over persistent connections: one round trip each once connected. Can be
@@ -115,21 +109,32 @@ impl ControlClient {
                 (stream, answer)
             }
         };
-        let Some((descriptor, pages)) = answer else {
+        let Some(descriptor) = answer else {
             self.keep(address, stream);
             return Err(ForkError::Refused { address: address.to_owned() });
         };
-        let incoming = if pages.is_empty() {
+        let incoming = if wanted.want == 0 {
             self.keep(address, stream);
             None
         } else {
-            Some(Incoming { stream, address: address.to_owned(), pages, deadline })
+            let most = wanted.want.saturating_sub(wanted.have) as usize;
+            Some(Incoming { stream, address: address.to_owned(), most, deadline })
         };
         Ok(Fetched { descriptor, incoming })
     }
 
-    /// Receives what follows a descriptor. `sink` gets the index of the first page, as in
-    /// [`Incoming::pages`], and the bytes of some, in order.
+    /// Which pages of the seed follow, ascending.
+    ///
+    /// # Errors
+    /// [`ForkError::Unreachable`].
+    pub fn list(&self, incoming: &Incoming) -> Result<Vec<u64>, ForkError> {
+        let Incoming { stream, address, most, deadline } = incoming;
+        let unreachable = |cause| ForkError::Unreachable { address: address.clone(), cause };
+        take_list(stream, *most, *deadline).map_err(unreachable)
+    }
+
+    /// Receives the `count` pages of the list. `sink` gets the index of the first and the bytes of
+    /// some, in order.
     ///
     /// # Errors
     /// [`ForkError::Unreachable`] with the cause, also if the owner could not read a page or `sink`
@@ -137,10 +142,11 @@ impl ControlClient {
     pub fn receive(
         &self,
         incoming: Incoming,
+        count: usize,
         sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
     ) -> Result<(), ForkError> {
-        let Incoming { stream, address, pages, deadline } = incoming;
-        match take_pages(&stream, pages.len(), deadline, sink) {
+        let Incoming { stream, address, deadline, .. } = incoming;
+        match take_pages(&stream, count, deadline, sink) {
             Ok(()) => {
                 self.keep(&address, stream);
                 Ok(())
@@ -203,13 +209,13 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
     Err(last)
 }
 
-/// One request and its answer, a descriptor and what pages follow; `None` is a refusal.
+/// One request and its answer, a descriptor; `None` is a refusal.
 fn exchange(
     stream: &TcpStream,
     ask: &wire::ForkAsk,
     fresh: bool,
     deadline: Instant,
-) -> Result<Option<(Vec<u8>, Vec<u64>)>, SourceError> {
+) -> Result<Option<Vec<u8>>, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
@@ -232,26 +238,25 @@ fn exchange(
             return Err(SourceError::Protocol(text));
         }
     }
-    let first = header(stream, deadline)?;
-    let descriptor = match first.kind {
-        Kind::Refused => return Ok(None),
-        Kind::Descriptor => body(stream, first.length as usize, deadline)?,
-        other => return Err(unexpected(other)),
-    };
-    if ask.want == 0 {
-        return Ok(Some((descriptor, Vec::new())));
+    let header = header(stream, deadline)?;
+    match header.kind {
+        Kind::Refused => Ok(None),
+        Kind::Descriptor => Ok(Some(body(stream, header.length as usize, deadline)?)),
+        other => Err(unexpected(other)),
     }
-    let second = header(stream, deadline)?;
-    if second.kind != Kind::WorkingSet {
-        return Err(unexpected(second.kind));
+}
+
+fn take_list(stream: &TcpStream, most: usize, deadline: Instant) -> Result<Vec<u64>, SourceError> {
+    let header = header(stream, deadline)?;
+    if header.kind != Kind::WorkingSet {
+        return Err(unexpected(header.kind));
     }
-    let list = body(stream, second.length as usize, deadline)?;
+    let list = body(stream, header.length as usize, deadline)?;
     let wire::Pages { pages } = wire::body(Kind::WorkingSet, &list)?;
-    let wanted = ask.want.saturating_sub(ask.have) as usize;
-    if pages.len() > wanted || !pages.is_sorted_by(|a, b| a < b) {
+    if pages.len() > most || !pages.is_sorted_by(|a, b| a < b) {
         return Err(SourceError::Protocol("a working set that was not asked for".into()));
     }
-    Ok(Some((descriptor, pages)))
+    Ok(pages)
 }
 
 fn unexpected(kind: Kind) -> SourceError {

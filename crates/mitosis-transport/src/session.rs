@@ -235,6 +235,7 @@ impl Session {
 
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.
     fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
+        self.send()?;
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
         let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
         let pages = crate::Want { have: ask.have, want: ask.want }.part(known);

@@ -298,7 +298,7 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         areas: vec![area],
         index: PageIndex::from_sorted(runs).unwrap(),
         owners: vec![source],
-        placed: 0,
+        placed: Vec::new(),
         placed_bytes: 0,
         eager: wanted.eager,
         independent: false,

@@ -229,6 +229,9 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
         unsafe { (op.args[0] as *mut u32).write_volatile(value as u32) };
         return 0;
     }
+    if op.flags & OP_PLACE != 0 {
+        return place(op.args[0], op.args[1]);
+    }
     let mut args = op.args;
     let mut bit = 0;
     while bit < 6 {
@@ -240,6 +243,29 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
     // SAFETY: this is the child's own, new address space; the plan may do what it likes in it.
     unsafe { sys::call(u64::from(op.nr), args) }
 }
+
+/// Puts pages in place. A table that has not come is an error: the node counts on these pages.
+fn place(uffd: u64, table: u64) -> i64 {
+    // SAFETY: the planner mapped room for a table there.
+    let head = unsafe { (table as *const PlaceTable).read() };
+    if head.magic != PLACE_MAGIC {
+        return -71; // EPROTO
+    }
+    let mut index = 0;
+    while index < head.count {
+        let entry =
+            table + (core::mem::size_of::<PlaceTable>() + index as usize * PLACE_ENTRY) as u64;
+        let result = syscall!(sys::IOCTL, uffd, UFFDIO_COPY, entry);
+        if result < 0 {
+            return result;
+        }
+        index += 1;
+    }
+    0
+}
+
+/// `_IOWR(0xaa, 3, struct uffdio_copy)`
+const UFFDIO_COPY: u64 = 0xc028_aa03;
 
 fn fail(plan: &Plan, status: &Status, list: u32, op: u64, result: i64) -> ! {
     let mut status = *status;
