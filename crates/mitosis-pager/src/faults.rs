@@ -19,8 +19,9 @@ const PENDING_MAX: u64 = 4096;
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
-/// Most pages fetched for a touch that continues nothing.
-const SCATTERED: u64 = crate::prefetch::RANDOM;
+/// Most pages fetched for a touch of which the trail is told: more are fetched for a long sequential
+/// run, whose next pages are known without a trail.
+const TOLD_PAGES: u64 = 16;
 /// Most touches of a child that are remembered until they are told.
 const TOUCHED_MAX: usize = 1024;
 /// Most batches of events taken from one address space before others get their turn.
@@ -133,9 +134,8 @@ impl Pager {
                 let target = space.streams.touch(page);
                 let wanted = run.tag.is_none();
                 let (owner, source) = (run.owner, run.source + (page - run.start));
-                // A sequential run needs no trail: its next pages are known without one.
-                let alone = wanted && target - page <= SCATTERED;
-                let fetched = if alone { run.end().min(target) - page } else { 0 };
+                let told = wanted && target - page <= TOLD_PAGES;
+                let fetched = if told { run.end().min(target) - page } else { 0 };
                 let (child, role) = (child.id, space.role);
                 self.request(id, page, target, wanted);
                 if role == Role::Main {
