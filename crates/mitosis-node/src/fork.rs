@@ -270,12 +270,12 @@ impl Batch<'_> {
         let placement = self.plan.placement(&parts);
         let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
         announce(placement.pages, bytes);
-        coming.map_or(Ok(()), |coming| coming.receive())?;
+        let come = coming.map(|coming| coming.receive()).transpose()?;
         if self.working_set.len() > 0 {
             let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
             rustix::net::send(child, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
         }
-        Ok(())
+        come.map_or(Ok(()), |come| come.keep())
     }
 
     /// Hands the child to the pager, with the pages that it puts in place itself.

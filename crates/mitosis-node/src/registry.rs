@@ -1,12 +1,15 @@
 //! The seeds of this node: who may fork them, who reads them, when they end.
 
+use crate::error::NodeError;
 use crate::memory::{Memory, Place};
+use crate::working_set::Part;
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
-use mitosis_transport::wire::TRAIL_PAGES_MAX;
+use mitosis_transport::wire::{TRAIL_PAGES_MAX, WORKING_SET_MAX};
 use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +22,8 @@ const EXPIRING_MIN: Duration = Duration::from_secs(2);
 const REWRITTEN_MAX: usize = 768;
 /// How long what was seen of the parent's writes stands.
 const REWRITTEN_AGE: Duration = Duration::from_millis(100);
+/// Most pages of all working sets that are kept in files: 256 MiB.
+const IMAGE_PAGES_MAX: usize = 64 << 10;
 /// Most seeds of a node.
 pub(crate) const SEEDS_MAX: usize = 4096;
 
@@ -60,6 +65,8 @@ pub(crate) struct Seed {
     forks: AtomicU64,
     /// What its children will need, as far as anybody has shown.
     trail: Mutex<Trail>,
+    /// The beginning of that in a file.
+    image: Mutex<Option<Arc<Part>>>,
 }
 
 /// What the parent and the children of a seed have touched since it was made. It only grows, so
@@ -128,6 +135,7 @@ impl Seed {
             readers: AtomicU64::new(0),
             forks: AtomicU64::new(0),
             trail: Mutex::default(),
+            image: Mutex::default(),
         }
     }
 
@@ -162,6 +170,7 @@ impl Seed {
             life.state = state;
             life.reason = Some(reason.to_owned());
         }
+        *self.image.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.memory.replace(Place::Gone(reason.to_owned()))
     }
 
@@ -183,6 +192,38 @@ impl Seed {
     /// The part of the working set that a node wants, ascending.
     pub fn working_set(&self, want: Want) -> Vec<u64> {
         want.part(self.trail())
+    }
+
+    /// The beginning of the working set in a file in memory, once there is one.
+    pub fn image(&self) -> Option<Arc<Part>> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes that file, or a larger one, if children have told enough for it and `room` pages are
+    /// enough. The seed's memory never changes, so the file stays right as long as the seed lives.
+    ///
+    /// # Errors
+    /// No memory, or the seed has ended.
+    pub fn make_image(&self, room: usize) -> Result<(), NodeError> {
+        let mut pages = {
+            let trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
+            if !trail.told {
+                return Ok(());
+            }
+            trail.pages.get(..WORKING_SET_MAX.min(trail.pages.len())).unwrap_or_default().to_vec()
+        };
+        let have = self.image().map_or(0, |image| image.pages.len());
+        if pages.len() <= have + have / 4 || pages.len() - have > room {
+            return Ok(());
+        }
+        pages.sort_unstable();
+        let image = Part::read(self, pages)?;
+        let mut slot = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+        // A seed that has ended meanwhile keeps nothing.
+        if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
+            *slot = Some(Arc::new(image));
+        }
+        Ok(())
     }
 
     /// Number of open readers.
@@ -277,6 +318,9 @@ impl OpenSeed for Reader {
     }
     fn trail(&self) -> Vec<u64> {
         self.0.trail()
+    }
+    fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
+        self.0.image().map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;
@@ -375,6 +419,23 @@ impl Registry {
         }
         seed.forks.fetch_add(1, Ordering::Relaxed);
         Ok(seed)
+    }
+
+    /// Puts what children have told into files, within a bound on all of them together.
+    ///
+    /// # Errors
+    /// The last failure; the others were tried all the same.
+    pub fn make_images(&self) -> Result<(), NodeError> {
+        let seeds = self.all();
+        let pages = || seeds.iter().filter_map(|s| s.image()).map(|i| i.pages.len()).sum::<usize>();
+        let mut result = Ok(());
+        for seed in &seeds {
+            let made = seed.make_image(IMAGE_PAGES_MAX.saturating_sub(pages()));
+            if made.is_err() && seed.state() == SeedState::Alive {
+                result = made;
+            }
+        }
+        result
     }
 
     /// What time does to each seed that it does anything to.

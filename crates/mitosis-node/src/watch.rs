@@ -108,7 +108,8 @@ pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         std::thread::sleep(TICK);
         shadows(node);
-        node.working_sets.sweep();
+        node.note("make a spare working set", node.working_sets.sweep());
+        node.note("keep a working set", node.seeds.make_images());
         expiry(node);
         for start in node.children.prune(Instant::now()) {
             if let Some(pager) = node.pager.now() {

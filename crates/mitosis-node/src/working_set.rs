@@ -34,7 +34,25 @@ pub(crate) struct Part {
     /// Which, ascending.
     pub pages: Arc<[u64]>,
     /// A file in memory: the `n`-th page at offset `n * 4096`.
-    pub file: File,
+    pub file: Arc<File>,
+}
+
+impl Part {
+    /// Some pages of a seed of this node, ascending.
+    ///
+    /// # Errors
+    /// No memory, or the seed has ended.
+    pub fn read(seed: &Seed, pages: Vec<u64>) -> Result<Part, NodeError> {
+        let file = memory_file()?;
+        read(seed, &pages, |at, bytes| file.write_all_at(bytes, at as u64 * PAGE_SIZE))?;
+        Ok(Part { pages: Arc::from(pages), file: Arc::new(file) })
+    }
+}
+
+fn memory_file() -> Result<File, NodeError> {
+    let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
+    let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
+    Ok(file.map_err(failed)?.into())
 }
 
 /// A seed, by its node and its id.
@@ -54,12 +72,16 @@ impl Kept {
 
 /// The working sets on this node. Only what a seed's node has just let this one fork is used.
 #[derive(Debug, Default)]
-pub(crate) struct WorkingSets(Mutex<HashMap<Key, Kept>>);
+pub(crate) struct WorkingSets {
+    kept: Mutex<HashMap<Key, Kept>>,
+    /// A file that has its memory already: getting it costs more than filling it.
+    spare: Mutex<Option<File>>,
+}
 
 impl WorkingSets {
     /// The parts of a seed's working set that are here.
     pub fn parts(&self, key: &Key) -> Vec<Arc<Part>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = all.get_mut(key) else { return Vec::new() };
         kept.used = Instant::now();
         kept.parts.clone()
@@ -68,7 +90,7 @@ impl WorkingSets {
     /// Keeps a part that comes after `before` others; not if somebody was faster. What was not used
     /// for longest goes when there is too much.
     fn keep(&self, key: &Key, before: usize, part: &Arc<Part>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || Kept { parts: Vec::new(), used: Instant::now() };
         let kept = all.entry(key.clone()).or_insert_with(fresh);
         if kept.parts.len() == before {
@@ -81,10 +103,32 @@ impl WorkingSets {
         }
     }
 
-    /// Forgets what has not been used for long.
-    pub fn sweep(&self) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, kept| kept.used.elapsed() < KEPT);
+    /// Forgets what has not been used for long, and makes the next spare file.
+    ///
+    /// # Errors
+    /// There is no memory for it: the next working set gets its own as it comes.
+    pub fn sweep(&self) -> Result<(), NodeError> {
+        {
+            let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, kept| kept.used.elapsed() < KEPT);
+        }
+        if self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let file = memory_file()?;
+        let failed = |e| NodeError::step(Phase::Fetch, "a spare working set", e);
+        let zeros = [0; CHUNK_PAGES * PAGE_SIZE as usize];
+        for at in (0..WORKING_SET_MAX as u64).step_by(CHUNK_PAGES) {
+            file.write_all_at(&zeros, at * PAGE_SIZE).map_err(failed)?;
+        }
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        Ok(())
+    }
+
+    /// A file for a whole working set.
+    fn file(&self) -> Result<File, NodeError> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spare.map_or_else(memory_file, Ok)
     }
 }
 
@@ -130,10 +174,15 @@ impl<'a> WorkingSet<'a> {
     /// # Errors
     /// No memory or no descriptor.
     pub fn follows(&self, rest: Rest) -> Result<(), NodeError> {
-        let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
-        let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
-        let file = file.map_err(failed)?.into();
-        self.parts.borrow_mut().push(Arc::new(Part { pages: Arc::from([]), file }));
+        let mut parts = self.parts.borrow_mut();
+        if let Rest::Local(seed, want) = &rest
+            && let Some(image) = seed.image().filter(|_| want.have == 0)
+        {
+            parts.push(image);
+            return Ok(());
+        }
+        let file = if parts.is_empty() { self.sets.file()? } else { memory_file()? };
+        parts.push(Arc::new(Part { pages: Arc::from([]), file: Arc::new(file) }));
         *self.rest.borrow_mut() = Some(rest);
         Ok(())
     }
@@ -158,7 +207,7 @@ impl<'a> WorkingSet<'a> {
     ///
     /// # Errors
     /// [`NodeError`] if it does not say.
-    pub fn list(&self) -> Result<(Vec<Arc<[u64]>>, Option<Coming<'_>>), NodeError> {
+    pub fn list(&'a self) -> Result<(Vec<Arc<[u64]>>, Option<Coming<'a>>), NodeError> {
         let mut coming = None;
         if let Some(rest) = self.rest.borrow_mut().take() {
             let pages = match &rest {
@@ -168,8 +217,7 @@ impl<'a> WorkingSet<'a> {
             let mut parts = self.parts.borrow_mut();
             let before = parts.len() - 1;
             if let Some(empty) = parts.pop() {
-                let file = empty.file.try_clone();
-                let file = file.map_err(|e| NodeError::step(Phase::Fetch, "dup", e))?;
+                let file = Arc::clone(&empty.file);
                 let part = Arc::new(Part { pages: Arc::from(pages), file });
                 parts.push(Arc::clone(&part));
                 coming = Some(Coming { set: self, rest, part, before });
@@ -188,17 +236,17 @@ pub(crate) struct Coming<'a> {
     before: usize,
 }
 
-impl Coming<'_> {
+impl<'a> Coming<'a> {
     /// Number of pages.
     pub fn pages(&self) -> usize {
         self.part.pages.len()
     }
 
-    /// Receives and keeps it.
+    /// Receives it.
     ///
     /// # Errors
     /// Whatever the cause: then the child that waits must be ended.
-    pub fn receive(self) -> Result<(), NodeError> {
+    pub fn receive(self) -> Result<Come<'a>, NodeError> {
         let Coming { set, rest, part, before } = self;
         let write =
             |first: usize, bytes: &[u8]| part.file.write_all_at(bytes, first as u64 * PAGE_SIZE);
@@ -206,6 +254,26 @@ impl Coming<'_> {
             Rest::Remote(incoming) => set.nodes.receive(incoming, part.pages.len(), write)?,
             Rest::Local(seed, _) => read(&seed, &part.pages, write)?,
         }
+        Ok(Come { set, part, before })
+    }
+}
+
+/// A part that is here.
+pub(crate) struct Come<'a> {
+    set: &'a WorkingSet<'a>,
+    part: Arc<Part>,
+    before: usize,
+}
+
+impl Come<'_> {
+    /// Keeps it for the next fork, with no more memory than it needs. Nobody waits for this.
+    ///
+    /// # Errors
+    /// The file cannot be cut.
+    pub fn keep(self) -> Result<(), NodeError> {
+        let Come { set, part, before } = self;
+        let failed = |e| NodeError::step(Phase::Fetch, "the working set", e);
+        part.file.set_len(part.pages.len() as u64 * PAGE_SIZE).map_err(failed)?;
         if !part.pages.is_empty() {
             set.sets.keep(&set.key, before, &part);
         }
@@ -236,8 +304,7 @@ mod tests {
     use super::*;
 
     fn part(pages: std::ops::Range<u64>) -> Arc<Part> {
-        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap().into();
-        Arc::new(Part { pages: pages.collect(), file })
+        Arc::new(Part { pages: pages.collect(), file: Arc::new(memory_file().unwrap()) })
     }
 
     #[test]

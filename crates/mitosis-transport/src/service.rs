@@ -61,6 +61,12 @@ pub trait OpenSeed: Send + Sync {
         Vec::new()
     }
 
+    /// The beginning of that as a file in memory: the pages, ascending, and a file that holds them one
+    /// after the other. At most [`crate::wire::WORKING_SET_MAX`] pages.
+    fn image(&self) -> Option<(Arc<[u64]>, Arc<std::fs::File>)> {
+        None
+    }
+
     /// The seed's memory registered for RDMA; the first call begins to register it.
     ///
     /// # Errors
