@@ -259,8 +259,9 @@ impl Batch<'_> {
         Ok((id, child))
     }
 
-    /// Lets the child put the working set in place once all of it is here. `announce` is told before
-    /// which pages that will be, and how many bytes are fetched for them.
+    /// Lets the child put the working set in place once all of it is here. Then `announce` is told
+    /// which pages that are, and how many bytes were fetched for them: not earlier, for the pager
+    /// would only take the processor from what the child waits for.
     fn place(
         &self,
         child: &OwnedFd,
@@ -269,12 +270,12 @@ impl Batch<'_> {
         let (parts, coming) = self.working_set.list()?;
         let placement = self.plan.placement(&parts);
         let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
-        announce(placement.pages, bytes);
         let come = coming.map(|coming| coming.receive()).transpose()?;
         if self.working_set.len() > 0 {
             let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
             rustix::net::send(child, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
         }
+        announce(placement.pages, bytes);
         come.map_or(Ok(()), |come| come.keep())
     }
 

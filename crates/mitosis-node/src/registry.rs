@@ -286,6 +286,7 @@ impl Seed {
             readers: self.readers(),
             forks: self.forks.load(Ordering::Relaxed),
             pages_rdma: 0,
+            working_set: self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len() as u64,
         }
     }
 }
@@ -318,6 +319,9 @@ impl OpenSeed for Reader {
     }
     fn trail(&self) -> Vec<u64> {
         self.0.trail()
+    }
+    fn told(&self) -> bool {
+        self.0.trail.lock().unwrap_or_else(PoisonError::into_inner).told
     }
     fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.0.image().map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))

@@ -106,9 +106,9 @@ fn replace(node: &Node) {
 /// Ends seeds in time, notices dead shadows, forgets old children, until the daemon ends.
 pub(crate) fn time(node: &Node) {
     while !node.stopping() {
+        node.note("make a spare working set", node.working_sets.sweep());
         std::thread::sleep(TICK);
         shadows(node);
-        node.note("make a spare working set", node.working_sets.sweep());
         node.note("keep a working set", node.seeds.make_images());
         expiry(node);
         for start in node.children.prune(Instant::now()) {

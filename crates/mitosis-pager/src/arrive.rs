@@ -34,7 +34,7 @@ enum Note {
     State(Handle, SeedState),
     Refused(Handle),
     Failed(u64, ReadError),
-    Trail(Handle, Vec<u64>),
+    Trail(Handle, bool, Vec<u64>),
     Fell(Handle, String),
     Reach(Handle, u64),
 }
@@ -91,7 +91,9 @@ impl Pager {
                 }
                 SourceEvent::Failed { tag, error } => notes.push(Note::Failed(tag, error)),
                 SourceEvent::Refused { handle } => notes.push(Note::Refused(handle)),
-                SourceEvent::Trail { handle, pages } => notes.push(Note::Trail(handle, pages)),
+                SourceEvent::Trail { handle, told, pages } => {
+                    notes.push(Note::Trail(handle, told, pages));
+                }
                 SourceEvent::Pong => {}
                 SourceEvent::Direct { tag, pages } => self.direct(tag, pages),
                 SourceEvent::Reach { handle, pages } => notes.push(Note::Reach(handle, pages)),
@@ -142,11 +144,12 @@ impl Pager {
                     }
                 }
             }
-            Note::Trail(handle, pages) => {
+            Note::Trail(handle, told, pages) => {
                 if let From::Peer(id) = from {
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
                     if let Some(open) = open {
                         open.trail.extend(&pages);
+                        open.told |= told;
                     }
                     self.trail_known(id, handle);
                 }

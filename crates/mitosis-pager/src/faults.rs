@@ -1,13 +1,15 @@
 //! What happens in the children: touches, forks, moves.
 
-use crate::child::Via;
+use crate::child::{Child, Via};
 use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
+use crate::peer::Peer;
 use crate::pager::{Pager, ReadInFlight, Token, watch};
 use crate::space::{Outcome, Role};
 use mitosis_descriptor::Vpn;
 use mitosis_sys::uffd::{Event, Uffd};
 use mitosis_transport::ReadRequest;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -19,6 +21,9 @@ const PENDING_MAX: u64 = 4096;
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
+/// Pages fetched for a touch that continues nothing. The first child of a seed gets only the page:
+/// what it tells then is what it needed, for each that follows.
+const SCATTERED: u64 = crate::prefetch::RANDOM;
 /// Most pages fetched for a touch of which the trail is told: more are fetched for a long sequential
 /// run, whose next pages are known without a trail.
 const TOLD_PAGES: u64 = 16;
@@ -131,9 +136,12 @@ impl Pager {
                 self.outcome(id, outcome);
             }
             Some(run) => {
-                let target = space.streams.touch(page);
+                let mut target = space.streams.touch(page);
                 let wanted = run.tag.is_none();
                 let (owner, source) = (run.owner, run.source + (page - run.start));
+                if target - page <= SCATTERED && !told(&self.peers, child, owner) {
+                    target = page + 1;
+                }
                 let told = wanted && target - page <= TOLD_PAGES;
                 let fetched = if told { run.end().min(target) - page } else { 0 };
                 let (child, role) = (child.id, space.role);
@@ -309,5 +317,16 @@ impl Pager {
                 }
             }
         }
+    }
+}
+
+/// Whether the owner's children have told anything. A local owner keeps no trail.
+fn told(peers: &HashMap<u64, Peer>, child: &Child, owner: u16) -> bool {
+    match child.sources.get(usize::from(owner)).and_then(|source| source.via) {
+        Some(Via::Peer(peer, handle)) => {
+            let open = peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
+            open.is_some_and(|open| open.told)
+        }
+        _ => true,
     }
 }

@@ -33,6 +33,8 @@ pub struct Open {
     pub users: BTreeSet<ChildId>,
     /// What its children touched before.
     pub trail: Trail,
+    /// A child has told what it touched; else what the trail lacks says nothing.
+    pub told: bool,
     /// Pages of it that can be read by RDMA now.
     pub reach: u64,
 }
@@ -114,7 +116,7 @@ impl Peer {
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
         self.handles
-            .insert(handle, Open { seed, secret, users, trail: Trail::default(), reach: 0 });
+            .insert(handle, Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0 });
         self.queue(Out::Open(handle));
         handle
     }
@@ -151,6 +153,7 @@ impl Peer {
     pub fn learn(&mut self, handle: Handle, pages: Vec<u64>) {
         let Some(open) = self.handles.get_mut(&handle) else { return };
         open.trail.extend(&pages);
+        open.told = true;
         self.queue(Out::Learn(handle, pages));
     }
 

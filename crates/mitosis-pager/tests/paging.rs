@@ -138,9 +138,9 @@ fn a_snapshot_names_what_is_missing() {
         child(&rig, server.owner(), Wanted { pages: 200, remote: 200, ..Wanted::default() });
     child.order(Order::Touch, [0, 1, 1, 0]);
     assert_eq!(child.order(Order::Move, [100, 50, 300, 50]), 0);
-    rig.until(child.id, "quiet", |s| s.pages_fetched + s.pages_prefetched == 2);
+    rig.until(child.id, "quiet", |s| s.pages_fetched == 1);
     let snapshot = rig.client.snapshot(child.id, false).unwrap();
-    assert_eq!(snapshot.index.pages(), 198);
+    assert_eq!(snapshot.index.pages(), 199);
     assert_eq!(snapshot.owners, [server.owner()]);
     let moved = snapshot.index.runs().iter().find(|r| r.start.0 == child.base() + 300).unwrap();
     assert_eq!((moved.count, moved.source.0), (50, child.base() + 100));
@@ -185,6 +185,38 @@ fn what_siblings_touched_comes_with_the_first_touch() {
     assert_eq!(stats.faults, 1, "{stats:?}");
     // The page touched, its neighbour, the trail.
     assert_eq!(stats.pages_fetched + stats.pages_prefetched, 25, "{stats:?}");
+}
+
+#[test]
+fn what_the_first_child_tells_is_what_it_touched() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let first =
+        child(&rig, server.owner(), Wanted { pages: 300, remote: 300, ..Wanted::default() });
+    for page in [200, 40, 120] {
+        first.check(page, 1);
+    }
+    // A short run: what is fetched ahead of it is told too.
+    first.check(10, 5);
+    let stats = rig.stats(first.id);
+    let learned = || server.seed.learned.lock().unwrap().len() as u64;
+    rig.until(first.id, "told", |_| learned() > 0);
+    let fetched = stats.pages_fetched + stats.pages_prefetched;
+    assert!((8..=20).contains(&fetched), "{stats:?}");
+    assert_eq!(learned(), fetched, "{stats:?}");
+}
+
+#[test]
+fn what_a_child_puts_in_place_itself_is_not_fetched_and_is_counted() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let placed = vec![3, 4, 5, 100];
+    let wanted = Wanted { pages: 200, remote: 200, placed, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    let stats = rig.stats(child.id);
+    assert_eq!((stats.pages_total, stats.pages_prefetched), (200, 4), "{stats:?}");
+    assert_eq!((stats.pages_left, stats.bytes_fetched), (196, 4 * 4096), "{stats:?}");
+    child.check(6, 1);
+    child.check(101, 99);
+    assert_eq!(rig.stats(child.id).pages_left, 96);
 }
 
 #[test]

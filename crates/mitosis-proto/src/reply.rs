@@ -179,6 +179,10 @@ pub struct SeedRow {
     /// Pages registered for RDMA reads at present.
     #[serde(default)]
     pub pages_rdma: u64,
+    /// Pages that the parent and earlier children are known to have touched since it was made, at
+    /// most 2048: the first of them are sent along with the descriptor.
+    #[serde(default)]
+    pub working_set: u64,
 }
 
 /// Life of a child.

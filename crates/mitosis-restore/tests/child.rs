@@ -137,6 +137,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
                 File::open(path).expect("open").into()
             }
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
+            Provided::WorkingSet(_) | Provided::PlaceTable => panic!("not asked for"),
         })
         .collect();
     let files = d
@@ -181,7 +182,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         serve(ours, mem, clean, index);
     });
     let fds = StartFds { pager: theirs, provided, cgroup: None };
-    let child = match start(&plan, guard.control.as_fd(), fds, || ()) {
+    let child = match start(&plan, guard.control.as_fd(), fds, || true) {
         Ok(child) => child,
         Err(e) => panic!("start: {e}\n{plan}"),
     };

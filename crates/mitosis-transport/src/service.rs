@@ -56,6 +56,11 @@ pub trait OpenSeed: Send + Sync {
     /// Pages that a child touched, in order. A hint, to be kept or not.
     fn learn(&self, _pages: &[u64]) {}
 
+    /// Whether a child has told what it touched.
+    fn told(&self) -> bool {
+        false
+    }
+
     /// What earlier children touched, in order; at most [`crate::wire::TRAIL_PAGES_MAX`] pages.
     fn trail(&self) -> Vec<u64> {
         Vec::new()

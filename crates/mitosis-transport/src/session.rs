@@ -244,7 +244,6 @@ impl Session {
 
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.
     fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
-        self.send()?;
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
         let image = seed.as_ref().and_then(|seed| seed.image()).filter(|_| ask.have == 0);
         if let (Some(seed), Some((pages, file))) = (&seed, image)
@@ -252,6 +251,8 @@ impl Session {
         {
             return self.image(tag, &**seed, &pages, &file);
         }
+        // To look what it is takes a moment, in which the other node can plan.
+        self.send()?;
         let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
         let pages = crate::Want { have: ask.have, want: ask.want }.part(known);
         let head = Header { tag, ..Header::new(Kind::WorkingSet) };
@@ -328,7 +329,8 @@ impl Session {
             Some(seed) => {
                 let pages = seed.trail();
                 if !pages.is_empty() {
-                    let head = Header { a: header.a, ..Header::new(Kind::Trail) };
+                    let told = u32::from(seed.told());
+                    let head = Header { a: header.a, b: told, ..Header::new(Kind::Trail) };
                     self.output.push(&wire::control(head, &wire::Pages { pages })?);
                 }
             }

@@ -72,6 +72,8 @@ pub enum SourceEvent<'a> {
     Trail {
         /// The seed's handle.
         handle: Handle,
+        /// Whether a child has told; else it is what the parent has written.
+        told: bool,
         /// Pages of the seed's address space.
         pages: Vec<u64>,
     },

@@ -192,7 +192,8 @@ fn control_frame(
             if trail.pages.len() > wire::TRAIL_PAGES_MAX {
                 return Err(SourceError::Protocol("a trail too long".into()));
             }
-            sink(SourceEvent::Trail { handle: Handle(header.a), pages: trail.pages });
+            let (handle, told) = (Handle(header.a), header.b == 1);
+            sink(SourceEvent::Trail { handle, told, pages: trail.pages });
         }
         Kind::Pong => {
             let pong: wire::Pong = wire::body(Kind::Pong, body)?;

@@ -66,7 +66,8 @@ pub enum Kind {
     Pong = 11,
     /// Pages that a child touched, in order: `a` = handle, body [`Pages`]. Not answered.
     Learn = 12,
-    /// What earlier children touched, sent after an open: `a` = handle, body [`Pages`].
+    /// What earlier children touched, or the parent has written, sent after an open: `a` = handle,
+    /// `b` = 1 if a child has told, body [`Pages`].
     Trail = 13,
     /// The part of the working set that was asked for: `tag`, body [`Pages`], ascending. These pages
     /// follow in this order, as [`Kind::Data`] with the same `tag`, or [`Kind::Error`].

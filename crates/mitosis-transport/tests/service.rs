@@ -4,6 +4,7 @@
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_transport::wire::{self, Header, Kind};
 use mitosis_transport::*;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,8 @@ const WAIT: Duration = Duration::from_secs(20);
 
 struct Memory {
     state: Mutex<SeedState>,
+    trail: Mutex<Vec<u64>>,
+    image: Mutex<Option<(Arc<[u64]>, Arc<File>)>>,
 }
 
 impl OpenSeed for Memory {
@@ -28,6 +31,12 @@ impl OpenSeed for Memory {
             page.fill((source.0 + i as u64) as u8);
         }
         Ok(())
+    }
+    fn trail(&self) -> Vec<u64> {
+        self.trail.lock().unwrap().clone()
+    }
+    fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
+        self.image.lock().unwrap().clone()
     }
     fn state(&self) -> SeedState {
         *self.state.lock().unwrap()
@@ -55,7 +64,11 @@ struct Running {
 }
 
 fn start(config: ServerConfig) -> Running {
-    let memory = Arc::new(Memory { state: Mutex::new(SeedState::Alive) });
+    let memory = Arc::new(Memory {
+        state: Mutex::new(SeedState::Alive),
+        trail: Mutex::default(),
+        image: Mutex::default(),
+    });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -220,6 +233,103 @@ fn a_descriptor_takes_one_round_trip_and_a_stale_connection_is_replaced() {
     assert_eq!(fork(SECRET).unwrap().descriptor.len(), 300_000);
     drop(node);
     assert!(matches!(fork(SECRET), Err(ForkError::Unreachable { .. })));
+}
+
+/// The pages that a client gets behind a descriptor, each by its first byte.
+fn behind(
+    client: &ControlClient,
+    address: &str,
+    want: Want,
+) -> Result<(Vec<u64>, Vec<u8>), ForkError> {
+    let fetched = client.fork(address, SEED, &SECRET, want, WAIT)?;
+    assert_eq!(fetched.descriptor.len(), 300_000);
+    let incoming = fetched.incoming.expect("nothing follows");
+    let pages = client.list(&incoming)?;
+    let mut seen = Vec::new();
+    client.receive(incoming, pages.len(), |first, bytes| {
+        assert_eq!(first, seen.len());
+        seen.extend(bytes.chunks(4096).map(|page| page[0]));
+        Ok(())
+    })?;
+    Ok((pages, seen))
+}
+
+#[test]
+fn a_working_set_follows_the_descriptor_in_the_parts_that_are_asked_for() {
+    let node = start(ServerConfig::default());
+    let client = ControlClient::new();
+    let address = node.address.to_string();
+    let ask = |have, want| behind(&client, &address, Want { have, want });
+    assert_eq!(ask(0, 100).unwrap(), (vec![], vec![]));
+    *node.memory.trail.lock().unwrap() = vec![7, 3, 4, 200, 5];
+    assert_eq!(ask(0, 100).unwrap(), (vec![3, 4, 5, 7, 200], vec![3, 4, 5, 7, 200]));
+    assert_eq!(ask(0, 2).unwrap().0, [3, 7]);
+    assert_eq!(ask(2, 4).unwrap(), (vec![4, 200], vec![4, 200]));
+    assert_eq!(ask(5, 100).unwrap().0, [] as [u64; 0]);
+    // More than a chunk, and more than one frame of an image.
+    let many: Vec<u64> = (0..600).collect();
+    let bytes: Vec<u8> = many.iter().map(|page| *page as u8).collect();
+    *node.memory.trail.lock().unwrap() = many.clone();
+    assert_eq!(ask(0, 1024).unwrap(), (many.clone(), bytes.clone()));
+    let path = std::env::temp_dir().join(format!("mitosis-image-{}", std::process::id()));
+    let content: Vec<u8> = bytes.iter().flat_map(|byte| [!*byte; 4096]).collect();
+    std::fs::write(&path, content).unwrap();
+    let file = Arc::new(File::open(&path).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    *node.memory.image.lock().unwrap() = Some((Arc::from(many.clone()), file));
+    let inverted: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+    assert_eq!(ask(0, 1024).unwrap(), (many, inverted));
+    // Another part, or a smaller one, comes from the memory itself.
+    assert_eq!(ask(598, 1024).unwrap(), (vec![598, 599], vec![86, 87]));
+    assert_eq!(ask(0, 2).unwrap(), (vec![0, 1], vec![0, 1]));
+}
+
+#[test]
+fn a_page_of_a_working_set_that_cannot_be_read_is_an_error_and_no_page() {
+    let node = start(ServerConfig::default());
+    let client = ControlClient::new();
+    let address = node.address.to_string();
+    *node.memory.trail.lock().unwrap() = (0..40).chain([2000]).collect();
+    let failed = behind(&client, &address, Want { have: 0, want: 100 }).unwrap_err();
+    assert!(failed.to_string().contains("0x7d0"), "{failed}");
+    *node.memory.trail.lock().unwrap() = vec![1];
+    *node.memory.state.lock().unwrap() = SeedState::Revoked;
+    let revoked = behind(&client, &address, Want { have: 0, want: 100 }).unwrap_err();
+    assert!(revoked.to_string().contains("revoked"), "{revoked}");
+    // The connection of a failed one is not used again.
+    *node.memory.state.lock().unwrap() = SeedState::Alive;
+    assert_eq!(behind(&client, &address, Want { have: 0, want: 100 }).unwrap().1, [1]);
+}
+
+#[test]
+fn a_working_set_that_nobody_asked_for_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let lists: [&[u64]; 3] = [&[2, 1], &[1, 1], &[1, 2, 3]];
+    let server = std::thread::spawn(move || {
+        for pages in lists {
+            let (mut stream, _) = listener.accept().unwrap();
+            let hello = wire::Hello { version: wire::VERSION };
+            let list = wire::Pages { pages: pages.to_vec() };
+            let answer = [
+                wire::control(Header::new(Kind::Hello), &hello).unwrap(),
+                Header { length: 1, tag: 1, ..Header::new(Kind::Descriptor) }.encode().to_vec(),
+                vec![9],
+                wire::control(Header { tag: 1, ..Header::new(Kind::WorkingSet) }, &list).unwrap(),
+            ];
+            stream.write_all(&answer.concat()).unwrap();
+            // Until the client has had enough.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    for _ in lists {
+        let client = ControlClient::new();
+        let want = Want { have: 3, want: 5 };
+        let fetched = client.fork(&address, SEED, &SECRET, want, WAIT).unwrap();
+        let listed = client.list(&fetched.incoming.unwrap());
+        assert!(matches!(listed, Err(ForkError::Unreachable { .. })), "{listed:?}");
+    }
+    server.join().unwrap();
 }
 
 #[test]

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 fn kind() -> impl Strategy<Value = Kind> {
     use Kind::*;
     prop::sample::select(vec![
-        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Rdma,
-        RdmaAnswer,
+        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn,
+        Trail, WorkingSet, Rdma, RdmaAnswer,
     ])
 }
 
@@ -36,6 +36,8 @@ proptest! {
     fn any_body_is_understood_or_refused(bytes: Vec<u8>) {
         let _ = body::<Hello>(Kind::Hello, &bytes);
         let _ = body::<Access>(Kind::Open, &bytes);
+        let _ = body::<ForkAsk>(Kind::Fork, &bytes);
+        let _ = body::<Pages>(Kind::WorkingSet, &bytes);
         let _ = body::<Pong>(Kind::Pong, &bytes);
         let _ = body::<ReadError>(Kind::Error, &bytes);
         let _ = body::<RdmaAsk>(Kind::Rdma, &bytes);

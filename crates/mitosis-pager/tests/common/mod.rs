@@ -46,6 +46,8 @@ pub struct TestSeed {
     pub delay_ms: AtomicU64,
     pub fail_from: AtomicU64,
     pub trail: Mutex<Vec<u64>>,
+    /// What children have told.
+    pub learned: Mutex<Vec<u64>>,
 }
 
 impl TestSeed {
@@ -67,6 +69,12 @@ impl OpenSeed for TestSeed {
         Ok(())
     }
 
+    fn learn(&self, pages: &[u64]) {
+        self.learned.lock().unwrap().extend(pages);
+    }
+    fn told(&self) -> bool {
+        !self.trail.lock().unwrap().is_empty()
+    }
     fn trail(&self) -> Vec<u64> {
         self.trail.lock().unwrap().clone()
     }
@@ -113,6 +121,7 @@ impl Server {
             delay_ms: AtomicU64::new(0),
             fail_from: AtomicU64::new(u64::MAX),
             trail: Mutex::default(),
+            learned: Mutex::default(),
         });
         let start = Instant::now();
         // A port that was in use a moment ago may be, for another moment.
@@ -266,11 +275,13 @@ pub struct Wanted {
     pub local: Option<OwnedFd>,
     /// Pages that the seed names as touched by earlier children.
     pub trail: Option<(Arc<TestSeed>, Vec<u64>)>,
+    /// Pages, from the start, that the child is said to have put in place.
+    pub placed: Vec<u64>,
 }
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { pages: 64, remote: 64, eager: false, local: None, trail: None }
+        Wanted { pages: 64, remote: 64, eager: false, local: None, trail: None, placed: Vec::new() }
     }
 }
 
@@ -298,8 +309,8 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         areas: vec![area],
         index: PageIndex::from_sorted(runs).unwrap(),
         owners: vec![source],
-        placed: Vec::new(),
-        placed_bytes: 0,
+        placed_bytes: wanted.placed.len() as u64 * 4096,
+        placed: wanted.placed.iter().map(|page| base.0 + page).collect(),
         eager: wanted.eager,
         independent: false,
     };

@@ -21,3 +21,4 @@ mod pager_kills;
 mod paging;
 mod support;
 mod whole;
+mod working_set;

@@ -1,0 +1,92 @@
+//! What earlier children needed is there before the next one asks for it.
+
+use crate::support::*;
+
+/// Scattered touches of so many percent of the C parent's pages.
+const PERCENT: u64 = 3;
+
+/// A child that touches what every child touches.
+fn touch(daemon: &mitosis_lab::Daemon<'_>) {
+    let said = ask(daemon.node(), &format!("touch scatter {PERCENT}"));
+    assert_eq!(said, format!("right={} wrong=0 zero=0", DATA_PAGES * PERCENT / 100));
+}
+
+#[test]
+fn the_second_node_gets_the_working_set_in_bulk_and_the_next_child_there_gets_it_for_nothing() {
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let first = fork_one(&b, &seed.reference, &[]);
+    touch(&b);
+    let told = DATA_PAGES * PERCENT / 100;
+    until("the first child's touches are told", SOON, || {
+        let row = seed_row(&a, &seed.id).unwrap();
+        (row["working_set"].as_u64().unwrap() >= told).then_some(())
+    });
+    let number = |row: &serde_json::Value, key: &str| row[key].as_u64().unwrap();
+    let alone = number(&row(&b, first.pid), "faults");
+    assert!(alone >= told, "the first child fetched for itself: {alone} faults");
+    let mut bytes = Vec::new();
+    for _ in 0..2 {
+        let before = c.node().link_bytes().unwrap();
+        let child = fork_one(&c, &seed.reference, &[]);
+        let begun = row(&c, child.pid);
+        assert!(number(&begun, "pages_prefetched") >= told, "{begun}");
+        touch(&c);
+        let now = row(&c, child.pid);
+        assert!(number(&now, "faults") <= alone / 10, "of {alone}: {now}");
+        bytes.push(c.node().link_bytes().unwrap().rx - before.rx);
+        end_children(&c);
+    }
+    println!("bytes over the link: {bytes:?}");
+    assert!(bytes[1] <= bytes[0] / 4, "the second child's pages were here: {bytes:?}");
+    // All of it is right, not only what was in place.
+    fork_one(&c, &seed.reference, &[]);
+    assert_eq!(ask(c.node(), "hash"), parent.ask("hash"));
+}
+
+#[test]
+fn a_working_set_that_is_here_lets_nobody_fork() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    fork_one(&b, &seed.reference, &[]);
+    touch(&b);
+    end_children(&b);
+    fork_one(&b, &seed.reference, &[]);
+    end_children(&b);
+    let mut wrong = seed.reference.clone();
+    let last = wrong.pop().unwrap();
+    wrong.push(if last == '0' { '1' } else { '0' });
+    let refused = b.mitosis(&["fork", &wrong, "--detach"]).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    let revoked = b.mitosis(&["fork", &seed.reference, "--detach"]).unwrap();
+    assert_eq!(revoked.status.code(), Some(1), "{revoked:?}");
+    assert_eq!(refused.stderr, revoked.stderr, "the answer does not tell which");
+}
+
+#[test]
+fn children_on_the_seeds_own_node_get_it_too() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    fork_one(&b, &seed.reference, &[]);
+    touch(&b);
+    let told = DATA_PAGES * PERCENT / 100;
+    until("the first child's touches are told", SOON, || {
+        let row = seed_row(&a, &seed.id).unwrap();
+        (row["working_set"].as_u64().unwrap() >= told).then_some(())
+    });
+    let hash = parent.ask("hash");
+    drop(parent);
+    let child = fork(&a, &seed.reference, &[]).pop().unwrap();
+    assert_eq!(child.transport, "local");
+    let begun = row(&a, child.pid);
+    assert!(begun["pages_prefetched"].as_u64().unwrap() >= told, "{begun}");
+    touch(&a);
+    assert_eq!(ask(a.node(), "hash"), hash);
+}
