@@ -126,7 +126,9 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
-        Kind::Learn | Kind::Trail | Kind::WorkingSet => same_again(kind, body, wire::body::<Pages>(kind, body)),
+        Kind::Learn | Kind::Trail | Kind::WorkingSet => {
+            same_again(kind, body, wire::body::<Pages>(kind, body))
+        }
         Kind::Rdma => same_again(kind, body, wire::body::<wire::RdmaAsk>(kind, body)),
         Kind::RdmaAnswer => same_again(kind, body, wire::body::<wire::RdmaSaid>(kind, body)),
         Kind::Descriptor => {

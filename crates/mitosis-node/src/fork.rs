@@ -353,7 +353,11 @@ impl Batch<'_> {
     }
 
     /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
-    fn provide(&self, id: u64, table: &OwnedFd) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
+    fn provide(
+        &self,
+        id: u64,
+        table: &OwnedFd,
+    ) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
         let log = match self.stdio {
             Stdio::Log => Some(self.node.store.create_log(id)?),
             Stdio::Caller(_) => None,

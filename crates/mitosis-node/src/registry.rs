@@ -286,7 +286,8 @@ impl Seed {
             readers: self.readers(),
             forks: self.forks.load(Ordering::Relaxed),
             pages_rdma: 0,
-            working_set: self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len() as u64,
+            working_set: self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
+                as u64,
         }
     }
 }

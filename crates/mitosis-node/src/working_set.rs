@@ -24,7 +24,7 @@ const PARTS_MAX: usize = 8;
 /// Most pages kept for all seeds together: 256 MiB.
 const PAGES_MAX: usize = 64 << 10;
 /// How long a working set is kept that no fork asks for.
-const KEPT: Duration = Duration::from_secs(60);
+const KEPT: Duration = Duration::from_secs(20);
 /// Pages read at a time from a seed of this node.
 const CHUNK_PAGES: usize = 32;
 
@@ -207,7 +207,7 @@ impl<'a> WorkingSet<'a> {
     ///
     /// # Errors
     /// [`NodeError`] if it does not say.
-    pub fn list(&'a self) -> Result<(Vec<Arc<[u64]>>, Option<Coming<'a>>), NodeError> {
+    pub fn list(&'a self) -> Result<Listed<'a>, NodeError> {
         let mut coming = None;
         if let Some(rest) = self.rest.borrow_mut().take() {
             let pages = match &rest {
@@ -227,6 +227,9 @@ impl<'a> WorkingSet<'a> {
         Ok((pages, coming))
     }
 }
+
+/// The pages of all parts, and the part that is still to be received.
+type Listed<'a> = (Vec<Arc<[u64]>>, Option<Coming<'a>>);
 
 /// A part of which the list is known.
 pub(crate) struct Coming<'a> {
@@ -292,7 +295,9 @@ fn read(
     let mut at = 0;
     for run in pages.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(CHUNK_PAGES)) {
         let bytes = &mut buffer[..run.len() * PAGE_SIZE as usize];
-        seed.memory.read(Vpn(run[0]), run.len() as u32, bytes).map_err(|e| failed(e.to_string()))?;
+        seed.memory
+            .read(Vpn(run[0]), run.len() as u32, bytes)
+            .map_err(|e| failed(e.to_string()))?;
         write(at, bytes).map_err(|e| failed(e.to_string()))?;
         at += run.len();
     }

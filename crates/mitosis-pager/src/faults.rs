@@ -3,8 +3,8 @@
 use crate::child::{Child, Via};
 use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
-use crate::peer::Peer;
 use crate::pager::{Pager, ReadInFlight, Token, watch};
+use crate::peer::Peer;
 use crate::space::{Outcome, Role};
 use mitosis_descriptor::Vpn;
 use mitosis_sys::uffd::{Event, Uffd};

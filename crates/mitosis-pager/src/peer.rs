@@ -115,8 +115,10 @@ impl Peer {
         };
         let users = BTreeSet::from([child]);
         let (seed, secret) = (owner.seed, owner.secret);
-        self.handles
-            .insert(handle, Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0 });
+        self.handles.insert(
+            handle,
+            Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0 },
+        );
         self.queue(Out::Open(handle));
         handle
     }

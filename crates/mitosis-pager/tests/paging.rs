@@ -183,8 +183,9 @@ fn what_siblings_touched_comes_with_the_first_touch() {
     }
     let stats = rig.stats(child.id);
     assert_eq!(stats.faults, 1, "{stats:?}");
-    // The page touched, its neighbour, the trail.
-    assert_eq!(stats.pages_fetched + stats.pages_prefetched, 25, "{stats:?}");
+    // The page touched, its neighbour if the trail was here by then, and the trail.
+    let pages = stats.pages_fetched + stats.pages_prefetched;
+    assert!((24..=25).contains(&pages), "{stats:?}");
 }
 
 #[test]

@@ -18,6 +18,6 @@ mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
-pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};
 pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, plan};
 pub use start::{StartFds, Started, start};
+pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};

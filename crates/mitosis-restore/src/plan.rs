@@ -2,9 +2,9 @@
 
 use crate::{Placement, RestoreError, files, frame, identity, memory, signals, working_set};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
-use std::sync::Arc;
 use mitosis_state::{Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
+use std::sync::Arc;
 
 /// What of this node matters to a plan.
 #[derive(Clone, Debug)]

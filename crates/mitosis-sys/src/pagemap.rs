@@ -115,7 +115,7 @@ impl Pagemap {
                     return true;
                 }
                 while wanted.next_if(|range| range.1 <= page).is_some() {}
-                if !wanted.peek().is_some_and(|range| range.0 <= page) {
+                if wanted.peek().is_none_or(|range| range.0 > page) {
                     return true;
                 }
                 found.push(page);

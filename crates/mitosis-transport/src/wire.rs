@@ -95,7 +95,7 @@ impl Kind {
             Kind::Learn => LEARN_BODY_MAX,
             Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet | Kind::RdmaAnswer => {
                 ANSWER_BODY_MAX
-            },
+            }
         }
     }
 }

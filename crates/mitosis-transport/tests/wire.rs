@@ -9,8 +9,8 @@ use proptest::prelude::*;
 fn kind() -> impl Strategy<Value = Kind> {
     use Kind::*;
     prop::sample::select(vec![
-        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn,
-        Trail, WorkingSet, Rdma, RdmaAnswer,
+        Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail,
+        WorkingSet, Rdma, RdmaAnswer,
     ])
 }
 
