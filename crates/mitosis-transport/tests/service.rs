@@ -16,10 +16,12 @@ const SEED: SeedId = SeedId([1; 8]);
 const SECRET: Secret = Secret([2; 32]);
 const WAIT: Duration = Duration::from_secs(20);
 
+type Image = (Arc<[u64]>, Arc<File>);
+
 struct Memory {
     state: Mutex<SeedState>,
     trail: Mutex<Vec<u64>>,
-    image: Mutex<Option<(Arc<[u64]>, Arc<File>)>>,
+    image: Mutex<Option<Image>>,
 }
 
 impl OpenSeed for Memory {
