@@ -84,16 +84,14 @@ fn first_look(host: &Member<'_>, asked: u64) -> Result<u64, BenchError> {
     loop {
         let gaps: Result<Gaps, BenchError> = ask_json(host.node, PORT, b"gaps\n");
         match gaps {
-            // The jump begins before the request: the parent's last look before it was frozen. The
-            // thread that answers may be ahead of the one that spins.
-            Ok(gaps) => match gaps.iter().find(|gap| gap.0 < asked && gap.1 > asked) {
-                Some(jump) => return Ok(jump.1 - asked),
-                None if Instant::now() > end => {
-                    let last = gaps.last();
-                    return Err(BenchError::wrong("start", format!("no jump up to {last:?}")));
-                }
-                None => std::thread::sleep(std::time::Duration::from_millis(1)),
-            },
+            // The jump begins before the request: the parent's last look before it was frozen.
+            Ok(gaps) => {
+                let jump = gaps.iter().find(|gap| gap.0 < asked && gap.1 > asked);
+                let cause = || format!("no jump over {asked} in {} gaps", gaps.len());
+                return jump
+                    .map(|gap| gap.1 - asked)
+                    .ok_or_else(|| BenchError::wrong("start", cause()));
+            }
             Err(error) if Instant::now() > end => return Err(error),
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),
         }
