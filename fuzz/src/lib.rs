@@ -78,7 +78,11 @@ impl ProvenFiles for Proven {
 /// the descriptor says holds data must not be missing from what the pager will serve.
 fn check_plan(d: &Descriptor) {
     for (own, proven) in [(false, true), (true, false)] {
-        let request = mitosis_restore::Request { new_pid: own, hostname: None, own_net: own };
+        let time = match own {
+            true => mitosis_restore::Time::Shifted { monotonic: 1 },
+            false => mitosis_restore::Time::Same,
+        };
+        let request = mitosis_restore::Request { new_pid: own, hostname: None, own_net: own, time };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
             continue;
         };
@@ -173,6 +177,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         provided_base: 1000,
         high: 2000,
         own_net: bytes.len() % 2 == 1,
+        clocks: Some(mitosis_descriptor::Clocks::default()),
         used: Default::default(),
         all: Vec::new(),
         done: Default::default(),

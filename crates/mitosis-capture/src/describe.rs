@@ -6,10 +6,11 @@ use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
 use mitosis_descriptor::{
-    Creds, Descriptor, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId, SigAction,
-    Thread,
+    Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
+    SigAction, Thread,
 };
 use mitosis_stub::abi::CaptureThread;
+use mitosis_sys::clock::Clocks;
 use mitosis_sys::procfs::{self, Status, stat_field};
 use mitosis_sys::{SysError, cpu};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +25,8 @@ pub(crate) struct Input<'a> {
     pub capture: Injected,
     pub shadow: Shadow,
     pub kept: Option<Kept>,
+    /// This node's clocks when the parent stood still.
+    pub stood_at: Clocks,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -83,8 +86,20 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         pages: memory.pages,
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
+        clocks: clocks(input),
+        hooks: Hooks::default(),
     };
     Ok((descriptor, memory.opened))
+}
+
+fn clocks(input: &Input<'_>) -> mitosis_descriptor::Clocks {
+    let (node, shift) = (input.stood_at, input.facts.clock_shift);
+    mitosis_descriptor::Clocks {
+        monotonic: node.monotonic.saturating_add(shift.monotonic),
+        boottime: node.boottime.saturating_add(shift.boottime),
+        monotonic_shift: shift.monotonic,
+        boottime_shift: shift.boottime,
+    }
 }
 
 fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {

@@ -23,6 +23,7 @@ pub use error::CaptureError;
 use inject::Planted;
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
 use mitosis_state::Prescan;
+use mitosis_sys::clock::Clocks;
 use mitosis_sys::ptrace::Metronome;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -162,6 +163,7 @@ struct Frozen {
     taken: stop::Taken,
     open_files: Vec<OpenFile>,
     inherited: Option<InheritedPages>,
+    stood_at: Clocks,
     freeze: Duration,
 }
 
@@ -209,6 +211,7 @@ fn capture(
         capture: injected,
         shadow,
         kept,
+        stood_at: frozen.stood_at,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -229,6 +232,7 @@ fn freeze(
     place.with_parent();
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
+    let stood_at = Clocks::now();
     process.take_state(facts.foreign_pid_ns)?;
     process.take_pending()?;
     if planted.has_timers {
@@ -244,5 +248,5 @@ fn freeze(
     }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, freeze })
 }

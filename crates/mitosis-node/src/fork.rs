@@ -7,12 +7,14 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
+use crate::time::{Reading, Space};
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
+use mitosis_sys::clock::Clocks;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
@@ -43,6 +45,7 @@ struct Batch<'a> {
     descriptor: Descriptor,
     plan: RestorePlan,
     paging: Paging,
+    space: Option<Arc<Space>>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -94,16 +97,21 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// One round trip: capability check and descriptor.
-fn fetch(node: &Node, reference: &Reference) -> Result<Descriptor, NodeError> {
+/// One round trip: capability check and descriptor, and what the clocks show meanwhile.
+fn fetch(node: &Node, reference: &Reference) -> Result<(Descriptor, Reading), NodeError> {
     let limits = Limits::default();
+    let asked = Clocks::now();
     if reference.address == node.address {
         let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
         let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
-        return Ok(decode(&seed.descriptor, &limits)?);
+        let reading = Reading { asked, owner: asked, answered: asked };
+        return Ok((decode(&seed.descriptor, &limits)?, reading));
     }
     let Reference { address, seed, secret } = reference;
-    Ok(decode(&node.nodes.fork(address, *seed, secret, FETCH_TIMEOUT)?, &limits)?)
+    let (bytes, owner) = node.nodes.fork(address, *seed, secret, FETCH_TIMEOUT)?;
+    let answered = Clocks::now();
+    let owner = Clocks { monotonic: owner.monotonic, boottime: owner.boottime };
+    Ok((decode(&bytes, &limits)?, Reading { asked, owner, answered }))
 }
 
 fn batch<'a>(
@@ -114,13 +122,15 @@ fn batch<'a>(
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
-    let descriptor = fetch(node, reference)?;
+    let (descriptor, reading) = fetch(node, reference)?;
     let fetched = arrived.elapsed();
+    let (time, space) = node.times.of(&reading, &descriptor.clocks)?;
     let wanted = mitosis_restore::Request {
         // Pid 1 of a child's namespace is its guard.
         new_pid: request.new_pid || descriptor.process.pid == 1,
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
+        time,
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
@@ -134,6 +144,7 @@ fn batch<'a>(
         descriptor,
         plan,
         paging,
+        space,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -308,6 +319,11 @@ impl Batch<'_> {
                 Provided::Executable(path) => File::open(path)
                     .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
                     .into(),
+                Provided::TimeNamespace => {
+                    let gone = || NodeError::step(Phase::Sandbox, "time namespace", "gone");
+                    let space = self.space.as_ref().ok_or_else(gone)?;
+                    space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
+                }
             });
         }
         Ok((fds, shares))

@@ -27,6 +27,7 @@ mod registry;
 mod run;
 mod spool;
 mod store;
+mod time;
 pub mod view;
 mod watch;
 

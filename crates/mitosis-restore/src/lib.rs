@@ -17,5 +17,5 @@ mod start;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
-pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, plan};
+pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
 pub use start::{StartFds, Started, start};

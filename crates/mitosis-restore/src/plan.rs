@@ -2,7 +2,7 @@
 
 use crate::{RestoreError, files, frame, identity, memory, signals};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
-use mitosis_state::{Image, List, Program, Provided, Region, code_len};
+use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
 
 /// What of this node matters to a plan.
@@ -54,6 +54,23 @@ pub struct Request {
     pub hostname: Option<String>,
     /// A network namespace of its own.
     pub own_net: bool,
+    /// How its clocks go on.
+    pub time: Time,
+}
+
+/// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Time {
+    /// As this node's, which are also its parent's.
+    #[default]
+    Same,
+    /// In a time namespace, so that they continue its parent's.
+    Shifted {
+        /// Nanoseconds by which `CLOCK_MONOTONIC` is ahead of this node's.
+        monotonic: i64,
+    },
+    /// As this node's, which are not its parent's: there are no time namespaces here.
+    Foreign,
 }
 
 /// A range of the child in which pages are missing: registered with its userfaultfd.
@@ -88,6 +105,8 @@ pub struct RestorePlan {
     pub fd_base: u32,
     /// What stays of us in the child: to be left out when it is itself captured.
     pub resident: (u64, u64),
+    /// Nanoseconds by which the child's `CLOCK_MONOTONIC` is ahead of this node's.
+    pub monotonic_shift: i64,
 }
 
 /// Space kept free for the region and the vdso's way through it.
@@ -121,6 +140,7 @@ pub fn plan(
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
     let mut provided = Vec::new();
+    let monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     memory.plan(&mut program, node, &mut provided)?;
     program.time(List::Build, 1);
@@ -142,7 +162,27 @@ pub fn plan(
         owners: descriptor.owners.clone(),
         pid: if request.new_pid { 0 } else { descriptor.process.pid },
         fd_base,
+        monotonic_shift,
     })
+}
+
+/// First of all, since only a process with one thread may: from here on the vdso and every timer
+/// follow the shifted clocks. Returns by how much `CLOCK_MONOTONIC` is ahead.
+fn enter_time(
+    time: Time,
+    program: &mut Program,
+    provided: &mut Vec<Provided>,
+    fd_base: u32,
+) -> i64 {
+    const SETNS: u16 = 308;
+    const CLONE_NEWTIME: u64 = 0x80;
+    let Time::Shifted { monotonic } = time else { return 0 };
+    let fd = provided_base(fd_base) + provided.len() as u32;
+    provided.push(Provided::TimeNamespace);
+    let args = [u64::from(fd), CLONE_NEWTIME];
+    program.call(List::Build, SETNS, &args, "sandbox: setns time", Detail::None);
+    program.time(List::Build, 0);
+    monotonic
 }
 
 /// Number of the first provided descriptor in the child.

@@ -103,7 +103,9 @@ pub fn start(
     let build = micros(times[0], times[4]);
     let phases =
         vec![(Phase::Sandbox, total.saturating_sub(build).max(sandbox)), (Phase::Build, build)];
-    Ok(Started { pid, first_instruction_ns: times[4], phases, resident: plan.resident })
+    // The child's clock is not always ours.
+    let first_instruction_ns = times[4].wrapping_sub(plan.monotonic_shift as u64);
+    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident })
 }
 
 fn send_order(

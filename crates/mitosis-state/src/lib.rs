@@ -40,4 +40,6 @@ pub enum Provided {
     MappedFile(String),
     /// The executable, for `/proc/self/exe`.
     Executable(String),
+    /// The time namespace in which the child's clocks continue its parent's.
+    TimeNamespace,
 }

@@ -1,6 +1,6 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
-use crate::wire::{self, Header, Kind, WireError};
+use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
 use std::collections::HashMap;
@@ -33,7 +33,8 @@ impl ControlClient {
         ControlClient::default()
     }
 
-    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`).
+    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), and what
+    /// that node's clocks show meanwhile.
     ///
     /// # Errors
     /// [`ForkError::Refused`] if that node refuses, [`ForkError::Unreachable`] if there is no
@@ -44,7 +45,7 @@ impl ControlClient {
         seed: SeedId,
         secret: &Secret,
         timeout: Duration,
-    ) -> Result<Vec<u8>, ForkError> {
+    ) -> Result<(Vec<u8>, OwnerClocks), ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
@@ -119,7 +120,7 @@ fn exchange(
     access: &wire::Access,
     fresh: bool,
     deadline: Instant,
-) -> Result<Option<Vec<u8>>, SourceError> {
+) -> Result<Option<(Vec<u8>, OwnerClocks)>, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
@@ -145,7 +146,10 @@ fn exchange(
     let header = header(stream, deadline)?;
     match header.kind {
         Kind::Refused => Ok(None),
-        Kind::Descriptor => Ok(Some(body(stream, header.length as usize, deadline)?)),
+        Kind::Descriptor => {
+            let bytes = body(stream, header.length as usize, deadline)?;
+            Ok(Some((bytes, OwnerClocks::of(&header))))
+        }
         other => Err(SourceError::Protocol(format!("unexpected frame {other:?}"))),
     }
 }

@@ -218,7 +218,8 @@ impl Session {
         match self.service.fork(access.seed, &access.secret) {
             Ok(bytes) if bytes.len() <= wire::DESCRIPTOR_MAX => {
                 let length = bytes.len() as u32;
-                let head = Header { length, tag: header.tag, ..Header::new(Kind::Descriptor) };
+                let clocks = wire::OwnerClocks::now();
+                let head = Header { length, tag: header.tag, ..clocks.header() };
                 self.output.push(&head.encode());
                 self.output.push(&bytes);
             }

@@ -213,11 +213,16 @@ fn a_descriptor_takes_one_round_trip_and_a_stale_connection_is_replaced() {
     let client = ControlClient::new();
     let address = node.address.to_string();
     let fork = |secret| client.fork(&address, SEED, &secret, WAIT);
-    assert_eq!(fork(SECRET).unwrap().len(), 300_000);
+    let before = OwnerClocks::now();
+    let (bytes, clocks) = fork(SECRET).unwrap();
+    assert_eq!(bytes.len(), 300_000);
+    let after = OwnerClocks::now();
+    assert!((before.monotonic..=after.monotonic).contains(&clocks.monotonic));
+    assert!((before.boottime..=after.boottime).contains(&clocks.boottime));
     assert!(matches!(fork(Secret([0; 32])), Err(ForkError::Refused { .. })));
     // The server closes idle connections; the client must not be bothered.
     std::thread::sleep(Duration::from_millis(700));
-    assert_eq!(fork(SECRET).unwrap().len(), 300_000);
+    assert_eq!(fork(SECRET).unwrap().0.len(), 300_000);
     drop(node);
     assert!(matches!(fork(SECRET), Err(ForkError::Unreachable { .. })));
 }

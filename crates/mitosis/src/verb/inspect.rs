@@ -41,6 +41,7 @@ fn bytes(what: &str) -> Result<Vec<u8>, CliError> {
         let nodes = mitosis_transport::ControlClient::new();
         return nodes
             .fork(&from.address, from.seed, &from.secret, TIMEOUT)
+            .map(|(bytes, _)| bytes)
             .map_err(|e| CliError::Failed(e.to_string()));
     }
     let limit = Limits::default().bytes_max as u64;

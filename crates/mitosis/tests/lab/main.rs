@@ -8,6 +8,7 @@
 
 mod access;
 mod bad_use;
+mod clocks;
 mod failures;
 mod files;
 mod flags;
