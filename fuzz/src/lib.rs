@@ -82,7 +82,8 @@ fn check_plan(d: &Descriptor) {
             true => mitosis_restore::Time::Shifted { monotonic: 1 },
             false => mitosis_restore::Time::Same,
         };
-        let request = mitosis_restore::Request { new_pid: own, hostname: None, own_net: own, time };
+        let request =
+            mitosis_restore::Request { new_pid: own, time, no_hooks: !own, ..Default::default() };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
             continue;
         };

@@ -4,7 +4,7 @@ use crate::inject::Injected;
 use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
-use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, hooks, memory};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread,
@@ -76,6 +76,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         xcr0: cpu::xcr0(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
+    let functions = hooks::find(&memory.vmas, &memory.opened, &input.options.functions);
     let descriptor = Descriptor {
         origin,
         process,
@@ -87,7 +88,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
         clocks: clocks(input),
-        hooks: Hooks::default(),
+        hooks: Hooks { idle: input.taken.idle, functions },
     };
     Ok((descriptor, memory.opened))
 }

@@ -9,6 +9,7 @@
 mod describe;
 mod error;
 mod gadget;
+mod hooks;
 mod inject;
 mod limits;
 mod memory;
@@ -38,6 +39,8 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// In a child of ours: the range its restore left mapped, which is not part of the image.
     pub resident: Option<(u64, u64)>,
+    /// In a child of ours: the functions that it was told to call, see [`mitosis_descriptor::Hooks`].
+    pub functions: Vec<mitosis_descriptor::Function>,
 }
 
 /// Pages that the parent, itself a child, has not fetched yet.

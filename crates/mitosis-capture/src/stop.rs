@@ -63,6 +63,8 @@ pub(crate) struct Taken {
     /// Signals that wait for the process.
     pub pending: Vec<SigInfo>,
     pub timers: Timers,
+    /// Each thread waited in a system call.
+    pub idle: bool,
 }
 
 /// Where this thread runs, which matters to the parent. The thread ends with the capture.
@@ -186,8 +188,10 @@ impl StoppedProcess {
     /// Reads registers and the like of every thread, and blocks all signals for what follows.
     pub(crate) fn take_state(&mut self, foreign_pid_ns: bool) -> Result<(), CaptureError> {
         let fail = CaptureError::sys("registers", self.pid);
+        self.taken.idle = true;
         for stopped in &self.threads {
-            let taken = take_thread(self.pid, stopped, foreign_pid_ns).map_err(&fail)?;
+            let (taken, idle) = take_thread(self.pid, stopped, foreign_pid_ns).map_err(&fail)?;
+            self.taken.idle &= idle;
             self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }
@@ -247,10 +251,15 @@ fn described(all: sched::Scheduling) -> Sched {
     Sched { policy, flags: flags & RESET_ON_FORK, nice, priority, ioprio, cpus }
 }
 
-fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread, SysError> {
+fn take_thread(
+    pid: i32,
+    stopped: &Stopped,
+    foreign: bool,
+) -> Result<(TakenThread, bool), SysError> {
     let host_tid = stopped.tid();
     let sigmask = stopped.sigmask()?;
     let mut regs = stopped.regs()?;
+    let idle = waits(&regs) || is_about_to_wait(pid, &regs);
     if shows_eintr(&regs) && !signal_pending(pid, host_tid, sigmask)? {
         regs.rax = regs.orig_rax;
         regs.rip -= 2;
@@ -263,7 +272,7 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         let ids = status.numbers("NSpid", 10);
         Ok::<i32, SysError>(ids.last().map_or(host_tid, |&tid| tid as i32))
     };
-    Ok(TakenThread {
+    let taken = TakenThread {
         tid: if foreign { inner()? } else { host_tid },
         host_tid,
 
@@ -275,7 +284,40 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         name: Vec::new(),
         pending: Vec::new(),
         sched: Sched::default(),
-    })
+    };
+    Ok((taken, idle))
+}
+
+/// System calls in which a thread waits for something to happen, holding nothing that others need:
+/// no C library makes them in the middle of changing data of its own.
+const WAITS: &[u64] = &[
+    0, 43, 45, 47, 288, 299, // read, accept, recvfrom, recvmsg, accept4, recvmmsg
+    7, 23, 270, 271, // poll, select, pselect6, ppoll
+    232, 281, 441, // epoll_wait, epoll_pwait, epoll_pwait2
+    35, 230, // nanosleep, clock_nanosleep
+    61, 247, // wait4, waitid
+    202, 449, // futex, futex_waitv
+    34, 128, 130, // pause, rt_sigtimedwait, rt_sigsuspend
+];
+
+/// Whether it stands before such a call: where our first stop interrupted it, it has only just gone
+/// on.
+fn is_about_to_wait(pid: i32, regs: &UserRegs) -> bool {
+    use std::os::unix::fs::FileExt;
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    if regs.orig_rax as i64 >= 0 || !WAITS.contains(&regs.rax) {
+        return false;
+    }
+    let mut code = [0u8; 2];
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"));
+    let read = memory.and_then(|memory| memory.read_exact_at(&mut code, regs.rip));
+    read.is_ok() && code == SYSCALL
+}
+
+/// Whether it was interrupted in such a call, before anything happened.
+fn waits(regs: &UserRegs) -> bool {
+    let interrupted = matches!(-(regs.rax as i64), 512 | 513 | 514 | 516) || shows_eintr(regs);
+    interrupted && WAITS.contains(&regs.orig_rax)
 }
 
 /// System calls that show EINTR when a tracer interrupts them although no signal came

@@ -131,6 +131,7 @@ fn batch<'a>(
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
         time,
+        no_hooks: request.hooks == mitosis_proto::Hooks::None,
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
@@ -193,6 +194,7 @@ impl Batch<'_> {
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
+        let generation = mitosis_sandbox::generation_text(guard.generation);
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
@@ -216,11 +218,15 @@ impl Batch<'_> {
             transport: self.paging.transport.to_owned(),
             transport_why: self.paging.why.clone(),
             netns,
+            generation,
             start_us,
             phases,
             started_unix_ms: millis(SystemTime::now()),
             log: self.node.store.log_path(id),
             resident: Some(started.resident),
+            functions: self.descriptor.hooks.functions.clone(),
+            pending: self.plan.pending,
+            hooks_us: started.hooks_us,
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
@@ -355,10 +361,12 @@ fn forked(start: &Start) -> ForkedChild {
         pid: start.pid,
         seed: start.seed.clone(),
         start_us: start.start_us,
+        hooks_us: start.hooks_us,
         via: start.via.clone(),
         transport: start.transport.clone(),
         transport_why: start.transport_why.clone(),
         netns: start.netns.clone(),
+        generation: start.generation.clone(),
         phases: start.phases.clone(),
     }
 }

@@ -14,6 +14,7 @@ mod config;
 mod control;
 mod error;
 mod fork;
+mod generation;
 mod hashes;
 mod listeners;
 mod log;

@@ -39,6 +39,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         ));
     }
     raise_files();
+    crate::generation::publish()?;
     let socket = control::bind(&config.socket)?;
     let path = config.socket.clone();
     let done = with_socket(config, &socket);

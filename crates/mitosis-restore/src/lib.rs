@@ -8,6 +8,7 @@
 mod error;
 mod files;
 mod frame;
+mod hooks;
 mod identity;
 mod memory;
 mod plan;

@@ -1,9 +1,9 @@
 //! From a descriptor to a table of operations.
 
-use crate::{RestoreError, files, frame, identity, memory, signals};
+use crate::{RestoreError, files, frame, hooks, identity, memory, signals};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
-use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
+use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS, Gate};
 
 /// What of this node matters to a plan.
 #[derive(Clone, Debug)]
@@ -56,6 +56,8 @@ pub struct Request {
     pub own_net: bool,
     /// How its clocks go on.
     pub time: Time,
+    /// Leave out what the program is told to call before it goes on.
+    pub no_hooks: bool,
 }
 
 /// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
@@ -107,6 +109,12 @@ pub struct RestorePlan {
     pub resident: (u64, u64),
     /// Nanoseconds by which the child's `CLOCK_MONOTONIC` is ahead of this node's.
     pub monotonic_shift: i64,
+    /// Address of the gate in the child.
+    pub gate: u64,
+    /// What the main thread calls before the gate is opened.
+    pub hooks: Vec<String>,
+    /// Address of the word that is 1 until CPython has made its pending call.
+    pub pending: Option<u64>,
 }
 
 /// Space kept free for the region and the vdso's way through it.
@@ -130,12 +138,16 @@ pub fn plan(
 ) -> Result<RestorePlan, RestoreError> {
     compatible(descriptor, node)?;
     let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
-    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp);
+    let hooks_len = hooks::len(descriptor, request);
+    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
     let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
     let seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
+    let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
+    let hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
+    open_gate(&mut program, gate, hooks_at, &hooks, &descriptor.threads[0].regs);
 
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
@@ -147,6 +159,9 @@ pub fn plan(
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
     program.time(List::Build, 2);
     identity::plan(descriptor, node, request, &mut program);
+    if !hooks.names.is_empty() {
+        signals::block_all(&mut program);
+    }
     signals::plan(descriptor, node, request, &mut program)?;
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
@@ -163,7 +178,34 @@ pub fn plan(
         pid: if request.new_pid { 0 } else { descriptor.process.pid },
         fd_base,
         monotonic_shift,
+        gate,
+        hooks: hooks.names,
+        pending: hooks.pending.then(|| gate + core::mem::offset_of!(Gate, pending) as u64),
     })
+}
+
+/// Writes what the main thread calls before it lets all threads go.
+fn open_gate(
+    program: &mut Program,
+    gate: u64,
+    at: u64,
+    hooks: &hooks::Laid,
+    regs: &mitosis_descriptor::Registers,
+) {
+    if hooks.names.is_empty() {
+        return;
+    }
+    program.write_frame(at, &hooks.bytes);
+    // Below the red zone of the function that is to go on (System V ABI, x86-64).
+    const RED_ZONE: u64 = 128;
+    let stack = regs.rsp.saturating_sub(RED_ZONE) & !63;
+    let mut fields = Vec::with_capacity(size_of::<Gate>());
+    for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0] {
+        fields.extend(word.to_le_bytes());
+    }
+    fields.extend(0u32.to_le_bytes());
+    fields.extend(u32::from(hooks.pending).to_le_bytes());
+    program.write_frame(gate, &fields);
 }
 
 /// First of all, since only a process with one thread may: from here on the vdso and every timer
@@ -241,6 +283,9 @@ impl std::fmt::Display for RestorePlan {
         }
         for (list, op, label) in self.program.labels() {
             writeln!(f, "{list:8} {:3} {label}", op.nr)?;
+        }
+        for hook in &self.hooks {
+            writeln!(f, "hook         {hook}")?;
         }
         let pages: u64 = self.areas.iter().map(|a| a.count).sum();
         let areas = self.areas.len();

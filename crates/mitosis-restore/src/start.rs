@@ -2,7 +2,7 @@
 
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::Phase;
-use mitosis_stub::abi::{FD_PROVIDED, guard_message};
+use mitosis_stub::abi::{FD_PROVIDED, Gate, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::MemfdFlags;
 use rustix::net::{
@@ -10,7 +10,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
 };
 use std::io::{IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -36,10 +36,14 @@ pub struct Started {
     pub phases: Vec<(Phase, u64)>,
     /// What stays of us in the child.
     pub resident: (u64, u64),
+    /// Microseconds that its hooks took, after its first instruction.
+    pub hooks_us: u64,
 }
 
 /// Bound on building a child.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bound on the hooks of the program.
+const HOOKS_TIMEOUT: Duration = Duration::from_secs(10);
 /// `mitosis_stub::abi::Status` in words.
 const STATUS_WORDS: usize = 9;
 const STATUS_STARTED: u64 = 1;
@@ -105,7 +109,45 @@ pub fn start(
         vec![(Phase::Sandbox, total.saturating_sub(build).max(sandbox)), (Phase::Build, build)];
     // The child's clock is not always ours.
     let first_instruction_ns = times[4].wrapping_sub(plan.monotonic_shift as u64);
-    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident })
+    let hooks_us = await_hooks(plan, pid)?;
+    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident, hooks_us })
+}
+
+/// Waits until the child's hooks are done. Under its filters it may be allowed no system call to say
+/// so: the gate is looked at from here. A child that has ended is not waited for.
+fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<u64, RestoreError> {
+    if plan.hooks.is_empty() {
+        return Ok(0);
+    }
+    let begun = Instant::now();
+    let failed = |index: usize, why: &str| {
+        let what = plan.hooks.get(index).cloned().unwrap_or_else(|| "the program".into());
+        RestoreError::Hook { what, why: why.into() }
+    };
+    let mut pause = Duration::from_micros(50);
+    let Ok(memory) = std::fs::File::open(format!("/proc/{pid}/mem")) else { return Ok(0) };
+    loop {
+        let mut gate = [0u8; size_of::<Gate>()];
+        let read = std::os::unix::fs::FileExt::read_at(&memory, &mut gate, plan.gate);
+        if read.map_or(0, |bytes| bytes) != gate.len() {
+            break;
+        }
+        let word =
+            |at: usize| u32::from_ne_bytes([gate[at], gate[at + 1], gate[at + 2], gate[at + 3]]);
+        if word(offset_of!(Gate, go)) != 0 {
+            break;
+        }
+        match word(offset_of!(Gate, failed)) {
+            0 => {}
+            index => return Err(failed(index as usize - 1, "it failed, see the log of the child")),
+        }
+        if begun.elapsed() > HOOKS_TIMEOUT {
+            return Err(failed(usize::MAX, "its hooks did not return in 10 s"));
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(Duration::from_millis(1));
+    }
+    Ok(begun.elapsed().as_micros() as u64)
 }
 
 fn send_order(

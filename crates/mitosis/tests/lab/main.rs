@@ -21,4 +21,5 @@ mod notice;
 mod pager_kills;
 mod paging;
 mod support;
+mod unique;
 mod whole;

@@ -1,0 +1,214 @@
+//! What a child calls before it goes on, so that it draws other random numbers than its siblings.
+//!
+//! The functions are the program's own, found by name when it was captured. Those of a runtime need it
+//! at rest: the recipes for CPython, V8 and OpenSSL are for a process in which each thread waits. In
+//! a busy one CPython is asked to run its recipe as soon as it can; the others are left out.
+
+use crate::plan::Request;
+use mitosis_descriptor::{Descriptor, Hooks};
+use mitosis_stub::abi::{
+    CALL_SAVE_NONE, Call, ENTRY_PENDING, Gate, PendingCall, WANT_ANY, WANT_EQUAL, WANT_OR_SKIP,
+    WANT_POINTER,
+};
+
+const PYTHON: &str = include_str!("hooks/python.py");
+const V8: &str = include_str!("hooks/v8.js");
+/// Where a text is to have the generation number.
+const DIGITS: &[u8] = b"0000000000000000";
+/// Slot of the generation number.
+const GENERATION: u64 = 0;
+
+/// The calls of one child, as they lie in its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Laid {
+    /// Data and calls, for the address they were laid for.
+    pub bytes: Vec<u8>,
+    /// Address of the calls, and their names in order.
+    pub calls: u64,
+    /// What each call is, for errors.
+    pub names: Vec<String>,
+    /// CPython runs its recipe later.
+    pub pending: bool,
+}
+
+/// Bytes that the calls take.
+pub(crate) fn len(descriptor: &Descriptor, request: &Request) -> u64 {
+    // The length does not depend on the place.
+    lay(descriptor, request, 0, 0, 0).bytes.len() as u64
+}
+
+/// Lays all calls out at `base`, which is aligned to 16 bytes. `code` is where the resident code is,
+/// `gate` where the gate.
+pub(crate) fn lay(
+    descriptor: &Descriptor,
+    request: &Request,
+    base: u64,
+    code: u64,
+    gate: u64,
+) -> Laid {
+    let hooks = &descriptor.hooks;
+    if request.no_hooks || hooks.functions.is_empty() {
+        return Laid::default();
+    }
+    let mut layout = Layout { base, bytes: Vec::new(), calls: Vec::new(), names: Vec::new() };
+    let python = layout.python(hooks, code, gate);
+    if hooks.idle {
+        layout.v8(hooks);
+        if python == Runs::Never {
+            layout.all(hooks, "RAND_poll", &[], 1);
+        }
+    }
+    layout.all(hooks, "mitosis_after_fork", &[Arg::Slot(GENERATION)], 0);
+    layout.finish(python == Runs::Later)
+}
+
+#[derive(PartialEq, Eq)]
+enum Runs {
+    Never,
+    Now,
+    Later,
+}
+
+#[derive(Clone, Copy)]
+enum Arg {
+    Value(u64),
+    Slot(u64),
+}
+
+struct Layout {
+    base: u64,
+    bytes: Vec<u8>,
+    calls: Vec<Call>,
+    names: Vec<String>,
+}
+
+impl Layout {
+    fn data(&mut self, bytes: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let at = self.base + self.bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+        at
+    }
+
+    fn call(&mut self, name: &str, function: u64, given: &[Arg], want: (u32, u64), save: u32) {
+        let mut call =
+            Call { function, args: [0; 5], slots: 0, save, want: want.0, expect: want.1 };
+        for (n, arg) in given.iter().enumerate() {
+            match arg {
+                Arg::Value(value) => call.args[n] = *value,
+                Arg::Slot(slot) => call.slots |= (slot + 1) << (8 * n),
+            }
+        }
+        self.calls.push(call);
+        self.names.push(name.to_owned());
+    }
+
+    /// A text, ended by NUL, in which the child writes its generation number.
+    fn text(&mut self, text: &str) -> u64 {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(0);
+        let digits = bytes.windows(DIGITS.len()).position(|part| part == DIGITS);
+        let at = self.data(&bytes);
+        if let Some(digits) = digits {
+            let to = [Arg::Value(at + digits as u64)];
+            self.call("generation number", 0, &to, (WANT_ANY, 0), CALL_SAVE_NONE);
+        }
+        at
+    }
+
+    /// Each function of that name: libraries that are linked statically are there several times.
+    fn all(&mut self, hooks: &Hooks, name: &str, args: &[Arg], expect: u64) {
+        for function in hooks.functions.iter().filter(|function| function.name == name) {
+            self.call(name, function.address, args, (WANT_EQUAL, expect), CALL_SAVE_NONE);
+        }
+    }
+
+    fn python(&mut self, hooks: &Hooks, code: u64, gate: u64) -> Runs {
+        let find = |name: &str| address(hooks, name);
+        let (Some(later), Some(ensure), Some(release), Some(run), Some(ready)) = (
+            find("Py_AddPendingCall"),
+            find("PyGILState_Ensure"),
+            find("PyGILState_Release"),
+            find("PyRun_SimpleString"),
+            find("Py_IsInitialized"),
+        ) else {
+            return Runs::Never;
+        };
+        let text = self.text(PYTHON);
+        if hooks.idle {
+            // Nobody holds the interpreter's lock.
+            self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 3), CALL_SAVE_NONE);
+            self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), 1);
+            let args = [Arg::Value(text)];
+            self.call("PyRun_SimpleString", run, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
+            let args = [Arg::Slot(1)];
+            self.call("PyGILState_Release", release, &args, (WANT_ANY, 0), CALL_SAVE_NONE);
+            return Runs::Now;
+        }
+        let pending = gate + core::mem::offset_of!(Gate, pending) as u64;
+        let words = [run, text, pending];
+        let call: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        debug_assert_eq!(call.len(), size_of::<PendingCall>());
+        let args = [Arg::Value(code + ENTRY_PENDING), Arg::Value(self.data(&call))];
+        self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 1), CALL_SAVE_NONE);
+        self.call("Py_AddPendingCall", later, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
+        Runs::Later
+    }
+
+    /// `Script::Compile(context, String::NewFromUtf8(isolate, text))->Run(context)`, as an embedder
+    /// does it; handles are pointers in registers.
+    fn v8(&mut self, hooks: &Hooks) {
+        let find = |name: &str| address(hooks, name);
+        let (Some(current), Some(open), Some(close), Some(context), Some(string)) = (
+            find("_ZN2v87Isolate10GetCurrentEv"),
+            find("_ZN2v811HandleScopeC1EPNS_7IsolateE"),
+            find("_ZN2v811HandleScopeD1Ev"),
+            find("_ZN2v87Isolate17GetCurrentContextEv"),
+            find("_ZN2v86String11NewFromUtf8EPNS_7IsolateEPKcNS_13NewStringTypeEi"),
+        ) else {
+            return;
+        };
+        let (Some(compile), Some(run)) = (
+            find(
+                "_ZN2v86Script7CompileENS_5LocalINS_7ContextEEENS1_INS_6StringEEE\
+                 PNS_12ScriptOriginE",
+            ),
+            find("_ZN2v86Script3RunENS_5LocalINS_7ContextEEE"),
+        ) else {
+            return;
+        };
+        let scope = Arg::Value(self.data(&[0; 64]));
+        let text = Arg::Value(self.text(V8));
+        let len = Arg::Value(V8.len() as u64);
+        let (isolate, at, source, script) = (1, 2, 3, 4);
+        let [i, c, s, r] = [isolate, at, source, script].map(|slot| Arg::Slot(slot.into()));
+        let pointer = (WANT_POINTER, 0);
+        self.call("v8::Isolate::GetCurrent", current, &[], pointer, isolate);
+        self.call("v8::HandleScope", open, &[scope, i], (WANT_ANY, 0), CALL_SAVE_NONE);
+        self.call("v8::Isolate::GetCurrentContext", context, &[i], pointer, at);
+        let args = [i, text, Arg::Value(0), len];
+        self.call("v8::String::NewFromUtf8", string, &args, pointer, source);
+        self.call("v8::Script::Compile", compile, &[c, s, Arg::Value(0)], pointer, script);
+        self.call("v8::Script::Run", run, &[r, c], pointer, CALL_SAVE_NONE);
+        self.call("v8::~HandleScope", close, &[scope], (WANT_ANY, 0), CALL_SAVE_NONE);
+    }
+
+    fn finish(mut self, pending: bool) -> Laid {
+        if self.calls.is_empty() {
+            return Laid::default();
+        }
+        let calls = std::mem::take(&mut self.calls);
+        let words = calls.iter().flat_map(|call| {
+            let Call { function, args: [a, b, c, d, e], slots, save, want, expect } = *call;
+            [function, a, b, c, d, e, slots, u64::from(save) | u64::from(want) << 32, expect]
+        });
+        let table: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        debug_assert_eq!(table.len(), calls.len() * size_of::<Call>());
+        let at = self.data(&table);
+        Laid { bytes: self.bytes, calls: at, names: self.names, pending }
+    }
+}
+
+fn address(hooks: &Hooks, name: &str) -> Option<u64> {
+    hooks.functions.iter().find(|function| function.name == name).map(|found| found.address)
+}
