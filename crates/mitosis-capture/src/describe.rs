@@ -106,7 +106,7 @@ fn clocks(input: &Input<'_>) -> mitosis_descriptor::Clocks {
 fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
     Thread {
         tid: taken.tid,
-        regs: child_registers(&taken.regs),
+        regs: child_registers(taken),
         xstate: taken.xstate.clone(),
         sigmask: taken.sigmask,
         altstack: (asked.altstack[0], asked.altstack[1] as u32, asked.altstack[2]),

@@ -236,7 +236,7 @@ fn freeze(
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
     let stood_at = Clocks::now();
-    process.take_state(facts.foreign_pid_ns)?;
+    process.take_state(facts.foreign_pid_ns, planted.interrupted)?;
     process.take_pending()?;
     if planted.has_timers {
         process.taken.timers = timers::take(planted, &mut process)?;

@@ -205,6 +205,9 @@ impl Batch<'_> {
             added?.done()?;
         }
         let started = started.map_err(|error| self.not_started(id, error))?;
+        if started.hooks_us.is_none() {
+            self.hooks_crashed(id)?;
+        }
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -226,7 +229,7 @@ impl Batch<'_> {
             resident: Some(started.resident),
             functions: self.descriptor.hooks.functions.clone(),
             pending: self.plan.pending,
-            hooks_us: started.hooks_us,
+            hooks_us: started.hooks_us.unwrap_or(0),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
@@ -269,6 +272,26 @@ impl Batch<'_> {
             Some(reason) => NodeError::step(Phase::Sandbox, "child", reason),
             None => error.into(),
         }
+    }
+
+    /// Whether a child that ended before it was seen to go on crashed in its hooks. One that went on
+    /// and ended by itself at once is none of our business.
+    fn hooks_crashed(&self, id: u64) -> Result<(), NodeError> {
+        for _ in 0..20 {
+            let stats = self.pager.client.stats()?;
+            let child = stats.into_iter().find(|one| one.child == ChildId(id));
+            if let Some(status) = child.and_then(|child| child.exit) {
+                return match status & 0x7f {
+                    0 => Ok(()),
+                    signal => {
+                        let cause = format!("signal {signal} ended it there, or right afterwards");
+                        Err(NodeError::step(Phase::Build, "hook of the child", cause))
+                    }
+                };
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// What the pager heard of a guard that could not make the child.

@@ -53,10 +53,11 @@ pub(crate) fn lay(
     let mut layout = Layout { base, bytes: Vec::new(), calls: Vec::new(), names: Vec::new() };
     let python = layout.python(hooks, code, gate);
     if hooks.idle {
-        layout.v8(hooks);
+        // First: what V8 draws ahead it draws from OpenSSL.
         if python == Runs::Never {
             layout.all(hooks, "RAND_poll", &[], 1);
         }
+        layout.v8(hooks);
     }
     layout.all(hooks, "mitosis_after_fork", &[Arg::Slot(GENERATION)], 0);
     layout.finish(python == Runs::Later)

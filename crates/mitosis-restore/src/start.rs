@@ -36,8 +36,9 @@ pub struct Started {
     pub phases: Vec<(Phase, u64)>,
     /// What stays of us in the child.
     pub resident: (u64, u64),
-    /// Microseconds that its hooks took, after its first instruction.
-    pub hooks_us: u64,
+    /// Microseconds that its hooks took, after its first instruction; `None` if it ended before it
+    /// was seen to go on.
+    pub hooks_us: Option<u64>,
 }
 
 /// Bound on building a child.
@@ -114,10 +115,10 @@ pub fn start(
 }
 
 /// Waits until the child's hooks are done. Under its filters it may be allowed no system call to say
-/// so: the gate is looked at from here. A child that has ended is not waited for.
-fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<u64, RestoreError> {
+/// so: the gate is looked at from here.
+fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreError> {
     if plan.hooks.is_empty() {
-        return Ok(0);
+        return Ok(Some(0));
     }
     let begun = Instant::now();
     let failed = |index: usize, why: &str| {
@@ -125,12 +126,12 @@ fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<u64, RestoreError> {
         RestoreError::Hook { what, why: why.into() }
     };
     let mut pause = Duration::from_micros(50);
-    let Ok(memory) = std::fs::File::open(format!("/proc/{pid}/mem")) else { return Ok(0) };
+    let Ok(memory) = std::fs::File::open(format!("/proc/{pid}/mem")) else { return Ok(None) };
     loop {
         let mut gate = [0u8; size_of::<Gate>()];
         let read = std::os::unix::fs::FileExt::read_at(&memory, &mut gate, plan.gate);
-        if read.map_or(0, |bytes| bytes) != gate.len() {
-            break;
+        if read.unwrap_or(0) != gate.len() {
+            return Ok(None);
         }
         let word =
             |at: usize| u32::from_ne_bytes([gate[at], gate[at + 1], gate[at + 2], gate[at + 3]]);
@@ -147,7 +148,7 @@ fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<u64, RestoreError> {
         std::thread::sleep(pause);
         pause = (2 * pause).min(Duration::from_millis(1));
     }
-    Ok(begun.elapsed().as_micros() as u64)
+    Ok(Some(begun.elapsed().as_micros() as u64))
 }
 
 fn send_order(
