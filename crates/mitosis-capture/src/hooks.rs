@@ -26,6 +26,7 @@ const WANTED: &[&[&str]] = &[
         "_ZN2v86String11NewFromUtf8EPNS_7IsolateEPKcNS_13NewStringTypeEi",
         "_ZN2v86Script7CompileENS_5LocalINS_7ContextEEENS1_INS_6StringEEEPNS_12ScriptOriginE",
         "_ZN2v86Script3RunENS_5LocalINS_7ContextEEE",
+        "_ZNK2v85Value12BooleanValueEPNS_7IsolateE",
     ],
 ];
 /// As many as a descriptor takes.

@@ -8,7 +8,7 @@ use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, Hooks};
 use mitosis_stub::abi::{
     CALL_SAVE_NONE, Call, ENTRY_PENDING, Gate, PendingCall, WANT_ANY, WANT_EQUAL, WANT_OR_SKIP,
-    WANT_POINTER,
+    WANT_POINTER, WANT_TRUE,
 };
 
 const PYTHON: &str = include_str!("hooks/python.py");
@@ -169,20 +169,22 @@ impl Layout {
         ) else {
             return;
         };
-        let (Some(compile), Some(run)) = (
+        let (Some(compile), Some(run), Some(truth)) = (
             find(
                 "_ZN2v86Script7CompileENS_5LocalINS_7ContextEEENS1_INS_6StringEEE\
                  PNS_12ScriptOriginE",
             ),
             find("_ZN2v86Script3RunENS_5LocalINS_7ContextEEE"),
+            find("_ZNK2v85Value12BooleanValueEPNS_7IsolateE"),
         ) else {
             return;
         };
         let scope = Arg::Value(self.data(&[0; 64]));
         let text = Arg::Value(self.text(V8));
         let len = Arg::Value(V8.len() as u64);
-        let (isolate, at, source, script) = (1, 2, 3, 4);
-        let [i, c, s, r] = [isolate, at, source, script].map(|slot| Arg::Slot(slot.into()));
+        let (isolate, at, source, script, value) = (1, 2, 3, 4, 5);
+        let [i, c, s, r, v] =
+            [isolate, at, source, script, value].map(|slot| Arg::Slot(slot.into()));
         let pointer = (WANT_POINTER, 0);
         self.call("v8::Isolate::GetCurrent", current, &[], pointer, isolate);
         self.call("v8::HandleScope", open, &[scope, i], (WANT_ANY, 0), CALL_SAVE_NONE);
@@ -190,7 +192,8 @@ impl Layout {
         let args = [i, text, Arg::Value(0), len];
         self.call("v8::String::NewFromUtf8", string, &args, pointer, source);
         self.call("v8::Script::Compile", compile, &[c, s, Arg::Value(0)], pointer, script);
-        self.call("v8::Script::Run", run, &[r, c], pointer, CALL_SAVE_NONE);
+        self.call("v8::Script::Run", run, &[r, c], pointer, value);
+        self.call("v8::Script::Run", truth, &[v, i], (WANT_TRUE, 0), CALL_SAVE_NONE);
         self.call("v8::~HandleScope", close, &[scope], (WANT_ANY, 0), CALL_SAVE_NONE);
     }
 

@@ -182,6 +182,8 @@ pub const WANT_EQUAL: u32 = 1;
 pub const WANT_POINTER: u32 = 2;
 /// [`Call::want`]: after a result, an `int`, of 0 the next `expect` calls are left out.
 pub const WANT_OR_SKIP: u32 = 3;
+/// [`Call::want`]: the result, a `bool`, must be true.
+pub const WANT_TRUE: u32 = 4;
 /// Slots of the calls.
 pub const CALL_SLOTS: usize = 8;
 /// [`Call::save`]: keep nothing.

@@ -1,4 +1,4 @@
-(() => {
+(() => { try {
   const seed = '0000000000000000';
   const word = (at) => parseInt(seed.slice(at, at + 8), 16) | 0;
   // splitmix32 spreads the seed over the state of xoshiro128**.
@@ -29,4 +29,8 @@
   if (crypto?.randomInt) for (let i = 0; i < 1100; i++) crypto.randomInt(65536);
   if (typeof process === 'object') process.emit?.('mitosis:fork', seed);
   return true;
-})()
+} catch (error) {
+  // Uncaught it would end the process in a way that waits for threads which do not run yet.
+  if (typeof process === 'object') process._rawDebug?.(error?.stack ?? `${error}`);
+  return false;
+} })()

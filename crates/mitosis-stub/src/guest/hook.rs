@@ -24,6 +24,7 @@ pub unsafe extern "C" fn run(gate: *mut Gate) {
         let wrong = match call.want {
             WANT_EQUAL => result as u32 != call.expect as u32,
             WANT_POINTER => result == 0,
+            WANT_TRUE => result as u8 == 0,
             _ => false,
         };
         if wrong {
