@@ -10,13 +10,17 @@ use std::os::unix::fs::FileExt;
 /// What is looked for, by groups: the rest of a group only where its first is there.
 const WANTED: &[&[&str]] = &[
     &["mitosis_after_fork"],
-    &["RAND_poll"],
+    &["RAND_set_rand_method"],
     &[
         "Py_AddPendingCall",
         "PyGILState_Ensure",
         "PyGILState_Release",
-        "PyRun_SimpleString",
         "Py_IsInitialized",
+        "PyErr_Print",
+        "PyImport_GetModuleDict",
+        "PyDict_GetItemString",
+        "PyObject_CallMethod",
+        "PyObject_SetAttrString",
     ],
     &[
         "_ZN2v87Isolate10GetCurrentEv",

@@ -51,9 +51,6 @@ pub(crate) struct Start {
     /// Functions that a child of it may have to call.
     #[serde(default)]
     pub functions: Vec<mitosis_descriptor::Function>,
-    /// Where it says whether its CPython still has to run a hook.
-    #[serde(default)]
-    pub pending: Option<u64>,
     /// Microseconds that its hooks took.
     #[serde(default)]
     pub hooks_us: u64,
@@ -322,7 +319,6 @@ mod tests {
             log: PathBuf::new(),
             resident: None,
             functions: Vec::new(),
-            pending: None,
             hooks_us: 0,
         }
     }

@@ -226,9 +226,9 @@ impl Batch<'_> {
             phases,
             started_unix_ms: millis(SystemTime::now()),
             log: self.node.store.log_path(id),
-            resident: Some(started.resident),
+            // What OpenSSL or CPython may still call stays in its children.
+            resident: self.plan.hooks.is_empty().then_some(started.resident),
             functions: self.descriptor.hooks.functions.clone(),
-            pending: self.plan.pending,
             hooks_us: started.hooks_us.unwrap_or(0),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));

@@ -59,7 +59,6 @@ pub(crate) fn prepare(
     let pager = node.pager.get()?;
     let home = node.children.id_of(request.pid);
     let start = home.and_then(|id| node.children.start_of(id));
-    refuse_pending(request.pid, start.as_ref().and_then(|start| start.pending))?;
     let (resident, functions) =
         start.map_or((None, Vec::new()), |start| (start.resident, start.functions));
     let stop_timeout = node.config.stop_timeout;
@@ -98,24 +97,6 @@ fn refuse(request: &PrepareRequest) -> Result<(), NodeError> {
         return Err(NodeError::Usage("--name: more than 128 bytes, or control characters".into()));
     }
     Ok(())
-}
-
-/// A child whose CPython still has to call what its restore left for it: in a child of it that would
-/// be somewhere else.
-fn refuse_pending(pid: i32, word: Option<u64>) -> Result<(), NodeError> {
-    use std::os::unix::fs::FileExt;
-    let Some(at) = word else { return Ok(()) };
-    let mut pending = [0u8; 4];
-    let memory = File::open(format!("/proc/{pid}/mem"));
-    let read = memory.and_then(|memory| memory.read_exact_at(&mut pending, at));
-    read.map_err(|e| NodeError::step(Phase::Inspect, format!("pid {pid}"), e))?;
-    match u32::from_ne_bytes(pending) {
-        0 => Ok(()),
-        _ => {
-            let why = "is a child that has not run its hook yet: try again";
-            Err(NodeError::step(Phase::Inspect, format!("pid {pid}"), why))
-        }
-    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], NodeError> {

@@ -1,22 +1,25 @@
 //! What a child calls before it goes on, so that it draws other random numbers than its siblings.
 //!
-//! The functions are the program's own, found by name when it was captured. Those of a runtime need it
-//! at rest: the recipes for CPython, V8 and OpenSSL are for a process in which each thread waits. In
-//! a busy one CPython is asked to run its recipe as soon as it can; the others are left out.
+//! The functions are the program's own, found by name when it was captured. The recipes for CPython
+//! and V8 are for a process in which each thread waits, and so holds no lock of theirs. In a busy one
+//! CPython is asked to run its recipe as soon as it can, and V8 is left alone.
 
 use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, Hooks};
 use mitosis_stub::abi::{
-    CALL_SAVE_NONE, Call, ENTRY_PENDING, Gate, PendingCall, WANT_ANY, WANT_EQUAL, WANT_OR_SKIP,
-    WANT_POINTER, WANT_TRUE,
+    CALL_SAVE_NONE, Call, ENTRY_PENDING, ENTRY_RANDOM, ENTRY_READY, Gate, PendingCalls, WANT_ANY,
+    WANT_EQUAL, WANT_OR_SKIP, WANT_POINTER, WANT_TRUE,
 };
 
-const PYTHON: &str = include_str!("hooks/python.py");
 const V8: &str = include_str!("hooks/v8.js");
 /// Where a text is to have the generation number.
 const DIGITS: &[u8] = b"0000000000000000";
 /// Slot of the generation number.
 const GENERATION: u64 = 0;
+/// Slot of the state of CPython's lock.
+const STATE: u32 = 1;
+/// Since OpenSSL 0.9.5; deprecated in 3.0, for it is not what a new program should use.
+const SET_METHOD: &str = "RAND_set_rand_method";
 
 /// The calls of one child, as they lie in its memory.
 #[derive(Debug, Default)]
@@ -27,8 +30,6 @@ pub(crate) struct Laid {
     pub calls: u64,
     /// What each call is, for errors.
     pub names: Vec<String>,
-    /// CPython runs its recipe later.
-    pub pending: bool,
 }
 
 /// Bytes that the calls take.
@@ -50,24 +51,24 @@ pub(crate) fn lay(
     if request.no_hooks || hooks.functions.is_empty() {
         return Laid::default();
     }
-    let mut layout = Layout { base, bytes: Vec::new(), calls: Vec::new(), names: Vec::new() };
-    let python = layout.python(hooks, code, gate);
+    let mut layout = Layout { base, ..Layout::default() };
+    // First: V8 and Python draw from it.
+    layout.openssl(hooks, code);
+    layout.python(hooks, code, gate);
     if hooks.idle {
-        // First: what V8 draws ahead it draws from OpenSSL.
-        if python == Runs::Never {
-            layout.all(hooks, "RAND_poll", &[], 1);
-        }
         layout.v8(hooks);
     }
     layout.all(hooks, "mitosis_after_fork", &[Arg::Slot(GENERATION)], 0);
-    layout.finish(python == Runs::Later)
+    layout.finish()
 }
 
-#[derive(PartialEq, Eq)]
-enum Runs {
-    Never,
-    Now,
-    Later,
+/// Addresses of what the interpreter's recipe calls.
+struct Python {
+    modules: u64,
+    item: u64,
+    call: u64,
+    set: u64,
+    explain: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -76,6 +77,7 @@ enum Arg {
     Slot(u64),
 }
 
+#[derive(Default)]
 struct Layout {
     base: u64,
     bytes: Vec<u8>,
@@ -92,8 +94,8 @@ impl Layout {
     }
 
     fn call(&mut self, name: &str, function: u64, given: &[Arg], want: (u32, u64), save: u32) {
-        let mut call =
-            Call { function, args: [0; 5], slots: 0, save, want: want.0, expect: want.1 };
+        let (want, expect) = want;
+        let mut call = Call { function, args: [0; 5], slots: 0, save, want, expect, explain: 0 };
         for (n, arg) in given.iter().enumerate() {
             match arg {
                 Arg::Value(value) => call.args[n] = *value,
@@ -102,6 +104,12 @@ impl Layout {
         }
         self.calls.push(call);
         self.names.push(name.to_owned());
+    }
+
+    fn string(&mut self, text: &str) -> u64 {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(0);
+        self.data(&bytes)
     }
 
     /// A text, ended by NUL, in which the child writes its generation number.
@@ -124,36 +132,96 @@ impl Layout {
         }
     }
 
-    fn python(&mut self, hooks: &Hooks, code: u64, gate: u64) -> Runs {
+    /// The interpreter's recipe. Its lock is held meanwhile: taken, where nobody has it, or by the
+    /// main thread itself that makes a pending call.
+    fn python(&mut self, hooks: &Hooks, code: u64, gate: u64) {
         let find = |name: &str| address(hooks, name);
-        let (Some(later), Some(ensure), Some(release), Some(run), Some(ready)) = (
+        let (Some(later), Some(ensure), Some(release), Some(ready), Some(explain)) = (
             find("Py_AddPendingCall"),
             find("PyGILState_Ensure"),
             find("PyGILState_Release"),
-            find("PyRun_SimpleString"),
             find("Py_IsInitialized"),
+            find("PyErr_Print"),
         ) else {
-            return Runs::Never;
+            return;
         };
-        let text = self.text(PYTHON);
+        let (Some(modules), Some(item), Some(call), Some(set)) = (
+            find("PyImport_GetModuleDict"),
+            find("PyDict_GetItemString"),
+            find("PyObject_CallMethod"),
+            find("PyObject_SetAttrString"),
+        ) else {
+            return;
+        };
+        let python = Python { modules, item, call, set, explain };
         if hooks.idle {
-            // Nobody holds the interpreter's lock.
-            self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 3), CALL_SAVE_NONE);
-            self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), 1);
-            let args = [Arg::Value(text)];
-            self.call("PyRun_SimpleString", run, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
-            let args = [Arg::Slot(1)];
+            let from = self.calls.len();
+            self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
+            self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), STATE);
+            self.reseed_python(&python);
+            let args = [Arg::Slot(STATE.into())];
             self.call("PyGILState_Release", release, &args, (WANT_ANY, 0), CALL_SAVE_NONE);
-            return Runs::Now;
+            self.calls[from].expect = (self.calls.len() - from - 1) as u64;
+            return;
         }
-        let pending = gate + core::mem::offset_of!(Gate, pending) as u64;
-        let words = [run, text, pending];
-        let call: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        debug_assert_eq!(call.len(), size_of::<PendingCall>());
-        let args = [Arg::Value(code + ENTRY_PENDING), Arg::Value(self.data(&call))];
+        let mut inner =
+            Layout { base: self.base, bytes: std::mem::take(&mut self.bytes), ..Layout::default() };
+        inner.reseed_python(&python);
+        let (at, count) = inner.table();
+        self.bytes = inner.bytes;
+        let generation = gate + core::mem::offset_of!(Gate, generation) as u64;
+        let words = [at, count, generation];
+        let calls: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        debug_assert_eq!(calls.len(), size_of::<PendingCalls>());
+        let args = [Arg::Value(code + ENTRY_PENDING), Arg::Value(self.data(&calls))];
         self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 1), CALL_SAVE_NONE);
         self.call("Py_AddPendingCall", later, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
-        Runs::Later
+    }
+
+    /// What `random._inst`, `tempfile` and `uuid` would be told after an `os.fork()`, and what nobody
+    /// tells numpy. Only of modules that are there.
+    fn reseed_python(&mut self, python: &Python) {
+        let Python { modules, item, call, set, explain } = *python;
+        let from = self.calls.len();
+        let (dict, module, none) = (2, 3, 4);
+        let [d, m, n] = [dict, module, none].map(|slot| Arg::Slot(slot.into()));
+        let pointer = (WANT_POINTER, 0);
+        let names = ["random", "tempfile", "uuid", "numpy.random", "mitosis_fork"];
+        let [random, tempfile, uuid, numpy, ours] = names.map(|name| Arg::Value(self.string(name)));
+        let [seed, sequence, node, run, format] =
+            ["seed", "_name_sequence", "_node", "run", "K"].map(|s| Arg::Value(self.string(s)));
+        self.call("sys.modules", modules, &[], pointer, dict);
+        // tempfile cannot be without random; uuid draws from it.
+        self.call("random", item, &[d, random], (WANT_OR_SKIP, 5), module);
+        self.call("random.seed()", call, &[m, seed, Arg::Value(0)], pointer, none);
+        self.call("tempfile", item, &[d, tempfile], (WANT_OR_SKIP, 1), module);
+        let args = [m, sequence, n];
+        self.call("tempfile._name_sequence", set, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
+        self.call("uuid", item, &[d, uuid], (WANT_OR_SKIP, 1), module);
+        self.call("uuid._node", set, &[m, node, n], (WANT_EQUAL, 0), CALL_SAVE_NONE);
+        self.call("numpy.random", item, &[d, numpy], (WANT_OR_SKIP, 1), module);
+        let args = [m, seed, Arg::Value(0)];
+        self.call("numpy.random.seed()", call, &args, pointer, CALL_SAVE_NONE);
+        self.call("mitosis_fork", item, &[d, ours], (WANT_OR_SKIP, 1), module);
+        let args = [m, run, format, Arg::Slot(GENERATION)];
+        self.call("mitosis_fork.run()", call, &args, pointer, CALL_SAVE_NONE);
+        for call in &mut self.calls[from..] {
+            call.explain = explain;
+        }
+    }
+
+    /// OpenSSL takes the kernel's random bytes from then on: its own generators are of the parent. That
+    /// needs none of its locks for longer than an instant, costs nothing where it draws nothing, and
+    /// is not forgotten by any thread.
+    fn openssl(&mut self, hooks: &Hooks, code: u64) {
+        // struct rand_meth_st of openssl/rand.h: seed, bytes, cleanup, add, pseudorand, status.
+        let (random, ready) = (code + ENTRY_RANDOM, code + ENTRY_READY);
+        let words = [ready, random, 0, ready, random, ready];
+        let method: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        if address(hooks, SET_METHOD).is_some() {
+            let method = Arg::Value(self.data(&method));
+            self.all(hooks, SET_METHOD, &[method], 1);
+        }
     }
 
     /// `Script::Compile(context, String::NewFromUtf8(isolate, text))->Run(context)`, as an embedder
@@ -197,19 +265,26 @@ impl Layout {
         self.call("v8::~HandleScope", close, &[scope], (WANT_ANY, 0), CALL_SAVE_NONE);
     }
 
-    fn finish(mut self, pending: bool) -> Laid {
-        if self.calls.is_empty() {
-            return Laid::default();
-        }
+    /// Lays the calls out; gives their address and count.
+    fn table(&mut self) -> (u64, u64) {
         let calls = std::mem::take(&mut self.calls);
         let words = calls.iter().flat_map(|call| {
-            let Call { function, args: [a, b, c, d, e], slots, save, want, expect } = *call;
-            [function, a, b, c, d, e, slots, u64::from(save) | u64::from(want) << 32, expect]
+            let Call { function, args: [a, b, c, d, e], slots, save, want, expect, explain } =
+                *call;
+            let how = u64::from(save) | u64::from(want) << 32;
+            [function, a, b, c, d, e, slots, how, expect, explain]
         });
         let table: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         debug_assert_eq!(table.len(), calls.len() * size_of::<Call>());
-        let at = self.data(&table);
-        Laid { bytes: self.bytes, calls: at, names: self.names, pending }
+        (self.data(&table), calls.len() as u64)
+    }
+
+    fn finish(mut self) -> Laid {
+        if self.calls.is_empty() {
+            return Laid::default();
+        }
+        let (calls, _) = self.table();
+        Laid { bytes: self.bytes, calls, names: self.names }
     }
 }
 

@@ -113,8 +113,6 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
-    /// Address of the word that is 1 until CPython has made its pending call.
-    pub pending: Option<u64>,
 }
 
 /// Space kept free for the region and the vdso's way through it.
@@ -180,7 +178,6 @@ pub fn plan(
         monotonic_shift,
         gate,
         hooks: hooks.names,
-        pending: hooks.pending.then(|| gate + core::mem::offset_of!(Gate, pending) as u64),
     })
 }
 
@@ -200,11 +197,10 @@ fn open_gate(
     const RED_ZONE: u64 = 128;
     let stack = regs.rsp.saturating_sub(RED_ZONE) & !63;
     let mut fields = Vec::with_capacity(size_of::<Gate>());
-    for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0] {
+    // The order of `Gate`.
+    for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0, 0] {
         fields.extend(word.to_le_bytes());
     }
-    fields.extend(0u32.to_le_bytes());
-    fields.extend(u32::from(hooks.pending).to_le_bytes());
     program.write_frame(gate, &fields);
 }
 

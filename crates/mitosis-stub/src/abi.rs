@@ -14,8 +14,12 @@ pub const ENTRY_CAPTURE_THREAD: u64 = 48;
 pub const ENTRY_CAPTURE_TIMERS: u64 = 64;
 
 /// Entry: what CPython calls when it can (`Py_AddPendingCall`); its argument is a
-/// [`PendingCall`].
+/// [`PendingCalls`].
 pub const ENTRY_PENDING: u64 = 80;
+/// Entry: `bytes` of an OpenSSL `RAND_METHOD`: random bytes of the kernel.
+pub const ENTRY_RANDOM: u64 = 96;
+/// Entry: `seed`, `add` and `status` of one: nothing to do, and all is well.
+pub const ENTRY_READY: u64 = 112;
 
 /// File descriptor of the guard's control socket.
 pub const GUARD_CONTROL_FD: i32 = 3;
@@ -151,8 +155,8 @@ pub struct Gate {
     pub generation: u64,
     /// The call that failed, plus one.
     pub failed: u32,
-    /// 1 while a [`PendingCall`] has not been made.
-    pub pending: u32,
+    /// Padding.
+    pub pad: u32,
 }
 
 /// A call of a function of the program, on its main thread, before the child goes on.
@@ -172,6 +176,8 @@ pub struct Call {
     pub want: u32,
     /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`].
     pub expect: u64,
+    /// Function without arguments that says why it failed, or 0.
+    pub explain: u64,
 }
 
 /// [`Call::want`]: any result.
@@ -180,7 +186,7 @@ pub const WANT_ANY: u32 = 0;
 pub const WANT_EQUAL: u32 = 1;
 /// [`Call::want`]: the result, a pointer, must not be null.
 pub const WANT_POINTER: u32 = 2;
-/// [`Call::want`]: after a result, an `int`, of 0 the next `expect` calls are left out.
+/// [`Call::want`]: after a result of 0 or null the next `expect` calls are left out.
 pub const WANT_OR_SKIP: u32 = 3;
 /// [`Call::want`]: the result, a `bool`, must be true.
 pub const WANT_TRUE: u32 = 4;
@@ -189,16 +195,14 @@ pub const CALL_SLOTS: usize = 8;
 /// [`Call::save`]: keep nothing.
 pub const CALL_SAVE_NONE: u32 = u32::MAX;
 
-/// A call that is made when the program can.
+/// Calls that are made when the program can.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct PendingCall {
-    /// A function that takes a text and returns 0.
-    pub function: u64,
-    /// Address of the text.
-    pub text: u64,
-    /// Address of [`Gate::pending`].
-    pub pending: u64,
+pub struct PendingCalls {
+    /// Address of the [`Call`]s, and their count.
+    pub calls: (u64, u64),
+    /// Address of [`Gate::generation`].
+    pub generation: u64,
 }
 
 /// "mitosis" and a version.

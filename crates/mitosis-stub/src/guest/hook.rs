@@ -10,9 +10,18 @@ pub unsafe extern "C" fn run(gate: *mut Gate) {
     // SAFETY: the planner laid the gate and the calls into memory that stays mapped; only this
     // thread writes there now.
     let gate = unsafe { &mut *gate };
-    let (calls, count) = gate.hooks;
+    // SAFETY: as above.
+    let failed = unsafe { make_all(gate.hooks, gate.generation) };
+    if failed != 0 {
+        gate.failed = failed;
+        give_up();
+    }
+}
+
+/// Gives the number of the call that failed, plus one, or 0.
+unsafe fn make_all((calls, count): (u64, u64), generation: u64) -> u32 {
     let mut slots = [0u64; CALL_SLOTS];
-    slots[0] = gate.generation;
+    slots[0] = generation;
     let mut index = 0;
     while index < count {
         // SAFETY: index < count.
@@ -28,14 +37,18 @@ pub unsafe extern "C" fn run(gate: *mut Gate) {
             _ => false,
         };
         if wrong {
-            gate.failed = index as u32 + 1;
-            give_up();
+            if call.explain != 0 {
+                // SAFETY: a function of the program without arguments.
+                unsafe { core::mem::transmute::<u64, extern "C" fn()>(call.explain)() };
+            }
+            return index as u32 + 1;
         }
-        if call.want == WANT_OR_SKIP && result as u32 == 0 {
+        if call.want == WANT_OR_SKIP && result == 0 {
             index += call.expect;
         }
         index += 1;
     }
+    0
 }
 
 fn make(call: &Call, slots: &[u64; CALL_SLOTS]) -> u64 {
@@ -80,6 +93,10 @@ fn give_up() -> ! {
         syscall!(sys::NANOSLEEP, moment.as_ptr(), 0);
         waited += 1;
     }
+    end()
+}
+
+fn end() -> ! {
     loop {
         syscall!(sys::EXIT_GROUP, 126);
         // SAFETY: ends the process, where a filter forbids the call.
@@ -88,18 +105,36 @@ fn give_up() -> ! {
 }
 
 /// CPython calls it on its main thread, between two instructions. A failure ends the child.
-pub unsafe extern "C" fn pending(call: *const PendingCall) -> i32 {
-    // SAFETY: the planner laid it into memory that stays mapped.
-    unsafe {
-        let call = &*call;
-        (call.pending as *mut u32).write_volatile(0);
-        let function: extern "C" fn(u64) -> i32 = core::mem::transmute(call.function);
-        if function(call.text) != 0 {
-            loop {
-                syscall!(sys::EXIT_GROUP, 126);
-                core::arch::asm!("ud2");
-            }
-        }
+pub unsafe extern "C" fn pending(calls: *const PendingCalls) -> i32 {
+    // SAFETY: the planner laid it into memory that stays mapped, and the generation number too.
+    let failed = unsafe {
+        let calls = &*calls;
+        make_all(calls.calls, *(calls.generation as *const u64))
+    };
+    if failed != 0 {
+        end();
     }
     0
+}
+
+/// `int bytes(unsigned char *buf, int num)` of a `RAND_METHOD` (openssl/rand.h): 1, or 0 if the kernel
+/// gives none.
+pub unsafe extern "C" fn random(to: *mut u8, count: i32) -> i32 {
+    let mut done = 0i64;
+    while done < i64::from(count) {
+        let got = syscall!(sys::GETRANDOM, to as i64 + done, i64::from(count) - done, 0);
+        const EINTR: i64 = -4;
+        if got < 0 && got != EINTR {
+            return 0;
+        }
+        if got > 0 {
+            done += got;
+        }
+    }
+    1
+}
+
+/// `seed`, `add`, `status` of one.
+pub unsafe extern "C" fn ready() -> i32 {
+    1
 }
