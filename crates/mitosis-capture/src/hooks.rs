@@ -119,6 +119,9 @@ impl<'a> Elf<'a> {
         let mut dynamic = (0, 0);
         for n in 0..count.min(HEADERS_MAX) {
             let at = usize::try_from(table.checked_add(n * 56)?).ok()?;
+            if at >= page.len() {
+                return None;
+            }
             let (kind, offset, address) =
                 (half(page, at)?, word(page, at + 8)?, word(page, at + 16)?);
             match kind {
@@ -128,7 +131,7 @@ impl<'a> Elf<'a> {
             }
         }
         for n in 0..(dynamic.1 / 16).min(DYNAMIC_MAX) {
-            let entry = elf.read::<16>(dynamic.0 + n * 16)?;
+            let entry = elf.read::<16>(dynamic.0.checked_add(n * 16)?)?;
             let value = word(&entry, 8)?;
             match word(&entry, 0)? {
                 0 => break,
@@ -168,16 +171,19 @@ impl<'a> Elf<'a> {
             .fold(5381u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(byte)));
         let [buckets, first, filter, shift] = self.header;
         let slot = u64::from((hash / 64) & (filter - 1));
-        let filtered = word(&self.at::<8>(self.hash + 16 + slot * 8)?, 0)?;
+        let table = self.hash.checked_add(16)?;
+        let filtered = word(&self.at::<8>(table.checked_add(slot * 8)?)?, 0)?;
         let bits = 1u64 << (hash % 64) | 1u64 << (hash.checked_shr(shift)? % 64);
         if filtered & bits != bits {
             return None;
         }
-        let table = self.hash + 16 + u64::from(filter) * 8;
-        let bucket = half(&self.at::<4>(table + u64::from(hash % buckets) * 4)?, 0)?;
-        let chains = table + u64::from(buckets) * 4;
+        let table = table.checked_add(u64::from(filter) * 8)?;
+        let bucket = table.checked_add(u64::from(hash % buckets) * 4)?;
+        let bucket = half(&self.at::<4>(bucket)?, 0)?;
+        let chains = table.checked_add(u64::from(buckets) * 4)?;
         for index in u64::from(bucket)..u64::from(bucket) + CHAIN_MAX {
-            let chained = half(&self.at::<4>(chains + index.checked_sub(first.into())? * 4)?, 0)?;
+            let chained = chains.checked_add(index.checked_sub(first.into())? * 4)?;
+            let chained = half(&self.at::<4>(chained)?, 0)?;
             if chained | 1 == hash | 1 {
                 if let Some(value) = self.defined(index, name) {
                     return Some(value);
@@ -240,6 +246,30 @@ mod tests {
         let load = elf.loads.iter().find(|load| load.0 & !4095 == offset).expect("its segment");
         let value = elf.symbol("getpid").expect("getpid");
         assert!(value >= load.2 && value < load.2 + load.1 && start != 0);
+    }
+
+    /// No offset in the file is believed.
+    #[test]
+    fn a_mutated_file_makes_no_panic() {
+        let (libc, _) = libc();
+        let mut bytes = vec![0; 64 << 10];
+        libc.read_exact_at(&mut bytes, 0).expect("its beginning");
+        let path = std::env::temp_dir().join(format!("mitosis-mutated-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = file.expect("open");
+        std::fs::remove_file(&path).expect("remove");
+        let mut state = 1u32;
+        for _ in 0..2000 {
+            let mut mutated = bytes.clone();
+            for _ in 0..8 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let at = state as usize % 1024;
+                mutated[at] = (state >> 24) as u8;
+            }
+            file.write_all_at(&mutated, 0).expect("write");
+            let mut out = Vec::new();
+            let _ = look(&file, 0x7f00_0000_0000, 0, &mut out);
+        }
     }
 
     #[test]

@@ -141,6 +141,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
                 File::open(path).expect("open").into()
             }
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
+            Provided::TimeNamespace => panic!("none was asked for"),
         })
         .collect();
     let files = d

@@ -116,27 +116,46 @@ fn children_of_a_busy_cpython_reseed_as_soon_as_it_can() {
     differ(&all, &["clock_seq"]);
 }
 
-#[test]
-fn children_that_use_openssl_draw_different_bytes() {
-    let lab = lab(2);
-    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
-    let parent = Parent::start(a.node(), c_program(), &[&PORT.to_string(), "x", "x"]);
+/// Parent, children, and children of a child that are told nothing any more.
+fn openssl_differs(threads: &[&str]) {
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let port = PORT.to_string();
+    let args = [&[port.as_str()], threads].concat();
+    let parent = Parent::start(a.node(), c_program(), &args);
     let seed = prepare(&a, parent.pid(), &[]);
-    let draw = |args: &[&str]| {
-        fork(&b, &seed.reference, args);
-        let drawn = ask(b.node(), "draw");
-        end_children(&b);
+    let draw = |daemon: &Daemon<'_>, reference: &str, args: &[&str]| {
+        fork(daemon, reference, args);
+        let drawn = ask(daemon.node(), "draw");
+        end_children(daemon);
         drawn
     };
-    let mut all: Vec<String> = vec![draw(&[]), draw(&[]), parent.ask("draw")];
+    let none = ["--hooks", "none"];
     // Without hooks they are the same: the test would notice if there was nothing to do.
-    assert_eq!(draw(&["--hooks", "none"]), draw(&["--hooks", "none"]));
+    assert_eq!(draw(&b, &seed.reference, &none), draw(&b, &seed.reference, &none));
+    let mut all = vec![parent.ask("draw")];
+    all.extend((0..2).map(|_| draw(&b, &seed.reference, &[])));
     // A changed pid is what OpenSSL itself looks at.
-    all.extend([draw(&["--hooks", "none", "--new-pid"]), draw(&["--hooks", "none", "--new-pid"])]);
+    let new_pid = ["--hooks", "none", "--new-pid"];
+    all.extend((0..2).map(|_| draw(&b, &seed.reference, &new_pid)));
+    let child = fork(&b, &seed.reference, &[])[0].clone();
+    let second = prepare(&b, child.pid, &[]);
+    all.extend((0..2).map(|_| draw(&c, &second.reference, &[])));
+    all.extend((0..2).map(|_| draw(&c, &second.reference, &none)));
     let count = all.len();
     all.sort();
     all.dedup();
-    assert_eq!(all.len(), count);
+    assert_eq!(all.len(), count, "{all:?}");
+}
+
+#[test]
+fn children_that_use_openssl_draw_different_bytes() {
+    openssl_differs(&["idle", "idle"]);
+}
+
+#[test]
+fn children_of_a_busy_program_that_uses_openssl_do_too() {
+    openssl_differs(&["busy"]);
 }
 
 /// What a child reads, what its hook is told and what `fork` says is one number; in a process that
