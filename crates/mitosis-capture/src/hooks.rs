@@ -251,24 +251,25 @@ mod tests {
     /// No offset in the file is believed.
     #[test]
     fn a_mutated_file_makes_no_panic() {
-        let (libc, _) = libc();
-        let mut bytes = vec![0; 64 << 10];
-        libc.read_exact_at(&mut bytes, 0).expect("its beginning");
+        let (mut libc, code) = libc();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut libc, &mut bytes).expect("all of it");
         let path = std::env::temp_dir().join(format!("mitosis-mutated-{}", std::process::id()));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let file = file.expect("open");
         std::fs::remove_file(&path).expect("remove");
+        file.write_all_at(&bytes, 0).expect("write");
         let mut state = 1u32;
-        for _ in 0..2000 {
-            let mut mutated = bytes.clone();
+        for _ in 0..5000 {
+            let mut mutated = bytes[..2048].to_vec();
             for _ in 0..8 {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let at = state as usize % 1024;
+                let at = (state >> 8) as usize % mutated.len();
                 mutated[at] = (state >> 24) as u8;
             }
             file.write_all_at(&mutated, 0).expect("write");
             let mut out = Vec::new();
-            let _ = look(&file, 0x7f00_0000_0000, 0, &mut out);
+            let _ = look(&file, 0x7f00_0000_0000, code[0].1, &mut out);
         }
     }
 
