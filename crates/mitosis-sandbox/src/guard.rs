@@ -67,9 +67,9 @@ impl Guard {
         )
         .map_err(|e| SysError::io("socketpair", "guard", e))?;
         let generation = generation()?;
-        let argument = std::ffi::CString::new(generation_text(generation)).unwrap_or_default();
+        let number = std::ffi::CString::new(generation_text(generation)).unwrap_or_default();
         let (image, control) = (image.0.as_fd(), theirs.as_fd());
-        let (pid, pidfd) = spawn_guard(image, control, pager, network, &argument)?;
+        let (pid, pidfd) = spawn_guard(image, control, pager, network, &number)?;
         drop(theirs);
         let guard = Guard { pid, pidfd, control: ours, network, generation };
         match guard.await_ready() {

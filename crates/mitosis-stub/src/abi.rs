@@ -32,7 +32,7 @@ pub const GUARD_SLOTS: u32 = 4096;
 
 /// The directory of [`GENERATION_FILE`].
 pub const GENERATION_DIR: &[u8] = b"/run/mitosis\0";
-/// Over this file a guard mounts one of its own, which holds its argument: the generation number
+/// Over this file a guard mounts one of its own, which holds its environment: the generation number
 /// of its child, [`GENERATION_DIGITS`] hexadecimal digits, and a newline.
 pub const GENERATION_FILE: &[u8] = b"/run/mitosis/generation\0";
 /// See [`GENERATION_FILE`].

@@ -17,13 +17,13 @@ struct Order {
     elf: RawFd,
     control: RawFd,
     pager: RawFd,
-    argument: *const libc::c_char,
+    environment: *const libc::c_char,
 }
 
 const STACK_BYTES: usize = 32 << 10;
 
 /// Starts the program in `elf` with `control` as fd 3 and `pager` as fd 4, as pid 1 of new pid,
-/// mount, UTS and IPC namespaces, with one argument. Nothing else is inherited. Returns its pid and
+/// mount, UTS and IPC namespaces, with that environment. Nothing else is inherited. Returns its pid and
 /// pidfd.
 ///
 /// # Errors
@@ -34,13 +34,13 @@ pub fn spawn_guard(
     control: BorrowedFd<'_>,
     pager: BorrowedFd<'_>,
     network: Network,
-    argument: &CStr,
+    environment: &CStr,
 ) -> Result<(i32, OwnedFd), SysError> {
     let order = Order {
         elf: elf.as_raw_fd(),
         control: control.as_raw_fd(),
         pager: pager.as_raw_fd(),
-        argument: argument.as_ptr(),
+        environment: environment.as_ptr(),
     };
     let mut stack = vec![0u64; STACK_BYTES / 8];
     let mut pidfd: RawFd = -1;
@@ -92,8 +92,8 @@ extern "C" fn run_guard(order: *mut c_void) -> i32 {
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
-        let argv = [c"mitosis-guard".as_ptr(), order.argument, std::ptr::null()];
-        let envp = [std::ptr::null::<libc::c_char>()];
+        let argv = [c"mitosis-guard".as_ptr(), std::ptr::null()];
+        let envp = [order.environment, std::ptr::null()];
         libc::syscall(
             libc::SYS_execveat,
             elf,

@@ -61,7 +61,7 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
     // SAFETY: the kernel lays out argc, argv, envp, auxv on the initial stack.
     let vdso = unsafe { find_vdso(stack) };
     prepare_mounts();
-    // SAFETY: as above; argv[1] ends with a NUL.
+    // SAFETY: as above; a text of the environment ends with a NUL.
     let generation = unsafe { mount_generation(stack) };
     let mut guard = Guard { vdso, generation, pid: 0, child: -1, keep: false, exited: false };
     send(guard_message::READY, 0);
@@ -109,18 +109,19 @@ fn prepare_mounts() {
     loopback_up();
 }
 
-/// Puts the number that was given as argument where the child and its descendants read it: a file
+/// Puts the number that is its environment where the child and its descendants read it: a file
 /// of a file system of its own, which goes with the namespace. (Not a file that has no name any
 /// more: the open file of a child would be carried to its children as it is.)
 unsafe fn mount_generation(stack: *const u64) -> u64 {
     let mut text = [b'\n'; GENERATION_DIGITS + 1];
     let mut number = 0u64;
-    // SAFETY: argc and argv are on the stack; the copy ends before the argument does.
+    // SAFETY: argc, argv and envp are on the stack, as the kernel puts them; the copy ends where the
+    // text does.
     unsafe {
-        let argument = *stack.add(2) as *const u8;
+        let given = *stack.add(1 + *stack as usize + 1) as *const u8;
         let mut at = 0;
-        while at < GENERATION_DIGITS && *stack > 1 && *argument.add(at) != 0 {
-            let letter = *argument.add(at);
+        while at < GENERATION_DIGITS && !given.is_null() && *given.add(at) != 0 {
+            let letter = *given.add(at);
             let digit = if letter > b'9' { letter - b'a' + 10 } else { letter - b'0' };
             number = number << 4 | u64::from(digit & 15);
             text[at] = letter;
