@@ -51,9 +51,6 @@ pub(crate) struct Start {
     /// Functions that a child of it may have to call.
     #[serde(default)]
     pub functions: Vec<mitosis_descriptor::Function>,
-    /// Microseconds that its hooks took.
-    #[serde(default)]
-    pub hooks_us: u64,
 }
 
 /// The end of a child.
@@ -319,7 +316,6 @@ mod tests {
             log: PathBuf::new(),
             resident: None,
             functions: Vec::new(),
-            hooks_us: 0,
         }
     }
 

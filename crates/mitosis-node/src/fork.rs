@@ -66,15 +66,30 @@ pub(crate) fn fork(
     for _ in 0..request.count {
         match batch.start_one() {
             Ok(child) => started.push(child),
+            Err(error) => return Err(give_up(node, &started, error)),
+        }
+    }
+    // Only now: the children run them at the same time.
+    for at in 0..started.len() {
+        let (id, child) = &mut started[at];
+        match batch.await_hooks(*id, child.pid) {
+            Ok(us) => child.hooks_us = us,
             Err(error) => {
-                for (id, _) in started {
-                    node.end_child(id, "another child of the same request could not be started");
-                }
-                return Err(error);
+                node.end_child(*id, &error.to_string());
+                started.remove(at);
+                return Err(give_up(node, &started, error));
             }
         }
     }
     Ok(Forked { children: started.into_iter().map(|(_, child)| child).collect() })
+}
+
+/// All children of a request, or none.
+fn give_up(node: &Node, started: &[(u64, ForkedChild)], error: NodeError) -> NodeError {
+    for (id, _) in started {
+        node.end_child(*id, "another child of the same request could not be started");
+    }
+    error
 }
 
 fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
@@ -205,9 +220,6 @@ impl Batch<'_> {
             added?.done()?;
         }
         let started = started.map_err(|error| self.not_started(id, error))?;
-        if started.hooks_us.is_none() {
-            self.hooks_crashed(id)?;
-        }
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -229,7 +241,6 @@ impl Batch<'_> {
             // What OpenSSL or CPython may still call stays in its children.
             resident: self.plan.hooks.is_empty().then_some(started.resident),
             functions: self.descriptor.hooks.functions.clone(),
-            hooks_us: started.hooks_us.unwrap_or(0),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
@@ -271,6 +282,14 @@ impl Batch<'_> {
         match said {
             Some(reason) => NodeError::step(Phase::Sandbox, "child", reason),
             None => error.into(),
+        }
+    }
+
+    /// Waits until the hooks of a child are done; gives the microseconds that it took.
+    fn await_hooks(&self, id: u64, pid: i32) -> Result<u64, NodeError> {
+        match mitosis_restore::await_hooks(&self.plan, pid)? {
+            Some(us) => Ok(us),
+            None => self.hooks_crashed(id).map(|()| 0),
         }
     }
 
@@ -384,7 +403,7 @@ fn forked(start: &Start) -> ForkedChild {
         pid: start.pid,
         seed: start.seed.clone(),
         start_us: start.start_us,
-        hooks_us: start.hooks_us,
+        hooks_us: 0,
         via: start.via.clone(),
         transport: start.transport.clone(),
         transport_why: start.transport_why.clone(),

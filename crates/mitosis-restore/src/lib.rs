@@ -19,4 +19,4 @@ mod start;
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
 pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
-pub use start::{StartFds, Started, start};
+pub use start::{StartFds, Started, await_hooks, start};

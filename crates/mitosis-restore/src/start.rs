@@ -36,9 +36,6 @@ pub struct Started {
     pub phases: Vec<(Phase, u64)>,
     /// What stays of us in the child.
     pub resident: (u64, u64),
-    /// Microseconds that its hooks took, after its first instruction; `None` if it ended before it
-    /// was seen to go on.
-    pub hooks_us: Option<u64>,
 }
 
 /// Bound on building a child.
@@ -110,13 +107,17 @@ pub fn start(
         vec![(Phase::Sandbox, total.saturating_sub(build).max(sandbox)), (Phase::Build, build)];
     // The child's clock is not always ours.
     let first_instruction_ns = times[4].wrapping_sub(plan.monotonic_shift as u64);
-    let hooks_us = await_hooks(plan, pid)?;
-    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident, hooks_us })
+    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident })
 }
 
 /// Waits until the child's hooks are done. Under its filters it may be allowed no system call to say
 /// so: the gate is looked at from here.
-fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreError> {
+///
+/// Gives the microseconds that it took; `None` if the child ended before it was seen to go on.
+///
+/// # Errors
+/// [`RestoreError::Hook`]: a hook failed, or they did not return in time. The caller ends the child.
+pub fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreError> {
     if plan.hooks.is_empty() {
         return Ok(Some(0));
     }

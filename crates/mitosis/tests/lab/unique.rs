@@ -93,6 +93,12 @@ fn children_of_cpython_draw_different_values() {
     family_differs(python(false, &[]), &["clock_seq"]);
 }
 
+/// Threads that wait hold no lock of the interpreter.
+#[test]
+fn children_of_a_cpython_with_threads_draw_different_values() {
+    family_differs(python(false, &["threads"]), &["clock_seq"]);
+}
+
 #[test]
 fn children_of_node_draw_different_values() {
     family_differs(node_js(), &[]);
@@ -222,10 +228,14 @@ fn a_failing_hook(command: Command, word: &str) {
     assert_eq!(output.code(), 1, "{output:?}");
     assert!(output.stderr.contains("hook") && output.stderr.contains(word), "{}", output.stderr);
     assert_eq!(output.stderr.trim().lines().count(), 1, "{}", output.stderr);
-    until("the child is gone", SOON, || {
+    let row = until("the child is gone", SOON, || {
+        let rows = ps(&b);
+        rows.into_iter().find(|row| row["state"] == "ended" && row["reason"].is_string())
+    });
+    assert!(row["reason"].as_str().unwrap().contains(word), "{row}");
+    until("its guard, too", SOON, || {
         (b.node().pids().unwrap().len() <= before.len()).then_some(())
     });
-    assert!(ps(&b).iter().all(|row| row["state"] == "ended"), "{:?}", ps(&b));
     // It can be forked without.
     fork(&b, &seed.reference, &["--hooks", "none"]);
     assert_ne!(ask(b.node(), "draw"), "");
@@ -247,6 +257,22 @@ fn a_child_whose_python_cannot_reseed_is_ended() {
 #[test]
 fn a_child_whose_javascript_hook_throws_is_ended() {
     a_failing_hook(node_js(), "v8::Script::Run");
+}
+
+/// Under a filter that forbids nearly all, hooks do what the program may do.
+#[test]
+fn hooks_of_a_filtered_program_run_under_its_filter() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::start(a.node(), c_program(), &[&PORT.to_string(), "idle", "filter"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let said = b.mitosis_json(&["fork", &seed.reference, "--detach"]).unwrap();
+    assert_eq!(ask(b.node(), "told"), said["children"][0]["generation"].as_str().unwrap());
+    let first = ask(b.node(), "draw");
+    end_children(&b);
+    let all = fork(&b, &seed.reference, &["--count", "5"]);
+    assert_eq!(all.len(), 5, "the hooks of five are awaited together");
+    assert_ne!(ask(b.node(), "draw"), first);
 }
 
 /// Functions that the program has registered are called with the number.
