@@ -93,10 +93,12 @@ fn children_of_cpython_draw_different_values() {
     family_differs(python(false, &[]), &["clock_seq"]);
 }
 
-/// Threads that wait hold no lock of the interpreter.
+/// Threads that wait hold no lock of the interpreter. With numpy, which has threads of its own.
 #[test]
-fn children_of_a_cpython_with_threads_draw_different_values() {
-    family_differs(python(false, &["threads"]), &["clock_seq"]);
+fn children_of_a_cpython_with_threads_and_numpy_draw_different_values() {
+    let mut command = Command::new(crate::inputs::venv("python"));
+    command.arg(fixture("unique.py")).args([&PORT.to_string(), "threads", "numpy"]);
+    family_differs(command, &["clock_seq"]);
 }
 
 #[test]
