@@ -82,7 +82,7 @@ impl Spaces {
         let space = match known {
             Some(space) => Arc::clone(space),
             None => {
-                let shift = lowest.with(highest, |low, high| low + (high - low) / 2);
+                let shift = lowest.with(highest, middle);
                 let failed = |e| NodeError::step(Phase::Sandbox, "time namespace", e);
                 let namespace = TimeNamespace::new(self.own.with(shift, i64::saturating_add));
                 let space = Arc::new(Space { shift, namespace: namespace.map_err(failed)? });
@@ -108,6 +108,11 @@ fn bounds(reading: &Reading, parent: &mitosis_descriptor::Clocks) -> (Clocks, Cl
     let lowest = there.with(seen, i64::max).with(reading.answered, i64::saturating_sub);
     let highest = there.with(reading.asked, i64::saturating_sub).with(lowest, i64::max);
     (lowest, highest)
+}
+
+/// Both are of another machine, and may be anything.
+fn middle(low: i64, high: i64) -> i64 {
+    ((i128::from(low) + i128::from(high)) / 2) as i64
 }
 
 fn within(shift: Clocks, lowest: Clocks, highest: Clocks) -> bool {
@@ -175,6 +180,8 @@ mod tests {
         let first = inode(first);
         assert_eq!(first, inode(again));
         assert_ne!(first, inode(other));
+        let wild = Reading { owner: both(i64::MAX), ..reading(0) };
+        assert!(spaces.of(&wild, &parent(i64::MIN / 4, i64::MAX / 4)).is_err());
         // No clock can be below zero.
         let years = 10 * 365 * 86_400 * SECOND;
         assert!(spaces.of(&reading(-years), &parent(-2 * years, 0)).is_err());

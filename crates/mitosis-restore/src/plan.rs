@@ -145,7 +145,7 @@ pub fn plan(
     let seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
     let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
     let hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
-    open_gate(&mut program, gate, hooks_at, &hooks, &descriptor.threads[0].regs);
+    open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
 
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
@@ -181,21 +181,26 @@ pub fn plan(
     })
 }
 
+/// Where the main thread's calls have room: on its stack, below the red zone of the function that is
+/// to go on (System V ABI, x86-64). A thread that is on another stack, such as a goroutine's few
+/// kilobytes, has it where the kernel would let the main stack grow.
+fn hook_stack(descriptor: &Descriptor) -> u64 {
+    const RED_ZONE: u64 = 128;
+    let (rsp, main) = (descriptor.threads[0].regs.rsp, descriptor.process.mm.start_stack);
+    let around = |at: u64| descriptor.vmas.iter().find(|vma| vma.start <= at && at < vma.end);
+    let top = match around(main) {
+        Some(stack) if !(stack.start..stack.end).contains(&rsp) => stack.start,
+        _ => rsp.saturating_sub(RED_ZONE),
+    };
+    top & !63
+}
+
 /// Writes what the main thread calls before it lets all threads go.
-fn open_gate(
-    program: &mut Program,
-    gate: u64,
-    at: u64,
-    hooks: &hooks::Laid,
-    regs: &mitosis_descriptor::Registers,
-) {
+fn open_gate(program: &mut Program, gate: u64, at: u64, hooks: &hooks::Laid, stack: u64) {
     if hooks.names.is_empty() {
         return;
     }
     program.write_frame(at, &hooks.bytes);
-    // Below the red zone of the function that is to go on (System V ABI, x86-64).
-    const RED_ZONE: u64 = 128;
-    let stack = regs.rsp.saturating_sub(RED_ZONE) & !63;
     let mut fields = Vec::with_capacity(size_of::<Gate>());
     // The order of `Gate`.
     for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0, 0] {

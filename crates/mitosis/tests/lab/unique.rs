@@ -261,6 +261,18 @@ fn a_child_whose_javascript_hook_throws_is_ended() {
     a_failing_hook(node_js(), "v8::Script::Run");
 }
 
+/// A main thread that is on a small stack of its own keeps what lies below it.
+#[test]
+fn hooks_have_room_where_the_main_thread_has_little() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::start(a.node(), c_program(), &[&PORT.to_string(), "small"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let said = b.mitosis_json(&["fork", &seed.reference, "--detach"]).unwrap();
+    assert_eq!(ask(b.node(), "told"), said["children"][0]["generation"].as_str().unwrap());
+    assert_eq!(ask(b.node(), "below"), "0");
+}
+
 /// Under a filter that forbids nearly all, hooks do what the program may do.
 #[test]
 fn hooks_of_a_filtered_program_run_under_its_filter() {
