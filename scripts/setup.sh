@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 missing=
-for package in gcc libc6-dev make iproute2 util-linux procps runc python3 python3-venv; do
+for package in gcc libc6-dev make iproute2 util-linux procps runc python3 python3-venv libssl-dev nodejs; do
     status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing="$missing $package"
 done

@@ -78,10 +78,17 @@ impl ProvenFiles for Proven {
 /// the descriptor says holds data must not be missing from what the pager will serve.
 fn check_plan(d: &Descriptor) {
     for (own, proven) in [(false, true), (true, false)] {
+        let time = match own {
+            true => mitosis_restore::Time::Shifted { monotonic: 1 },
+            false => mitosis_restore::Time::Same,
+        };
         let request = mitosis_restore::Request {
             new_pid: own,
             own_net: own,
-            ..mitosis_restore::Request::default()
+            time,
+            no_hooks: !own,
+            working_set: usize::from(own),
+            ..Default::default()
         };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
             continue;
@@ -180,6 +187,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         provided_base: 1000,
         high: 2000,
         own_net: bytes.len() % 2 == 1,
+        clocks: Some(mitosis_descriptor::Clocks::default()),
         used: Default::default(),
         all: Vec::new(),
         done: Default::default(),

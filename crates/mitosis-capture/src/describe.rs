@@ -4,12 +4,13 @@ use crate::inject::Injected;
 use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
-use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, hooks, memory};
 use mitosis_descriptor::{
-    Creds, Descriptor, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId, SigAction,
-    Thread,
+    Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
+    SigAction, Thread,
 };
 use mitosis_stub::abi::CaptureThread;
+use mitosis_sys::clock::Clocks;
 use mitosis_sys::procfs::{self, Status, stat_field};
 use mitosis_sys::{SysError, cpu};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +25,8 @@ pub(crate) struct Input<'a> {
     pub capture: Injected,
     pub shadow: Shadow,
     pub kept: Option<Kept>,
+    /// This node's clocks when the parent stood still.
+    pub stood_at: Clocks,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -73,6 +76,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         xcr0: cpu::xcr0(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
+    let functions = hooks::find(&memory.vmas, &memory.opened, &input.options.functions);
     let descriptor = Descriptor {
         origin,
         process,
@@ -83,14 +87,26 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         pages: memory.pages,
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
+        clocks: clocks(input),
+        hooks: Hooks { idle: input.taken.idle, functions },
     };
     Ok((descriptor, memory.opened))
+}
+
+fn clocks(input: &Input<'_>) -> mitosis_descriptor::Clocks {
+    let (node, shift) = (input.stood_at, input.facts.clock_shift);
+    mitosis_descriptor::Clocks {
+        monotonic: node.monotonic.saturating_add(shift.monotonic),
+        boottime: node.boottime.saturating_add(shift.boottime),
+        monotonic_shift: shift.monotonic,
+        boottime_shift: shift.boottime,
+    }
 }
 
 fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
     Thread {
         tid: taken.tid,
-        regs: child_registers(&taken.regs),
+        regs: child_registers(taken),
         xstate: taken.xstate.clone(),
         sigmask: taken.sigmask,
         altstack: (asked.altstack[0], asked.altstack[1] as u32, asked.altstack[2]),

@@ -119,6 +119,8 @@ pub(crate) struct Planted {
     shadow: Option<NewShadow>,
     /// Whether there was a timer at the first look.
     pub has_timers: bool,
+    /// What the first stop interrupted.
+    pub interrupted: Option<stop::Interrupted>,
 }
 
 impl Drop for Planted {
@@ -152,7 +154,8 @@ impl Planted {
         let layout = Layout::new(threads, facts);
         place.with_parent();
         let mut process = stop::stop_leader(pid, deadline)?;
-        process.take_state(facts.foreign_pid_ns)?;
+        process.take_state(facts.foreign_pid_ns, None)?;
+        let interrupted = process.taken.interrupted();
         refuse_replaced(pid, &gadget)?;
         refuse_critical_section(&process, &gadget)?;
         let deadline = Instant::now() + BLOB_TIMEOUT;
@@ -172,6 +175,7 @@ impl Planted {
             forked: false,
             shadow: None,
             has_timers: facts.timers > 0,
+            interrupted,
         };
         let done = planted.make_helper(leader, facts, deadline);
         if let Err(e) = done {
@@ -383,7 +387,7 @@ impl Planted {
         let deadline = Instant::now() + BLOB_TIMEOUT;
         place.with_parent();
         let mut process = stop::stop_leader(self.pid, deadline)?;
-        process.take_state(self.foreign_pid_ns)?;
+        process.take_state(self.foreign_pid_ns, None)?;
         if refuse_replaced(self.pid, &self.gadget).is_err() {
             // Another program runs there now; only the helper's remains are left.
             let helper = self.helper_outer();

@@ -9,6 +9,7 @@
 mod describe;
 mod error;
 mod gadget;
+mod hooks;
 mod inject;
 mod limits;
 mod memory;
@@ -23,6 +24,7 @@ pub use error::CaptureError;
 use inject::Planted;
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
 use mitosis_state::Prescan;
+use mitosis_sys::clock::Clocks;
 use mitosis_sys::ptrace::Metronome;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -37,6 +39,8 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// In a child of ours: the range its restore left mapped, which is not part of the image.
     pub resident: Option<(u64, u64)>,
+    /// In a child of ours: the functions that it was told to call, see [`mitosis_descriptor::Hooks`].
+    pub functions: Vec<mitosis_descriptor::Function>,
 }
 
 /// Pages that the parent, itself a child, has not fetched yet.
@@ -162,6 +166,7 @@ struct Frozen {
     taken: stop::Taken,
     open_files: Vec<OpenFile>,
     inherited: Option<InheritedPages>,
+    stood_at: Clocks,
     freeze: Duration,
 }
 
@@ -209,6 +214,7 @@ fn capture(
         capture: injected,
         shadow,
         kept,
+        stood_at: frozen.stood_at,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -229,7 +235,8 @@ fn freeze(
     place.with_parent();
     let mut process = stop::stop(planted.pid, deadline)?;
     clock.lap(Phase::Stop);
-    process.take_state(facts.foreign_pid_ns)?;
+    let stood_at = Clocks::now();
+    process.take_state(facts.foreign_pid_ns, planted.interrupted)?;
     process.take_pending()?;
     if planted.has_timers {
         process.taken.timers = timers::take(planted, &mut process)?;
@@ -244,5 +251,5 @@ fn freeze(
     }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, freeze })
 }

@@ -1,6 +1,7 @@
 //! Who cannot be a parent, found out before anything is touched.
 
 use crate::{CaptureError, shared, timers};
+use mitosis_sys::clock::{self, Clocks};
 use mitosis_sys::procfs::{self, Status};
 
 /// What was seen of the parent before it was stopped.
@@ -15,6 +16,8 @@ pub(crate) struct Facts {
     pub timers: usize,
     /// It is pid 1 of its pid namespace.
     pub is_init: bool,
+    /// By how much its clocks are ahead of this node's.
+    pub clock_shift: Clocks,
 }
 
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
@@ -54,7 +57,14 @@ pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
         shared: shared::any(pid)?,
         timers: timers::list(pid)?.len(),
         is_init: status.numbers("NSpid", 10).last() == Some(&1),
+        clock_shift: clock_shift(pid)?,
     })
+}
+
+fn clock_shift(pid: i32) -> Result<Clocks, CaptureError> {
+    let refused = |e: mitosis_sys::SysError| CaptureError::Refused { pid, why: e.to_string() };
+    let own = clock::shift_of(std::process::id() as i32).map_err(refused)?;
+    Ok(clock::shift_of(pid).map_err(refused)?.with(own, i64::saturating_sub))
 }
 
 /// Set-uid programs and those that made themselves non-dumpable do not want to be read.

@@ -72,7 +72,7 @@ pub(crate) fn reap(parent: i32, shadow: i32) -> Result<(), CaptureError> {
     let gadget = Gadget::find(parent)?;
     let deadline = Instant::now() + Duration::from_secs(2);
     let mut process = stop::stop_leader(parent, deadline)?;
-    process.take_state(facts.foreign_pid_ns)?;
+    process.take_state(facts.foreign_pid_ns, None)?;
     let args = [inner, 0, WALL_WNOHANG, 0, 0, 0];
     process.threads[0].inject(gadget.address, WAIT4, args, deadline).map_err(&fail)?;
     drop(process.release());

@@ -53,6 +53,38 @@ pub(crate) struct TakenThread {
     pub name: Vec<u8>,
     pub pending: Vec<SigInfo>,
     pub sched: Sched,
+    /// The call that it makes again, where the kernel only says that it makes one again.
+    pub restarts: Option<u64>,
+}
+
+/// A wait with a time-out that our first stop interrupted. The kernel goes on with what is left of
+/// it by restart_syscall(2), which means nothing in a child.
+#[derive(Clone, Copy)]
+pub(crate) struct Interrupted {
+    /// Behind the `syscall` instruction.
+    rip: u64,
+    call: u64,
+}
+
+const RESTART_SYSCALL: u64 = 219;
+
+impl Taken {
+    /// What of the leading thread the next stop must know.
+    pub(crate) fn interrupted(&self) -> Option<Interrupted> {
+        let regs = &self.threads.first()?.regs;
+        let restarts = regs.orig_rax as i64 >= 0 && regs.rax as i64 == -516;
+        let call = Interrupted { rip: regs.rip, call: regs.orig_rax };
+        (restarts && call.call != RESTART_SYSCALL).then_some(call)
+    }
+}
+
+impl Interrupted {
+    /// The call that a thread with such registers makes again, if it is this one.
+    fn again(self, regs: &UserRegs) -> Option<u64> {
+        let inside = regs.orig_rax == RESTART_SYSCALL && regs.rip == self.rip && restarts(regs.rax);
+        let before = regs.rax == RESTART_SYSCALL && regs.rip == self.rip - 2;
+        (inside || before).then_some(self.call)
+    }
 }
 
 /// What was read of the process.
@@ -63,6 +95,8 @@ pub(crate) struct Taken {
     /// Signals that wait for the process.
     pub pending: Vec<SigInfo>,
     pub timers: Timers,
+    /// Each thread waited in a system call.
+    pub idle: bool,
 }
 
 /// Where this thread runs, which matters to the parent. The thread ends with the capture.
@@ -184,10 +218,18 @@ fn seize(pid: i32, tid: i32) -> Result<Option<Running>, CaptureError> {
 
 impl StoppedProcess {
     /// Reads registers and the like of every thread, and blocks all signals for what follows.
-    pub(crate) fn take_state(&mut self, foreign_pid_ns: bool) -> Result<(), CaptureError> {
+    pub(crate) fn take_state(
+        &mut self,
+        foreign_pid_ns: bool,
+        before: Option<Interrupted>,
+    ) -> Result<(), CaptureError> {
         let fail = CaptureError::sys("registers", self.pid);
+        self.taken.idle = true;
         for stopped in &self.threads {
-            let taken = take_thread(self.pid, stopped, foreign_pid_ns).map_err(&fail)?;
+            let before = before.filter(|_| stopped.tid() == self.pid);
+            let (taken, idle) =
+                take_thread(self.pid, stopped, foreign_pid_ns, before).map_err(&fail)?;
+            self.taken.idle &= idle;
             self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }
@@ -247,10 +289,20 @@ fn described(all: sched::Scheduling) -> Sched {
     Sched { policy, flags: flags & RESET_ON_FORK, nice, priority, ioprio, cpus }
 }
 
-fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread, SysError> {
+fn take_thread(
+    pid: i32,
+    stopped: &Stopped,
+    foreign: bool,
+    before: Option<Interrupted>,
+) -> Result<(TakenThread, bool), SysError> {
     let host_tid = stopped.tid();
     let sigmask = stopped.sigmask()?;
     let mut regs = stopped.regs()?;
+    let restarts = before.and_then(|before| before.again(&regs));
+    let idle = match restarts {
+        Some(call) => WAITS.contains(&call),
+        None => waits(&regs) || is_about_to_wait(pid, &regs),
+    };
     if shows_eintr(&regs) && !signal_pending(pid, host_tid, sigmask)? {
         regs.rax = regs.orig_rax;
         regs.rip -= 2;
@@ -263,7 +315,7 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         let ids = status.numbers("NSpid", 10);
         Ok::<i32, SysError>(ids.last().map_or(host_tid, |&tid| tid as i32))
     };
-    Ok(TakenThread {
+    let taken = TakenThread {
         tid: if foreign { inner()? } else { host_tid },
         host_tid,
 
@@ -275,7 +327,41 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         name: Vec::new(),
         pending: Vec::new(),
         sched: Sched::default(),
-    })
+        restarts,
+    };
+    Ok((taken, idle))
+}
+
+/// System calls in which a thread waits for something to happen, holding nothing that others need:
+/// no C library makes them in the middle of changing data of its own.
+const WAITS: &[u64] = &[
+    0, 43, 45, 47, 288, 299, // read, accept, recvfrom, recvmsg, accept4, recvmmsg
+    7, 23, 270, 271, // poll, select, pselect6, ppoll
+    232, 281, 441, // epoll_wait, epoll_pwait, epoll_pwait2
+    35, 230, // nanosleep, clock_nanosleep
+    61, 247, // wait4, waitid
+    202, 449, // futex, futex_waitv
+    34, 128, 130, // pause, rt_sigtimedwait, rt_sigsuspend
+];
+
+/// Whether it stands before such a call: where our first stop interrupted it, it has only just gone
+/// on.
+fn is_about_to_wait(pid: i32, regs: &UserRegs) -> bool {
+    use std::os::unix::fs::FileExt;
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    if regs.orig_rax as i64 >= 0 || !WAITS.contains(&regs.rax) {
+        return false;
+    }
+    let mut code = [0u8; 2];
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem"));
+    let read = memory.and_then(|memory| memory.read_exact_at(&mut code, regs.rip));
+    read.is_ok() && code == SYSCALL
+}
+
+/// Whether it was interrupted in such a call, before anything happened.
+fn waits(regs: &UserRegs) -> bool {
+    let interrupted = restarts(regs.rax) || shows_eintr(regs);
+    interrupted && WAITS.contains(&regs.orig_rax)
 }
 
 /// System calls that show EINTR when a tracer interrupts them although no signal came
@@ -300,14 +386,21 @@ fn signal_pending(pid: i32, tid: i32, sigmask: u64) -> Result<bool, SysError> {
     Ok((status.number("SigPnd", 16) | status.number("ShdPnd", 16)) & !sigmask != 0)
 }
 
+/// ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (linux/errno.h).
+fn restarts(result: u64) -> bool {
+    matches!(-(result as i64), 512 | 513 | 514 | 516)
+}
+
 /// Registers as a child starts with them: any interrupted call is made again. In the parent the
 /// kernel does that itself.
-pub(crate) fn child_registers(regs: &UserRegs) -> Registers {
-    let mut regs = *regs;
-    // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (linux/errno.h)
-    if regs.orig_rax as i64 >= 0 && matches!(-(regs.rax as i64), 512 | 513 | 514 | 516) {
+pub(crate) fn child_registers(taken: &TakenThread) -> Registers {
+    let mut regs = taken.regs;
+    if regs.orig_rax as i64 >= 0 && restarts(regs.rax) {
         regs.rax = regs.orig_rax;
         regs.rip -= 2;
+    }
+    if let Some(call) = taken.restarts {
+        regs.rax = call;
     }
     Registers {
         r15: regs.r15,

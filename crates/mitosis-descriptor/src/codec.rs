@@ -17,8 +17,8 @@ mod runs;
 mod vmas;
 mod xstate;
 
-use crate::{Descriptor, DescriptorError, Limits, MappedFile, OpenFile, Origin, Owner};
-use crate::{PageIndex, Process, SharedObject, Thread};
+use crate::{Clocks, Descriptor, DescriptorError, Hooks, Limits, MappedFile, OpenFile, Origin};
+use crate::{Owner, PageIndex, Process, SharedObject, Thread};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -55,6 +55,8 @@ struct Parts<'a> {
     owners: Cow<'a, [Owner]>,
     shared: Cow<'a, [SharedObject]>,
     open_files: Cow<'a, [OpenFile]>,
+    clocks: Clocks,
+    hooks: Cow<'a, Hooks>,
 }
 
 /// Encodes a descriptor. Order is what the encoding rests on and is checked; all else is
@@ -65,8 +67,19 @@ struct Parts<'a> {
 /// [`DescriptorError::TooLarge`] when a count or the body does not fit 32 bits.
 pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
     // Destructured, so that a field added to the image cannot be forgotten here.
-    let Descriptor { origin, process, threads, files, vmas, owners, pages, shared, open_files } =
-        descriptor;
+    let Descriptor {
+        origin,
+        process,
+        threads,
+        files,
+        vmas,
+        owners,
+        pages,
+        shared,
+        open_files,
+        clocks,
+        hooks,
+    } = descriptor;
     let counts = Counts {
         threads: count_u32("threads", threads.len())?,
         files: count_u32("files", files.len())?,
@@ -86,6 +99,8 @@ pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
         owners: Cow::Borrowed(owners),
         shared: Cow::Borrowed(shared),
         open_files: Cow::Borrowed(open_files),
+        clocks: *clocks,
+        hooks: Cow::Borrowed(hooks),
     };
     let body = vec![0; HEADER_BYTES];
     let body = postcard::to_extend(&counts, body).map_err(malformed)?;
@@ -185,6 +200,8 @@ fn assemble(
         pages,
         shared: parts.shared.into_owned(),
         open_files: parts.open_files.into_owned(),
+        clocks: parts.clocks,
+        hooks: parts.hooks.into_owned(),
     })
 }
 

@@ -25,6 +25,43 @@ pub struct Descriptor {
     pub shared: Vec<SharedObject>,
     /// Open file descriptions and the descriptors that name them.
     pub open_files: Vec<OpenFile>,
+    /// What its clocks showed.
+    pub clocks: Clocks,
+    /// What can be called in a child before it goes on.
+    pub hooks: Hooks,
+}
+
+/// Functions of the program that a child may have to call before it goes on, so that it does not
+/// draw the same random numbers as its siblings.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Each thread was waiting in a system call: none was in the middle of anything.
+    pub idle: bool,
+    /// Those that were found, by the names under which programs export them.
+    pub functions: Vec<Function>,
+}
+
+/// A function that the program or one of its libraries exports.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Function {
+    /// The symbol.
+    pub name: String,
+    /// Its address in the process.
+    pub address: u64,
+}
+
+/// The clocks that count from the start of a machine, as the process saw them when it stood still,
+/// in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Clocks {
+    /// `CLOCK_MONOTONIC`.
+    pub monotonic: i64,
+    /// `CLOCK_BOOTTIME`.
+    pub boottime: i64,
+    /// By how much its `CLOCK_MONOTONIC` was ahead of that of its node.
+    pub monotonic_shift: i64,
+    /// By how much its `CLOCK_BOOTTIME` was ahead of that of its node.
+    pub boottime_shift: i64,
 }
 
 /// The machine and moment of the capture.

@@ -1,6 +1,6 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
-use crate::{Backing, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
+use crate::{Backing, Clocks, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
 use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
 use std::collections::HashSet;
 
@@ -39,6 +39,10 @@ const ITIMERS_MAX: usize = 3;
 const TIMERS_MAX: usize = 4096;
 /// `NR_CPUS` of x86-64 is at most 8192.
 const CPU_WORDS_MAX: usize = 128;
+/// Half of what the kernel lets a time namespace show (`KTIME_SEC_MAX / 2`): 73 years.
+const CLOCK_MAX: u64 = 1 << 61;
+/// Functions that can be called; a program has one of each name, or a few with static libraries.
+const FUNCTIONS_MAX: usize = 64;
 /// Read, write and execute.
 const PROT_ALL: u8 = 7;
 
@@ -118,7 +122,9 @@ impl Descriptor {
         self.validate_vmas(limits)?;
         self.validate_owners(limits)?;
         self.validate_runs(limits)?;
-        self.validate_open_files(limits)
+        self.validate_open_files(limits)?;
+        self.clocks.validate()?;
+        self.validate_hooks(limits)
     }
 
     fn validate_threads(&self, limits: &Limits) -> Result<(), DescriptorError> {
@@ -149,6 +155,20 @@ impl Descriptor {
                 return invalid(format!("VMA {:#x} begins in the one before it", vma.start));
             }
             end_before = vma.end;
+        }
+        Ok(())
+    }
+
+    fn validate_hooks(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        const PROT_EXEC: u8 = 4;
+        limits.check("functions to call", self.hooks.functions.len(), FUNCTIONS_MAX)?;
+        for function in &self.hooks.functions {
+            bounded("name of a function", function.name.as_bytes(), NAME_MAX)?;
+            let address = function.address;
+            let code = self.vmas.iter().find(|vma| vma.start <= address && address < vma.end);
+            if code.is_none_or(|vma| vma.prot & PROT_EXEC == 0) {
+                return invalid(format!("function {} at {address:#x}: no code", function.name));
+            }
         }
         Ok(())
     }
@@ -264,6 +284,17 @@ fn pending(limits: &Limits, signals: &[SigInfo]) -> Result<(), DescriptorError> 
         }
     }
     Ok(())
+}
+
+impl Clocks {
+    /// So that sums and differences of them stay within 64 bits.
+    fn validate(&self) -> Result<(), DescriptorError> {
+        let all = [self.monotonic, self.boottime, self.monotonic_shift, self.boottime_shift];
+        match all.into_iter().find(|nanos| nanos.unsigned_abs() > CLOCK_MAX) {
+            Some(nanos) => invalid(format!("a clock at {nanos} ns")),
+            None => Ok(()),
+        }
+    }
 }
 
 impl MmLayout {

@@ -137,6 +137,14 @@ const CONTRADICTIONS: &[Case] = &[
     ("bytes of a pending signal", |d| d.process.pending = vec![SigInfo(vec![1; 129])]),
     ("pending signals", |d| d.process.pending = vec![SigInfo(vec![1]); 4097]),
     ("words of a CPU set", |d| d.threads[0].sched.cpus = vec![1; 129]),
+    ("a clock at", |d| d.clocks.boottime_shift = i64::MIN),
+    ("no code", |d| {
+        let (name, address) = ("mitosis_after_fork".to_owned(), 0x10_0010);
+        d.hooks.functions = vec![Function { name, address }];
+    }),
+    ("functions to call", |d| {
+        d.hooks.functions = vec![Function { name: String::new(), address: 0 }; 65];
+    }),
     ("interval timer 3", |d| {
         d.process.itimers = vec![IntervalTimer { which: 3, interval_us: 0, value_us: 1 }];
     }),

@@ -113,13 +113,7 @@ fn machine_items() -> Vec<Item> {
         cgroups(),
         resource(&machine),
         pid_max(),
-        either(
-            "time namespaces",
-            Path::new("/proc/self/ns/time").exists(),
-            Verdict::Degraded,
-            ("monotonic clocks of other nodes can be continued", "the kernel has none"),
-            "CONFIG_TIME_NS=y",
-        ),
+        time_namespaces(),
         either(
             "timers",
             Path::new("/proc/self/timers").exists(),
@@ -182,6 +176,15 @@ fn namespaces(machine: &Machine) -> Item {
     };
     let knob = "CAP_SYS_ADMIN; CONFIG_NAMESPACES=y";
     either("namespaces", good, Verdict::Missing, ("pid, mnt, uts, ipc, net", bad), knob)
+}
+
+fn time_namespaces() -> Item {
+    let spaces = crate::time::Spaces::probe();
+    let (good, why) = (spaces.impossible().is_none(), spaces.impossible().unwrap_or_default());
+    let bad = format!("{why}: monotonic clocks of children of other nodes jump");
+    let reasons = ("monotonic clocks of parents are continued", bad);
+    let knob = "CONFIG_TIME_NS=y; CAP_SYS_ADMIN and CAP_SYS_TIME";
+    either("time namespaces", good, Verdict::Degraded, (reasons.0.to_owned(), reasons.1), knob)
 }
 
 fn memory_map(machine: &Machine) -> Item {

@@ -35,6 +35,9 @@ pub(crate) struct Start {
     pub transport_why: String,
     /// Path of its own network namespace.
     pub netns: Option<String>,
+    /// Its generation number.
+    #[serde(default)]
+    pub generation: String,
     /// Microseconds from the request to the first instruction.
     pub start_us: u64,
     /// Where that time went.
@@ -45,6 +48,9 @@ pub(crate) struct Start {
     pub log: PathBuf,
     /// The range that its restore left mapped, which is no part of its own image.
     pub resident: Option<(u64, u64)>,
+    /// Functions that a child of it may have to call.
+    #[serde(default)]
+    pub functions: Vec<mitosis_descriptor::Function>,
 }
 
 /// The end of a child.
@@ -134,6 +140,7 @@ impl Child {
             rdma_reach: number(|s| s.rdma_reach),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             netns: start.netns.clone(),
+            generation: start.generation.clone(),
             start_us: start.start_us,
             age_ms: age.as_millis() as u64,
             phases: start.phases.clone(),
@@ -302,11 +309,13 @@ mod tests {
             transport: "tcp".into(),
             transport_why: String::new(),
             netns: None,
+            generation: String::new(),
             start_us: 1,
             phases: Vec::new(),
             started_unix_ms: 0,
             log: PathBuf::new(),
             resident: None,
+            functions: Vec::new(),
         }
     }
 

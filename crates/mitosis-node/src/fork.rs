@@ -7,6 +7,7 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
+use crate::time::{Reading, Space};
 use crate::working_set::{Rest, WorkingSet};
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
@@ -14,6 +15,7 @@ use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
 use mitosis_restore::{Provided, RestorePlan, StartFds};
 use mitosis_sandbox::{Guard, Network};
+use mitosis_sys::clock::Clocks;
 use mitosis_transport::Want;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -46,6 +48,7 @@ struct Batch<'a> {
     plan: RestorePlan,
     paging: Paging,
     working_set: WorkingSet<'a>,
+    space: Option<Arc<Space>>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -66,15 +69,30 @@ pub(crate) fn fork(
     for _ in 0..request.count {
         match batch.start_one() {
             Ok(child) => started.push(child),
+            Err(error) => return Err(give_up(node, &started, error)),
+        }
+    }
+    // Only now: the children run them at the same time.
+    for at in 0..started.len() {
+        let (id, child) = &mut started[at];
+        match batch.await_hooks(*id, child.pid) {
+            Ok(us) => child.hooks_us = us,
             Err(error) => {
-                for (id, _) in started {
-                    node.end_child(id, "another child of the same request could not be started");
-                }
-                return Err(error);
+                node.end_child(*id, &error.to_string());
+                started.remove(at);
+                return Err(give_up(node, &started, error));
             }
         }
     }
     Ok(Forked { children: started.into_iter().map(|(_, child)| child).collect() })
+}
+
+/// All children of a request, or none.
+fn give_up(node: &Node, started: &[(u64, ForkedChild)], error: NodeError) -> NodeError {
+    for (id, _) in started {
+        node.end_child(*id, "another child of the same request could not be started");
+    }
+    error
 }
 
 fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
@@ -97,23 +115,28 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// One round trip: capability check, descriptor, and behind it what this node lacks of the working
-/// set.
+/// One round trip: capability check, descriptor, what the clocks show meanwhile, and behind it what
+/// this node lacks of the working set.
 fn fetch(
     node: &Node,
     reference: &Reference,
     want: Want,
-) -> Result<(Descriptor, Option<Rest>), NodeError> {
+) -> Result<(Descriptor, Reading, Option<Rest>), NodeError> {
     let limits = Limits::default();
+    let asked = Clocks::now();
     if reference.address == node.address {
         let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
         let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
+        let reading = Reading { asked, owner: asked, answered: asked };
         let descriptor = decode(&seed.descriptor, &limits)?;
-        return Ok((descriptor, (want.want > 0).then_some(Rest::Local(seed, want))));
+        return Ok((descriptor, reading, (want.want > 0).then_some(Rest::Local(seed, want))));
     }
     let Reference { address, seed, secret } = reference;
     let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
-    Ok((decode(&fetched.descriptor, &limits)?, fetched.incoming.map(Rest::Remote)))
+    let answered = Clocks::now();
+    let owner = Clocks { monotonic: fetched.clocks.monotonic, boottime: fetched.clocks.boottime };
+    let descriptor = decode(&fetched.descriptor, &limits)?;
+    Ok((descriptor, Reading { asked, owner, answered }, fetched.incoming.map(Rest::Remote)))
 }
 
 /// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.
@@ -142,15 +165,18 @@ fn batch<'a>(
         }
         false => (WorkingSet::none(&node.nodes, &node.working_sets, key), Want::default()),
     };
-    let (descriptor, rest) = fetch(node, reference, want)?;
+    let (descriptor, reading, rest) = fetch(node, reference, want)?;
     rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
     let fetched = arrived.elapsed();
+    let (time, space) = node.times.of(&reading, &descriptor.clocks)?;
     let wanted = mitosis_restore::Request {
         // Pid 1 of a child's namespace is its guard.
         new_pid: request.new_pid || descriptor.process.pid == 1,
         hostname: request.hostname.clone(),
         own_net: request.net == Net::Own,
         working_set: working_set.len(),
+        time,
+        no_hooks: request.hooks == mitosis_proto::Hooks::None,
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
@@ -165,6 +191,7 @@ fn batch<'a>(
         plan,
         paging,
         working_set,
+        space,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -215,6 +242,7 @@ impl Batch<'_> {
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
         let netns = guard.netns_path();
+        let generation = mitosis_sandbox::generation_text(guard.generation);
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
@@ -245,11 +273,14 @@ impl Batch<'_> {
             transport: self.paging.transport.to_owned(),
             transport_why: self.paging.why.clone(),
             netns,
+            generation,
             start_us,
             phases,
             started_unix_ms: millis(SystemTime::now()),
             log: self.node.store.log_path(id),
-            resident: Some(started.resident),
+            // What OpenSSL or CPython may still call stays in its children.
+            resident: self.plan.hooks.is_empty().then_some(started.resident),
+            functions: self.descriptor.hooks.functions.clone(),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
@@ -323,6 +354,34 @@ impl Batch<'_> {
         }
     }
 
+    /// Waits until the hooks of a child are done; gives the microseconds that it took.
+    fn await_hooks(&self, id: u64, pid: i32) -> Result<u64, NodeError> {
+        match mitosis_restore::await_hooks(&self.plan, pid)? {
+            Some(us) => Ok(us),
+            None => self.hooks_crashed(id).map(|()| 0),
+        }
+    }
+
+    /// Whether a child that ended before it was seen to go on crashed in its hooks. One that went on
+    /// and ended by itself at once is none of our business.
+    fn hooks_crashed(&self, id: u64) -> Result<(), NodeError> {
+        for _ in 0..20 {
+            let stats = self.pager.client.stats()?;
+            let child = stats.into_iter().find(|one| one.child == ChildId(id));
+            if let Some(status) = child.and_then(|child| child.exit) {
+                return match status & 0x7f {
+                    0 => Ok(()),
+                    signal => {
+                        let cause = format!("signal {signal} ended it there, or right afterwards");
+                        Err(NodeError::step(Phase::Build, "hook of the child", cause))
+                    }
+                };
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// What the pager heard of a guard that could not make the child.
     fn guard_said(&self, id: u64) -> Option<String> {
         for _ in 0..20 {
@@ -383,6 +442,11 @@ impl Batch<'_> {
                 Provided::Executable(path) => File::open(path)
                     .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
                     .into(),
+                Provided::TimeNamespace => {
+                    let gone = || NodeError::step(Phase::Sandbox, "time namespace", "gone");
+                    let space = self.space.as_ref().ok_or_else(gone)?;
+                    space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
+                }
             });
         }
         Ok((fds, shares))
@@ -414,10 +478,12 @@ fn forked(start: &Start) -> ForkedChild {
         pid: start.pid,
         seed: start.seed.clone(),
         start_us: start.start_us,
+        hooks_us: 0,
         via: start.via.clone(),
         transport: start.transport.clone(),
         transport_why: start.transport_why.clone(),
         netns: start.netns.clone(),
+        generation: start.generation.clone(),
         phases: start.phases.clone(),
     }
 }

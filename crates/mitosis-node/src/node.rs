@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub listeners: Listeners,
     /// What of this machine matters to a restore.
     pub facts: NodeFacts,
+    /// Time namespaces for children.
+    pub times: crate::time::Spaces,
     /// The pager.
     pub pager: PagerSlot,
     /// What a restarted daemon must know.
@@ -81,6 +83,7 @@ impl Node {
             hashes: parts.hashes,
             listeners: Listeners::default(),
             facts: parts.facts,
+            times: crate::time::Spaces::probe(),
             pager: PagerSlot::default(),
             store: parts.store,
             nodes: ControlClient::new(),

@@ -58,9 +58,11 @@ pub(crate) fn prepare(
     refuse(&request)?;
     let pager = node.pager.get()?;
     let home = node.children.id_of(request.pid);
-    let resident = home.and_then(|id| node.children.start_of(id)).and_then(|start| start.resident);
+    let start = home.and_then(|id| node.children.start_of(id));
+    let (resident, functions) =
+        start.map_or((None, Vec::new()), |start| (start.resident, start.functions));
     let stop_timeout = node.config.stop_timeout;
-    let options = Options { node: node.config.name.clone(), stop_timeout, resident };
+    let options = Options { node: node.config.name.clone(), stop_timeout, resident, functions };
     let mut inherited = FromPager { pager: &pager, child: home.map(ChildId), asked: false };
     let captured = mitosis_capture::prepare(request.pid, &options, &mut inherited);
     if let Some(child) = home.filter(|_| inherited.asked) {

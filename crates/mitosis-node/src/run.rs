@@ -39,6 +39,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         ));
     }
     raise_files();
+    crate::generation::publish()?;
     let socket = control::bind(&config.socket)?;
     let path = config.socket.clone();
     let done = with_socket(config, &socket);
@@ -75,6 +76,9 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
         ended: ended.clone(),
         config,
     }));
+    if let Some(why) = node.times.impossible() {
+        node.log.warn(format_args!("no time namespaces, monotonic clocks of children jump: {why}"));
+    }
     crate::rdma::set_up(&node.seeds, &node.config)?;
     signals(&ended)?;
     let pager = Arc::new(Pager::start(&node.config)?);

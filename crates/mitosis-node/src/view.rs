@@ -38,6 +38,13 @@ pub struct View {
     pub pages_total: u64,
     /// Runs that they lie in.
     pub runs: usize,
+    /// `CLOCK_MONOTONIC` when it stood still, in nanoseconds, and by how much it was ahead of its
+    /// node's.
+    pub monotonic: (i64, i64),
+    /// Each thread waited in a system call.
+    pub idle: bool,
+    /// Functions that hooks may call.
+    pub functions: Vec<String>,
 }
 
 /// A mapping.
@@ -137,6 +144,9 @@ impl View {
             owners: descriptor.owners.iter().enumerate().map(owner).collect(),
             pages_total: descriptor.pages.pages(),
             runs: descriptor.pages.runs().len(),
+            monotonic: (descriptor.clocks.monotonic, descriptor.clocks.monotonic_shift),
+            idle: descriptor.hooks.idle,
+            functions: descriptor.hooks.functions.iter().map(|f| f.name.clone()).collect(),
         }
     }
 }
@@ -149,6 +159,10 @@ impl fmt::Display for View {
         writeln!(f, "user      {}:{}", self.uid_gid.0, self.uid_gid.1)?;
         writeln!(f, "size      {} bytes of descriptor", self.descriptor_bytes)?;
         writeln!(f, "pages     {} ({kib} KiB) in {} runs", self.pages_total, self.runs)?;
+        let (clock, ahead) = (self.monotonic.0 as f64 / 1e9, self.monotonic.1 as f64 / 1e9);
+        writeln!(f, "clock     {clock:.3} s, ahead of its node's by {ahead:.3} s")?;
+        let how = if self.idle { "idle" } else { "busy" };
+        writeln!(f, "hooks     {how}, {} functions", self.functions.len())?;
         for owner in &self.owners {
             writeln!(f, "owner     {}/{}: {} pages", owner.address, owner.seed, owner.pages)?;
         }

@@ -19,4 +19,4 @@ pub use reply::{
     Bound, ChildRow, ChildState, ErrorCode, Exited, Forked, ForkedChild, LogInfo, NodeInfo,
     PhaseTime, Prepared, Reply, SeedRow, SeedState,
 };
-pub use request::{ForkRequest, Net, Paging, PrepareRequest, Request, Transport, Via};
+pub use request::{ForkRequest, Hooks, Net, Paging, PrepareRequest, Request, Transport, Via};

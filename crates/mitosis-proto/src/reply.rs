@@ -117,6 +117,12 @@ pub struct ForkedChild {
     pub transport_why: String,
     /// Path of its network namespace, when it has its own.
     pub netns: Option<String>,
+    /// Its generation number: what it reads in `/run/mitosis/generation`.
+    #[serde(default)]
+    pub generation: String,
+    /// Microseconds that the program's hooks took then, before it went on.
+    #[serde(default)]
+    pub hooks_us: u64,
     /// Where the time went.
     pub phases: Vec<PhaseTime>,
 }
@@ -235,6 +241,9 @@ pub struct ChildRow {
     pub rdma_note: Option<String>,
     /// Path of its network namespace, when it has its own.
     pub netns: Option<String>,
+    /// Its generation number: what it reads in `/run/mitosis/generation`.
+    #[serde(default)]
+    pub generation: String,
     /// Microseconds from the arrival of the request to its first own instruction.
     pub start_us: u64,
     /// Milliseconds since it was started.

@@ -97,6 +97,9 @@ pub struct ForkRequest {
     /// How pages are fetched.
     #[serde(default)]
     pub transport: Transport,
+    /// What the program is told to call before it goes on.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 fn one() -> u32 {
@@ -117,6 +120,7 @@ impl ForkRequest {
             paging: Paging::default(),
             via: Via::default(),
             transport: Transport::default(),
+            hooks: Hooks::default(),
         }
     }
 }
@@ -141,6 +145,18 @@ pub enum Paging {
     Lazy,
     /// All of them at once, from the start.
     Eager,
+}
+
+/// What a child calls of its program before it goes on, so that it draws other random numbers than
+/// its siblings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hooks {
+    /// All that its program and runtime have.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
 }
 
 /// How the child is made.

@@ -40,6 +40,14 @@ pub enum RestoreError {
         /// Its errno.
         source: std::io::Error,
     },
+    /// A hook of the program failed in the child, or did not come back.
+    #[error("hook: {what}: {why}")]
+    Hook {
+        /// The function.
+        what: String,
+        /// What became of it.
+        why: String,
+    },
     /// The child ended before it ran, without a word.
     #[error("build: the child ended before it could run: {0}")]
     Silent(String),

@@ -1,7 +1,7 @@
 //! Open files, and the end of all descriptors of ours.
 
 use crate::RestoreError;
-use crate::plan::{Request, provided_base};
+use crate::plan::{Request, Time, provided_base};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Program, Provided};
@@ -38,6 +38,7 @@ pub(crate) fn plan(
         provided_base: provided_base(fd_base),
         high: fd_base + PARK_DISTANCE,
         own_net: request.own_net,
+        clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: BTreeSet::new(),
         all: Vec::new(),
         done: BTreeSet::new(),

@@ -6,6 +6,7 @@ use mitosis_state::Program;
 
 /// Bytes before the first frame: the gate and padding.
 const GATE_BYTES: u64 = 64;
+const _: () = assert!(size_of::<mitosis_stub::abi::Gate>() <= GATE_BYTES as usize);
 /// pretcode, ucontext (304), siginfo (128).
 const FRAME_BYTES: u64 = 8 + 304 + 128;
 const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
@@ -18,9 +19,10 @@ fn one_len(thread: &Thread) -> u64 {
 }
 
 /// Bytes of the resident frames area, page-rounded.
-pub(crate) fn frames_len(threads: &[Thread], filters: &[Vec<u64>]) -> u64 {
+pub(crate) fn frames_len(threads: &[Thread], filters: &[Vec<u64>], hooks: u64) -> u64 {
     let code: u64 = filters.iter().map(|f| 16 + 8 * f.len() as u64).sum();
-    (GATE_BYTES + threads.iter().map(one_len).sum::<u64>() + code).next_multiple_of(4096)
+    let frames = GATE_BYTES + threads.iter().map(one_len).sum::<u64>() + code;
+    (frames.next_multiple_of(16) + hooks).next_multiple_of(4096)
 }
 
 /// Writes seccomp filters behind the frames: `struct sock_fprog`s, then their instructions.
@@ -36,6 +38,12 @@ pub(crate) fn write_filters(program: &mut Program, at: u64, filters: &[Vec<u64>]
         code_at += code.len() as u64;
     }
     (at, filters.len() as u64)
+}
+
+/// Where the hooks begin: behind the frames and the filters.
+pub(crate) fn hooks_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
+    let code: u64 = filters.iter().map(|f| 16 + 8 * f.len() as u64).sum();
+    (filters_at + code).next_multiple_of(16)
 }
 
 /// Writes every thread's frame and declares the thread; returns the address behind them.

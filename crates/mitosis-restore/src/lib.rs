@@ -8,6 +8,7 @@
 mod error;
 mod files;
 mod frame;
+mod hooks;
 mod identity;
 mod memory;
 mod plan;
@@ -18,6 +19,6 @@ mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
-pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, plan};
-pub use start::{StartFds, Started, start};
+pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
+pub use start::{StartFds, Started, await_hooks, start};
 pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};

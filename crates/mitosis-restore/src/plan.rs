@@ -1,9 +1,9 @@
 //! From a descriptor to a table of operations.
 
-use crate::{Placement, RestoreError, files, frame, identity, memory, signals, working_set};
+use crate::{Placement, RestoreError, files, frame, hooks, identity, memory, signals, working_set};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
-use mitosis_state::{Image, List, Program, Provided, Region, code_len};
-use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS};
+use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
+use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS, Gate};
 use std::sync::Arc;
 
 /// What of this node matters to a plan.
@@ -58,6 +58,25 @@ pub struct Request {
     /// Files with parts of the seed's working set that there will be when the child is built, at
     /// most [`crate::WORKING_SET_PARTS`]; with 0 it waits for none.
     pub working_set: usize,
+    /// How its clocks go on.
+    pub time: Time,
+    /// Leave out what the program is told to call before it goes on.
+    pub no_hooks: bool,
+}
+
+/// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Time {
+    /// As this node's, which are also its parent's.
+    #[default]
+    Same,
+    /// In a time namespace, so that they continue its parent's.
+    Shifted {
+        /// Nanoseconds by which `CLOCK_MONOTONIC` is ahead of this node's.
+        monotonic: i64,
+    },
+    /// As this node's, which are not its parent's: there are no time namespaces here.
+    Foreign,
 }
 
 /// A range of the child in which pages are missing: registered with its userfaultfd.
@@ -92,6 +111,12 @@ pub struct RestorePlan {
     pub fd_base: u32,
     /// What stays of us in the child: to be left out when it is itself captured.
     pub resident: (u64, u64),
+    /// Nanoseconds by which the child's `CLOCK_MONOTONIC` is ahead of this node's.
+    pub monotonic_shift: i64,
+    /// Address of the gate in the child.
+    pub gate: u64,
+    /// What the main thread calls before the gate is opened.
+    pub hooks: Vec<String>,
 }
 
 impl RestorePlan {
@@ -123,22 +148,30 @@ pub fn plan(
 ) -> Result<RestorePlan, RestoreError> {
     compatible(descriptor, node)?;
     let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
-    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp);
+    let hooks_len = hooks::len(descriptor, request);
+    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
     let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
     let seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
+    let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
+    let hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
+    open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
 
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
     let mut provided = Vec::new();
+    let monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
     let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
     memory.plan(&mut program, node, &mut provided)?;
     program.time(List::Build, 1);
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
     program.time(List::Build, 2);
     identity::plan(descriptor, node, request, &mut program);
+    if !hooks.names.is_empty() {
+        signals::block_all(&mut program);
+    }
     signals::plan(descriptor, node, request, &mut program)?;
     identity::plan_threads(descriptor, request, &mut program);
     files::finish(&mut program, fd_base);
@@ -154,7 +187,57 @@ pub fn plan(
         owners: descriptor.owners.clone(),
         pid: if request.new_pid { 0 } else { descriptor.process.pid },
         fd_base,
+        monotonic_shift,
+        gate,
+        hooks: hooks.names,
     })
+}
+
+/// Where the main thread's calls have room: on its stack, below the red zone of the function that is
+/// to go on (System V ABI, x86-64). A thread that is on another stack, such as a goroutine's few
+/// kilobytes, has it where the kernel would let the main stack grow.
+fn hook_stack(descriptor: &Descriptor) -> u64 {
+    const RED_ZONE: u64 = 128;
+    let (rsp, main) = (descriptor.threads[0].regs.rsp, descriptor.process.mm.start_stack);
+    let around = |at: u64| descriptor.vmas.iter().find(|vma| vma.start <= at && at < vma.end);
+    let top = match around(main) {
+        Some(stack) if !(stack.start..stack.end).contains(&rsp) => stack.start,
+        _ => rsp.saturating_sub(RED_ZONE),
+    };
+    top & !63
+}
+
+/// Writes what the main thread calls before it lets all threads go.
+fn open_gate(program: &mut Program, gate: u64, at: u64, hooks: &hooks::Laid, stack: u64) {
+    if hooks.names.is_empty() {
+        return;
+    }
+    program.write_frame(at, &hooks.bytes);
+    let mut fields = Vec::with_capacity(size_of::<Gate>());
+    // The order of `Gate`.
+    for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0, 0] {
+        fields.extend(word.to_le_bytes());
+    }
+    program.write_frame(gate, &fields);
+}
+
+/// First of all, since only a process with one thread may: from here on the vdso and every timer
+/// follow the shifted clocks. Returns by how much `CLOCK_MONOTONIC` is ahead.
+fn enter_time(
+    time: Time,
+    program: &mut Program,
+    provided: &mut Vec<Provided>,
+    fd_base: u32,
+) -> i64 {
+    const SETNS: u16 = 308;
+    const CLONE_NEWTIME: u64 = 0x80;
+    let Time::Shifted { monotonic } = time else { return 0 };
+    let fd = provided_base(fd_base) + provided.len() as u32;
+    provided.push(Provided::TimeNamespace);
+    let args = [u64::from(fd), CLONE_NEWTIME];
+    program.call(List::Build, SETNS, &args, "sandbox: setns time", Detail::None);
+    program.time(List::Build, 0);
+    monotonic
 }
 
 /// Number of the first provided descriptor in the child.
@@ -213,6 +296,9 @@ impl std::fmt::Display for RestorePlan {
         }
         for (list, op, label) in self.program.labels() {
             writeln!(f, "{list:8} {:3} {label}", op.nr)?;
+        }
+        for hook in &self.hooks {
+            writeln!(f, "hook         {hook}")?;
         }
         let pages: u64 = self.areas.iter().map(|a| a.count).sum();
         let areas = self.areas.len();

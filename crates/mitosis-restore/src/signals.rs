@@ -37,11 +37,7 @@ pub(crate) fn plan(
     let Descriptor { process, threads, .. } = descriptor;
     refuse(process, threads, node, request)?;
     if has_signals(process, threads) {
-        // Until each thread leaves with its own mask nothing is to be delivered.
-        let all = program.words(&[u64::MAX]);
-        let args = [SIG_SETMASK, all, 0, 8];
-        let what = "signals: block all";
-        program.call(List::Build, RT_SIGPROCMASK, &args, what, Detail::None);
+        block_all(program);
     }
     for info in &process.pending {
         let (signal, at) = (u64::from(info.signal()), siginfo(program, info));
@@ -64,6 +60,13 @@ pub(crate) fn plan(
     }
     timers(process, program);
     Ok(())
+}
+
+/// Until each thread leaves with its own mask nothing is to be delivered.
+pub(crate) fn block_all(program: &mut Program) {
+    let all = program.words(&[u64::MAX]);
+    let args = [SIG_SETMASK, all, 0, 8];
+    program.call(List::Build, RT_SIGPROCMASK, &args, "signals: block all", Detail::None);
 }
 
 fn has_signals(process: &Process, threads: &[Thread]) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::Phase;
-use mitosis_stub::abi::{FD_PROVIDED, guard_message};
+use mitosis_stub::abi::{FD_PROVIDED, Gate, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::MemfdFlags;
 use rustix::net::{
@@ -10,7 +10,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
 };
 use std::io::{IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub struct Started {
 
 /// Bound on building a child.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bound on the hooks of the program.
+const HOOKS_TIMEOUT: Duration = Duration::from_secs(10);
 /// `mitosis_stub::abi::Status` in words.
 const STATUS_WORDS: usize = 9;
 const STATUS_STARTED: u64 = 1;
@@ -106,7 +108,51 @@ pub fn start(
     let build = micros(times[0], times[4]);
     let phases =
         vec![(Phase::Sandbox, total.saturating_sub(build).max(sandbox)), (Phase::Build, build)];
-    Ok(Started { pid, first_instruction_ns: times[4], phases, resident: plan.resident })
+    // The child's clock is not always ours.
+    let first_instruction_ns = times[4].wrapping_sub(plan.monotonic_shift as u64);
+    Ok(Started { pid, first_instruction_ns, phases, resident: plan.resident })
+}
+
+/// Waits until the child's hooks are done. Under its filters it may be allowed no system call to say
+/// so: the gate is looked at from here.
+///
+/// Gives the microseconds that it took; `None` if the child ended before it was seen to go on.
+///
+/// # Errors
+/// [`RestoreError::Hook`]: a hook failed, or they did not return in time. The caller ends the child.
+pub fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreError> {
+    if plan.hooks.is_empty() {
+        return Ok(Some(0));
+    }
+    let begun = Instant::now();
+    let failed = |index: usize, why: &str| {
+        let what = plan.hooks.get(index).cloned().unwrap_or_else(|| "the program".into());
+        RestoreError::Hook { what, why: why.into() }
+    };
+    let mut pause = Duration::from_micros(50);
+    let Ok(memory) = std::fs::File::open(format!("/proc/{pid}/mem")) else { return Ok(None) };
+    loop {
+        let mut gate = [0u8; size_of::<Gate>()];
+        let read = std::os::unix::fs::FileExt::read_at(&memory, &mut gate, plan.gate);
+        if read.unwrap_or(0) != gate.len() {
+            return Ok(None);
+        }
+        let word =
+            |at: usize| u32::from_ne_bytes([gate[at], gate[at + 1], gate[at + 2], gate[at + 3]]);
+        if word(offset_of!(Gate, go)) != 0 {
+            break;
+        }
+        match word(offset_of!(Gate, failed)) {
+            0 => {}
+            index => return Err(failed(index as usize - 1, "it failed, see the log of the child")),
+        }
+        if begun.elapsed() > HOOKS_TIMEOUT {
+            return Err(failed(usize::MAX, "its hooks did not return in 10 s"));
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(Duration::from_millis(1));
+    }
+    Ok(Some(begun.elapsed().as_micros() as u64))
 }
 
 fn send_order(

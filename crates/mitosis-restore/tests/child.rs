@@ -102,8 +102,12 @@ struct Fixture {
 }
 
 fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
-    let options =
-        Options { node: "a".into(), stop_timeout: Duration::from_secs(2), resident: None };
+    let options = Options {
+        node: "a".into(),
+        stop_timeout: Duration::from_secs(2),
+        resident: None,
+        functions: Vec::new(),
+    };
     let seeded = prepare(parent, &options, &mut NoInheritance).expect("prepare");
     let d = &seeded.descriptor;
     let node = NodeFacts::read().expect("facts");
@@ -138,6 +142,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
             }
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
             Provided::WorkingSet(_) | Provided::PlaceTable => panic!("not asked for"),
+            Provided::TimeNamespace => panic!("none was asked for"),
         })
         .collect();
     let files = d

@@ -1,7 +1,7 @@
 //! One guard.
 
 use crate::SandboxError;
-use mitosis_stub::abi::guard_message;
+use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use mitosis_sys::spawn::{Network, spawn_guard};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -45,6 +45,8 @@ pub struct Guard {
     pub control: OwnedFd,
     /// Whether it has a network namespace of its own.
     pub network: Network,
+    /// The generation number of its child: random, never zero.
+    pub generation: u64,
 }
 
 impl Guard {
@@ -64,15 +66,15 @@ impl Guard {
             None,
         )
         .map_err(|e| SysError::io("socketpair", "guard", e))?;
-        let (pid, pidfd) = spawn_guard(image.0.as_fd(), theirs.as_fd(), pager, network)?;
+        let generation = generation()?;
+        let number = std::ffi::CString::new(generation_text(generation)).unwrap_or_default();
+        let (image, control) = (image.0.as_fd(), theirs.as_fd());
+        let (pid, pidfd) = spawn_guard(image, control, pager, network, &number)?;
         drop(theirs);
-        let guard = Guard { pid, pidfd, control: ours, network };
+        let guard = Guard { pid, pidfd, control: ours, network, generation };
         match guard.await_ready() {
             Ok(()) => Ok(guard),
-            Err(e) => {
-                guard.end();
-                Err(e)
-            }
+            Err(e) => Err(guard.end().map_or(e, |why| SandboxError::NotReady(why.into()))),
         }
     }
 
@@ -98,10 +100,34 @@ impl Guard {
         (self.network == Network::Own).then(|| format!("/proc/{}/ns/net", self.pid))
     }
 
-    /// Ends it and all that is in its namespace, and reaps it.
-    pub fn end(self) {
+    /// Ends it and all that is in its namespace, and reaps it. Says why it had ended by itself, if
+    /// it had and told.
+    pub fn end(self) -> Option<&'static str> {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
-        let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+        let ended = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+        match ended.ok()??.exit_status()? as u64 {
+            GUARD_NO_PROC => Some("it cannot mount its /proc"),
+            GUARD_NO_GENERATION => Some("it cannot mount over /run/mitosis/generation"),
+            _ => None,
+        }
     }
+}
+
+/// Never zero: that is what a process has which was never forked.
+fn generation() -> Result<u64, SandboxError> {
+    loop {
+        let mut bytes = [0u8; 8];
+        let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+        got.map_err(|e| SysError::io("getrandom", "generation number", e))?;
+        match u64::from_ne_bytes(bytes) {
+            0 => {}
+            number => return Ok(number),
+        }
+    }
+}
+
+/// A generation number as its file has it: 16 hexadecimal digits.
+pub fn generation_text(generation: u64) -> String {
+    format!("{generation:016x}")
 }

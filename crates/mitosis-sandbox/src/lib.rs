@@ -12,6 +12,6 @@ mod guard;
 mod pool;
 
 pub use error::SandboxError;
-pub use guard::{Guard, GuardImage};
+pub use guard::{Guard, GuardImage, generation_text};
 pub use mitosis_sys::spawn::Network;
 pub use pool::{Pool, PoolConfig};

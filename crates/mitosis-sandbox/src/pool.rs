@@ -169,7 +169,9 @@ impl Drop for Pool {
             (std::mem::take(&mut state.node), std::mem::take(&mut state.own))
         };
         self.shared.changed.notify_all();
-        node.into_iter().chain(own).for_each(Guard::end);
+        node.into_iter().chain(own).for_each(|guard| {
+            let _ = guard.end();
+        });
         if let Some(maker) = self.maker.take() {
             let _ = maker.join();
         }
@@ -177,7 +179,9 @@ impl Drop for Pool {
         let late: Vec<Guard> = state.node.drain(..).collect();
         let late_own: Vec<Guard> = state.own.drain(..).collect();
         drop(state);
-        late.into_iter().chain(late_own).for_each(Guard::end);
+        late.into_iter().chain(late_own).for_each(|guard| {
+            let _ = guard.end();
+        });
     }
 }
 

@@ -45,4 +45,6 @@ pub enum Provided {
     /// A socket from which one message comes when all of the working set is there: which pages are to
     /// be put in place.
     PlaceTable,
+    /// The time namespace in which the child's clocks continue its parent's.
+    TimeNamespace,
 }

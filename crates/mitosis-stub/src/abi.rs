@@ -13,6 +13,14 @@ pub const ENTRY_CAPTURE_THREAD: u64 = 48;
 /// Entry: timers, run by the parent's leading thread.
 pub const ENTRY_CAPTURE_TIMERS: u64 = 64;
 
+/// Entry: what CPython calls when it can (`Py_AddPendingCall`); its argument is a
+/// [`PendingCalls`].
+pub const ENTRY_PENDING: u64 = 80;
+/// Entry: `bytes` of an OpenSSL `RAND_METHOD`: random bytes of the kernel.
+pub const ENTRY_RANDOM: u64 = 96;
+/// Entry: `seed`, `add` and `status` of one: nothing to do, and all is well.
+pub const ENTRY_READY: u64 = 112;
+
 /// File descriptor of the guard's control socket.
 pub const GUARD_CONTROL_FD: i32 = 3;
 /// File descriptor of the pidfd of the pager that the guard watches.
@@ -21,6 +29,18 @@ pub const GUARD_PAGER_FD: i32 = 4;
 pub const GUARD_SLOT_BASE: i32 = 100;
 /// Number of such copies.
 pub const GUARD_SLOTS: u32 = 4096;
+
+/// The directory of [`GENERATION_FILE`].
+pub const GENERATION_DIR: &[u8] = b"/run/mitosis\0";
+/// Over this file a guard mounts one of its own, which holds its environment: the generation number
+/// of its child, [`GENERATION_DIGITS`] hexadecimal digits, and a newline.
+pub const GENERATION_FILE: &[u8] = b"/run/mitosis/generation\0";
+/// See [`GENERATION_FILE`].
+pub const GENERATION_DIGITS: usize = 16;
+/// Exit status of a guard that could not mount its /proc.
+pub const GUARD_NO_PROC: u64 = 2;
+/// Exit status of a guard that could not mount the generation number.
+pub const GUARD_NO_GENERATION: u64 = 4;
 
 /// Message kinds on a guard's control socket.
 pub mod guard_message {
@@ -109,7 +129,7 @@ pub struct Plan {
     pub resident_end: u64,
     /// End of the region.
     pub region_end: u64,
-    /// Address of the counter of ready threads (u32), then of the go word (u32).
+    /// Address of the [`Gate`].
     pub gate: u64,
     /// File descriptor of the status socket.
     pub status_fd: i32,
@@ -117,6 +137,72 @@ pub struct Plan {
     pub pad: u32,
     /// Seccomp filters to install last: address of `struct sock_fprog`s (resident) and count.
     pub seccomp: (u64, u64),
+}
+
+/// What stays of the plan until the child goes on, and is seen from outside: at [`Plan::gate`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// Threads that are ready.
+    pub ready: u32,
+    /// 1 lets all threads go.
+    pub go: u32,
+    /// Address of [`Call`]s that the main thread makes before, and their count.
+    pub hooks: (u64, u64),
+    /// Top of the stack for them: below what the main thread has in use.
+    pub stack: u64,
+    /// The child's generation number.
+    pub generation: u64,
+    /// The call that failed, plus one.
+    pub failed: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// A call of a function of the program, on its main thread, before the child goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Address of the function (C calling convention); 0: write the generation number as 16
+    /// hexadecimal digits to `args[0]`.
+    pub function: u64,
+    /// Arguments.
+    pub args: [u64; 5],
+    /// Byte `n`: the slot whose value is argument `n` instead, plus one; 0 for none.
+    pub slots: u64,
+    /// Slot that keeps the result. Slot 0 holds the generation number at the start.
+    pub save: u32,
+    /// `WANT_*`.
+    pub want: u32,
+    /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`].
+    pub expect: u64,
+    /// Function without arguments that says why it failed, or 0.
+    pub explain: u64,
+}
+
+/// [`Call::want`]: any result.
+pub const WANT_ANY: u32 = 0;
+/// [`Call::want`]: the result, an `int`, must be `expect`.
+pub const WANT_EQUAL: u32 = 1;
+/// [`Call::want`]: the result, a pointer, must not be null.
+pub const WANT_POINTER: u32 = 2;
+/// [`Call::want`]: after a result of 0 or null the next `expect` calls are left out.
+pub const WANT_OR_SKIP: u32 = 3;
+/// [`Call::want`]: the result, a `bool`, must be true.
+pub const WANT_TRUE: u32 = 4;
+/// Slots of the calls.
+pub const CALL_SLOTS: usize = 8;
+/// [`Call::save`]: keep nothing.
+pub const CALL_SAVE_NONE: u32 = u32::MAX;
+
+/// Calls that are made when the program can.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PendingCalls {
+    /// Address of the [`Call`]s, and their count.
+    pub calls: (u64, u64),
+    /// Address of [`Gate::generation`].
+    pub generation: u64,
 }
 
 /// "mitosis" and a version.

@@ -3,6 +3,7 @@
 //! Everything above this crate forbids `unsafe`. What needs it — ptrace, userfaultfd, clone with
 //! namespaces — is fenced here, and comes out as types whose misuse does not compile.
 
+pub mod clock;
 pub mod cpu;
 mod error;
 pub mod floors;

@@ -1,7 +1,7 @@
 //! Starting the guest as a guard: pid 1 of namespaces of its own (clone(2), execveat(2)).
 
 use crate::SysError;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Namespaces a guard gets besides pid, mount, UTS and IPC.
@@ -17,12 +17,14 @@ struct Order {
     elf: RawFd,
     control: RawFd,
     pager: RawFd,
+    environment: *const libc::c_char,
 }
 
 const STACK_BYTES: usize = 32 << 10;
 
 /// Starts the program in `elf` with `control` as fd 3 and `pager` as fd 4, as pid 1 of new pid,
-/// mount, UTS and IPC namespaces. Nothing else is inherited. Returns its pid and pidfd.
+/// mount, UTS and IPC namespaces, with that environment. Nothing else is inherited. Returns its pid and
+/// pidfd.
 ///
 /// # Errors
 /// What clone(2) says (EPERM without CAP_SYS_ADMIN, ENOSPC over a namespace limit), or
@@ -32,9 +34,14 @@ pub fn spawn_guard(
     control: BorrowedFd<'_>,
     pager: BorrowedFd<'_>,
     network: Network,
+    environment: &CStr,
 ) -> Result<(i32, OwnedFd), SysError> {
-    let order =
-        Order { elf: elf.as_raw_fd(), control: control.as_raw_fd(), pager: pager.as_raw_fd() };
+    let order = Order {
+        elf: elf.as_raw_fd(),
+        control: control.as_raw_fd(),
+        pager: pager.as_raw_fd(),
+        environment: environment.as_ptr(),
+    };
     let mut stack = vec![0u64; STACK_BYTES / 8];
     let mut pidfd: RawFd = -1;
     let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
@@ -86,7 +93,7 @@ extern "C" fn run_guard(order: *mut c_void) -> i32 {
             libc::signal(signal, libc::SIG_DFL);
         }
         let argv = [c"mitosis-guard".as_ptr(), std::ptr::null()];
-        let envp = [std::ptr::null::<libc::c_char>()];
+        let envp = [order.environment, std::ptr::null()];
         libc::syscall(
             libc::SYS_execveat,
             elf,

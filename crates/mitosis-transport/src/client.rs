@@ -1,6 +1,6 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
-use crate::wire::{self, Header, Kind, WireError};
+use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
 use std::collections::HashMap;
@@ -46,6 +46,8 @@ impl Want {
 pub struct Fetched {
     /// The encoded descriptor.
     pub descriptor: Vec<u8>,
+    /// What the clocks of the seed's node showed when it was sent.
+    pub clocks: OwnerClocks,
     /// What follows it of the working set, if that was asked for.
     pub incoming: Option<Incoming>,
 }
@@ -79,8 +81,8 @@ impl ControlClient {
         ControlClient::default()
     }
 
-    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), and begins
-    /// to fetch a part of its working set.
+    /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), with what
+    /// that node's clocks show meanwhile, and begins to fetch a part of its working set.
     ///
     /// # Errors
     /// [`ForkError::Refused`] if that node refuses, [`ForkError::Unreachable`] if there is no
@@ -109,7 +111,7 @@ impl ControlClient {
                 (stream, answer)
             }
         };
-        let Some(descriptor) = answer else {
+        let Some((descriptor, clocks)) = answer else {
             self.keep(address, stream);
             return Err(ForkError::Refused { address: address.to_owned() });
         };
@@ -120,7 +122,7 @@ impl ControlClient {
             let most = wanted.want.saturating_sub(wanted.have) as usize;
             Some(Incoming { stream, address: address.to_owned(), most, deadline })
         };
-        Ok(Fetched { descriptor, incoming })
+        Ok(Fetched { descriptor, clocks, incoming })
     }
 
     /// Which pages of the seed follow, ascending.
@@ -215,7 +217,7 @@ fn exchange(
     ask: &wire::ForkAsk,
     fresh: bool,
     deadline: Instant,
-) -> Result<Option<Vec<u8>>, SourceError> {
+) -> Result<Option<(Vec<u8>, OwnerClocks)>, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
@@ -241,7 +243,10 @@ fn exchange(
     let header = header(stream, deadline)?;
     match header.kind {
         Kind::Refused => Ok(None),
-        Kind::Descriptor => Ok(Some(body(stream, header.length as usize, deadline)?)),
+        Kind::Descriptor => {
+            let bytes = body(stream, header.length as usize, deadline)?;
+            Ok(Some((bytes, OwnerClocks::of(&header))))
+        }
         other => Err(unexpected(other)),
     }
 }

@@ -29,3 +29,4 @@ pub use server::{ServerConfig, serve};
 pub use service::{OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};
 pub use tcp::TcpSource;
+pub use wire::OwnerClocks;

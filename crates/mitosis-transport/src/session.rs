@@ -227,7 +227,8 @@ impl Session {
         match self.service.fork(ask.access.seed, &ask.access.secret) {
             Ok(bytes) if bytes.len() <= wire::DESCRIPTOR_MAX => {
                 let length = bytes.len() as u32;
-                let head = Header { length, tag: header.tag, ..Header::new(Kind::Descriptor) };
+                let clocks = wire::OwnerClocks::now();
+                let head = Header { length, tag: header.tag, ..clocks.header() };
                 self.output.push(&head.encode());
                 self.output.push(&bytes);
                 if ask.want > 0 {

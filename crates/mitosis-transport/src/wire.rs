@@ -200,6 +200,41 @@ impl Header {
     }
 }
 
+/// What the owner's clocks show when it sends a descriptor, in nanoseconds: in the header of
+/// [`Kind::Descriptor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerClocks {
+    /// `CLOCK_MONOTONIC`, in `c`.
+    pub monotonic: i64,
+    /// `CLOCK_BOOTTIME`, in `a` (the low half) and `b`.
+    pub boottime: i64,
+}
+
+impl OwnerClocks {
+    /// This machine's, now.
+    pub fn now() -> OwnerClocks {
+        let read = |clock| {
+            let now = rustix::time::clock_gettime(clock);
+            now.tv_sec * 1_000_000_000 + now.tv_nsec
+        };
+        let monotonic = read(rustix::time::ClockId::Monotonic);
+        OwnerClocks { monotonic, boottime: read(rustix::time::ClockId::Boottime) }
+    }
+
+    /// The header of a descriptor that says so.
+    pub fn header(self) -> Header {
+        let OwnerClocks { monotonic, boottime } = self;
+        let (a, b) = (boottime as u32, (boottime >> 32) as u32);
+        Header { a, b, c: monotonic as u64, ..Header::new(Kind::Descriptor) }
+    }
+
+    /// From the header of a descriptor.
+    pub fn of(header: &Header) -> OwnerClocks {
+        let boottime = u64::from(header.a) | u64::from(header.b) << 32;
+        OwnerClocks { monotonic: header.c as i64, boottime: boottime as i64 }
+    }
+}
+
 /// Body of [`Kind::Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -228,7 +228,12 @@ fn a_descriptor_takes_one_round_trip_and_a_stale_connection_is_replaced() {
     let client = ControlClient::new();
     let address = node.address.to_string();
     let fork = |secret| client.fork(&address, SEED, &secret, Want::default(), WAIT);
-    assert_eq!(fork(SECRET).unwrap().descriptor.len(), 300_000);
+    let before = OwnerClocks::now();
+    let fetched = fork(SECRET).unwrap();
+    assert_eq!(fetched.descriptor.len(), 300_000);
+    let after = OwnerClocks::now();
+    assert!((before.monotonic..=after.monotonic).contains(&fetched.clocks.monotonic));
+    assert!((before.boottime..=after.boottime).contains(&fetched.clocks.boottime));
     assert!(matches!(fork(Secret([0; 32])), Err(ForkError::Refused { .. })));
     // The server closes idle connections; the client must not be bothered.
     std::thread::sleep(Duration::from_millis(700));

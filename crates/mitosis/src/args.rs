@@ -239,6 +239,9 @@ pub struct Fork {
     /// How pages are fetched
     #[arg(long, env = "MITOSIS_FORK_TRANSPORT", default_value = "auto")]
     pub transport: Transport,
+    /// What the program calls before it goes on, to draw other random numbers than its siblings
+    #[arg(long, env = "MITOSIS_FORK_HOOKS", default_value = "auto")]
+    pub hooks: Hooks,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]
@@ -265,6 +268,10 @@ choice! {
 choice! {
     /// `--paging`.
     Paging { Lazy = "When touched", Eager = "All at once" }
+}
+choice! {
+    /// `--hooks`.
+    Hooks { Auto = "All that its program and runtime have", None = "Nothing" }
 }
 choice! {
     /// `--via`.

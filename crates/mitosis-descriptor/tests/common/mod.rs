@@ -80,6 +80,8 @@ pub fn minimal() -> Descriptor {
         pages: PageIndex::from_sorted([run(0x100, 1, 0, 0x100)]).expect("one run"),
         shared: Vec::new(),
         open_files: Vec::new(),
+        clocks: Clocks::default(),
+        hooks: Hooks::default(),
     }
 }
 
@@ -159,7 +161,13 @@ pub fn three_hops() -> Descriptor {
     d.threads[0].pending = vec![alarm];
     d.threads[0].sched = Sched { nice: 5, cpus: vec![2], ..Sched::default() };
     d.shared = vec![SharedObject { name: "memfd:pool".to_owned(), size: 8 * PAGE_SIZE }];
+    d.clocks =
+        Clocks { monotonic: 1 << 50, boottime: 1 << 51, monotonic_shift: -5, boottime_shift: 7 };
+    let reseed = Function { name: "mitosis_after_fork".to_owned(), address: 0x7f00_2000_0010 };
+    d.hooks = Hooks { idle: true, functions: vec![reseed] };
     d.vmas.push(vma(0x7f00_1000_0000, 8, Backing::Shared { object: 0, offset: 0 }));
+    let code = vma(0x7f00_2000_0000, 1, ANON);
+    d.vmas.push(Vma { prot: 5, ..code });
     let high = 0x7_f000_0000u64;
     d.pages = PageIndex::from_sorted([
         run(0x100, 3, 0, 0x100),

@@ -199,6 +199,8 @@ pub struct Files<'a> {
     pub high: u32,
     /// Whether the child has a network namespace of its own.
     pub own_net: bool,
+    /// What the parent's clocks showed, where the child's continue them.
+    pub clocks: Option<mitosis_descriptor::Clocks>,
     /// Descriptors in use below the provided ones.
     pub used: std::collections::BTreeSet<u32>,
     /// All files of the descriptor.

@@ -36,6 +36,8 @@ struct PollFd {
 
 struct Guard {
     vdso: u64,
+    /// Of the child.
+    generation: u64,
     /// The main child's pid; 0 before there is one.
     pid: i64,
     /// The pidfd of the main child, or -1.
@@ -59,7 +61,9 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
     // SAFETY: the kernel lays out argc, argv, envp, auxv on the initial stack.
     let vdso = unsafe { find_vdso(stack) };
     prepare_mounts();
-    let mut guard = Guard { vdso, pid: 0, child: -1, keep: false, exited: false };
+    // SAFETY: as above; a text of the environment ends with a NUL.
+    let generation = unsafe { mount_generation(stack) };
+    let mut guard = Guard { vdso, generation, pid: 0, child: -1, keep: false, exited: false };
     send(guard_message::READY, 0);
     loop {
         guard.step();
@@ -100,9 +104,73 @@ fn prepare_mounts() {
     if syscall!(sys::MOUNT, none.as_ptr(), root.as_ptr(), 0, REC_PRIVATE, 0) < 0
         || syscall!(sys::MOUNT, proc.as_ptr(), at.as_ptr(), proc.as_ptr(), NOSUID_NODEV_NOEXEC, 0) < 0
     {
-        exit(2);
+        exit(GUARD_NO_PROC);
     }
     loopback_up();
+}
+
+/// Puts the number that is its environment where the child and its descendants read it: a file
+/// of a file system of its own, which goes with the namespace. (Not a file that has no name any
+/// more: the open file of a child would be carried to its children as it is.)
+unsafe fn mount_generation(stack: *const u64) -> u64 {
+    let mut text = [b'\n'; GENERATION_DIGITS + 1];
+    let mut number = 0u64;
+    // SAFETY: argc, argv and envp are on the stack, as the kernel puts them; the copy ends where the
+    // text does.
+    unsafe {
+        let given = *stack.add(1 + *stack as usize + 1) as *const u8;
+        let mut at = 0;
+        while at < GENERATION_DIGITS && !given.is_null() && *given.add(at) != 0 {
+            let letter = *given.add(at);
+            let digit = if letter > b'9' { letter - b'a' + 10 } else { letter - b'0' };
+            number = number << 4 | u64::from(digit & 15);
+            text[at] = letter;
+            at += 1;
+        }
+    }
+    const ENOENT: i64 = -2;
+    match place_generation(&text) {
+        // Where no node runs there is no such file: a test, which needs no number.
+        0 | ENOENT => number,
+        _ => exit(GUARD_NO_GENERATION),
+    }
+}
+
+fn place_generation(text: &[u8; GENERATION_DIGITS + 1]) -> i64 {
+    const AT_FDCWD: i64 = -100;
+    const CREAT_EXCL_WRONLY: u64 = 0o100 | 0o200 | 1;
+    const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
+    const REMOUNT_BIND_RO: u64 = 32 | 4096 | 1;
+    const OPEN_TREE_CLONE_CLOEXEC: u64 = 1 | 0o2_000_000;
+    const MNT_DETACH: u64 = 2;
+    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+    let (dir, file) = (GENERATION_DIR.as_ptr(), GENERATION_FILE.as_ptr());
+    let kind = *b"tmpfs\0";
+    let options = *b"size=4k,nr_inodes=4,mode=711\0";
+    let (kind, options) = (kind.as_ptr(), options.as_ptr());
+    let mounted = syscall!(sys::MOUNT, kind, dir, kind, NOSUID_NODEV_NOEXEC, options);
+    if mounted < 0 {
+        return mounted;
+    }
+    let fd = syscall!(sys::OPENAT, AT_FDCWD, file, CREAT_EXCL_WRONLY, 0o444);
+    // The umask is not ours to choose: the child may be anybody.
+    syscall!(sys::FCHMOD, fd, 0o444);
+    let written = syscall!(sys::WRITE, fd, text.as_ptr(), text.len());
+    syscall!(sys::CLOSE, fd);
+    let tree = syscall!(sys::OPEN_TREE, AT_FDCWD, file, OPEN_TREE_CLONE_CLOEXEC);
+    syscall!(sys::UMOUNT2, dir, MNT_DETACH);
+    if written < 0 || tree < 0 {
+        return if tree < 0 { tree } else { written };
+    }
+    let empty = *b"\0";
+    let (empty, flags) = (empty.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH);
+    let moved = syscall!(sys::MOVE_MOUNT, tree, empty, AT_FDCWD, file, flags);
+    syscall!(sys::CLOSE, tree);
+    if moved < 0 {
+        return moved;
+    }
+    let flags = REMOUNT_BIND_RO | NOSUID_NODEV_NOEXEC;
+    syscall!(sys::MOUNT, 0, file, 0, flags, 0)
 }
 
 /// `ip link set lo up`: needed in a new network namespace, harmless in the node's own.
@@ -230,7 +298,7 @@ impl Guard {
         ];
         let pid = syscall!(sys::CLONE3, args.as_ptr(), size_of_val(&args));
         if pid == 0 {
-            become_child(order, fds, queue[1], self.vdso);
+            become_child(order, fds, queue[1], self.vdso, self.generation);
         }
         syscall!(sys::CLOSE, queue[1]);
         let mut i = 0;
@@ -248,7 +316,13 @@ impl Guard {
 }
 
 /// In the new process: fds to their places, the plan to its region, and into it.
-fn become_child(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32, vdso: u64) -> ! {
+fn become_child(
+    order: &ForkOrder,
+    fds: &[i32; FDS_MAX],
+    queue: i32,
+    vdso: u64,
+    generation: u64,
+) -> ! {
     let base = order.fd_base;
     let mut i = 0;
     let mut to = base;
@@ -283,7 +357,8 @@ fn become_child(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32, vdso: u64) 
     // SAFETY: the region begins with a copy of this image; its entry takes the plan and the vdso.
     unsafe {
         core::arch::asm!("jmp rax", in("rax") order.region + ENTRY_RESTORE,
-            in("rdi") order.region + order.plan_offset, in("rsi") vdso, options(noreturn));
+            in("rdi") order.region + order.plan_offset, in("rsi") vdso,
+            in("rcx") generation, options(noreturn));
     }
 }
 

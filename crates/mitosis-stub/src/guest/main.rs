@@ -7,6 +7,7 @@
 mod abi;
 mod capture;
 mod guard;
+mod hook;
 mod restore;
 mod sys;
 
@@ -32,11 +33,23 @@ global_asm!(
     ".byte 0xe9",
     ".long {capture_timers} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {pending} - . - 4",
+    ".balign 16",
+    ".byte 0xe9",
+    ".long {random} - . - 4",
+    ".balign 16",
+    ".byte 0xe9",
+    ".long {ready} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
     capture_thread = sym capture::entry_thread,
     capture_timers = sym capture::entry_timers,
+    pending = sym hook::pending,
+    random = sym hook::random,
+    ready = sym hook::ready,
 );
 
 #[panic_handler]

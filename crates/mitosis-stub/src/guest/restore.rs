@@ -5,7 +5,8 @@ use crate::abi::*;
 use crate::sys::{self, syscall};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// rdi: the plan; rsi: address of the process's vdso. Switches to the plan's stack.
+/// rdi: the plan; rsi: address of the process's vdso; rcx: its generation number. Switches to the
+/// plan's stack.
 #[unsafe(naked)]
 pub unsafe extern "C" fn entry() {
     core::arch::naked_asm!(
@@ -13,6 +14,7 @@ pub unsafe extern "C" fn entry() {
         "mov rax, [rdi + {threads}]",
         "add rax, [rdi + {region}]",
         "mov rsp, [rax + {stack_top}]",
+        "mov rdx, rcx",
         "xor ebp, ebp",
         "call {main}",
         "ud2",
@@ -43,7 +45,7 @@ impl Frame {
     }
 }
 
-unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
+unsafe extern "C" fn main(plan: *const Plan, vdso: u64, generation: u64) -> ! {
     // SAFETY: the node wrote the plan; it stays as it is until the region is unmapped.
     let plan = unsafe { &*plan };
     let mut frame = Frame::new();
@@ -74,6 +76,8 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
     frame.status.kind = STATUS_STARTED;
     report(plan.status_fd, &frame.status);
     run(plan, plan.finish, LIST_FINISH, &mut frame);
+    // SAFETY: the gate lies in the region; no thread but this one touches that word.
+    unsafe { (&raw mut (*(plan.gate as *mut Gate)).generation).write(generation) };
     let (filters, count) = plan.seccomp;
     // SAFETY: everything is in place; this is the way out.
     unsafe {
@@ -82,7 +86,8 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
 }
 
 /// Drops what is not needed of the region, installs the tenant's seccomp filters, opens the gate
-/// and returns to the parent's instruction. Under a filter only rt_sigreturn is called any more.
+/// and returns to the parent's instruction. Under a filter only rt_sigreturn is called any more, and
+/// what the program's hooks call.
 #[unsafe(naked)]
 unsafe extern "C" fn leave(
     go: u64,
@@ -105,14 +110,22 @@ unsafe extern "C" fn leave(
         "ud2",
         "4:",
         "add rbp, 16", "dec r13", "jnz 2b",
-        "mov dword ptr [r12], 1",
-        "jmp 5f",
+        "mov r13, 1",
         "3:",
+        // The program's own hooks, on its own stack.
+        "cmp qword ptr [r12 + {hooks}], 0", "je 6f",
+        "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run}",
+        "6:",
         "mov dword ptr [r12], 1",
+        "test r13, r13", "jnz 5f",
         // futex(go, FUTEX_WAKE, INT_MAX)
         "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
         "5:",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
+        // From the go word.
+        hooks = const core::mem::offset_of!(Gate, hooks) - core::mem::offset_of!(Gate, go),
+        stack = const core::mem::offset_of!(Gate, stack) - core::mem::offset_of!(Gate, go),
+        run = sym crate::hook::run,
     );
 }
 

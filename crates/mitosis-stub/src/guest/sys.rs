@@ -32,6 +32,13 @@ pub const CLOSE: u64 = 3;
 pub const IOCTL: u64 = 16;
 pub const SOCKET: u64 = 41;
 pub const WRITE: u64 = 1;
+pub const NANOSLEEP: u64 = 35;
+pub const GETRANDOM: u64 = 318;
+pub const OPENAT: u64 = 257;
+pub const FCHMOD: u64 = 91;
+pub const UMOUNT2: u64 = 166;
+pub const OPEN_TREE: u64 = 428;
+pub const MOVE_MOUNT: u64 = 429;
 
 /// Performs a system call.
 ///

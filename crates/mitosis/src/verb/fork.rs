@@ -31,6 +31,7 @@ pub fn run(args: &Fork) -> Done {
         paging: args.paging.into(),
         via: args.via.into(),
         transport: args.transport.into(),
+        hooks: args.hooks.into(),
     };
     let path = socket::path(&args.socket)?;
     let mut client = Client::connect(&path)?;

@@ -10,7 +10,7 @@ use mitosis_lab::Node;
 use crate::support::*;
 
 /// The virtual environment that `scripts/setup.sh` makes.
-fn venv(program: &str) -> PathBuf {
+pub fn venv(program: &str) -> PathBuf {
     let path = root().join("target/venv/bin").join(program);
     assert!(path.exists(), "{} is missing: run scripts/setup.sh", path.display());
     path

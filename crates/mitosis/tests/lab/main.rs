@@ -8,6 +8,7 @@
 
 mod access;
 mod bad_use;
+mod clocks;
 mod failures;
 mod files;
 mod flags;
@@ -20,5 +21,6 @@ mod notice;
 mod pager_kills;
 mod paging;
 mod support;
+mod unique;
 mod whole;
 mod working_set;
