@@ -213,7 +213,7 @@ impl Seed {
             trail.pages.get(..WORKING_SET_MAX.min(trail.pages.len())).unwrap_or_default().to_vec()
         };
         let have = self.image().map_or(0, |image| image.pages.len());
-        if pages.len() <= have + have / 4 || pages.len() - have > room {
+        if pages.len() <= have || pages.len() - have > room {
             return Ok(());
         }
         pages.sort_unstable();

@@ -66,8 +66,15 @@ pub fn command(node: &Node, name: &str, program: &Path, argument: &str) -> Comma
 /// Makes a program's files and starts it.
 pub fn parent<'lab>(lab: &'lab Lab, name: &str, program: &Path) -> Parent<'lab> {
     for node in lab.nodes() {
-        let made = node.run(command(node, name, program, "files")).unwrap();
-        assert!(made.status.success(), "{}: {}", node.name(), made.stdout);
+        // A program just written may be open for writing in a process that another test forked at
+        // that moment, which execs soon.
+        until("the program can be run", SOON, || {
+            let made = node.run(command(node, name, program, "files")).unwrap();
+            let busy = made.stderr.contains("Text file busy");
+            let said = format!("{}: {}{}", node.name(), made.stdout, made.stderr);
+            assert!(busy || made.status.success(), "{said}");
+            (!busy).then_some(())
+        });
     }
     let node = lab.node(0);
     let log = node.host_path("/run/lab/parent.log");
