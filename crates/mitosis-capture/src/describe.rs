@@ -4,7 +4,7 @@ use crate::inject::Injected;
 use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
-use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, memory, rare};
 use mitosis_descriptor::{
     Creds, Descriptor, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId, SigAction,
     Thread,
@@ -52,6 +52,8 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     ours.extend(input.options.resident);
     let memory = memory::read(pid, &ours, input.inherited.as_ref(), input.kept.as_ref())?;
     let process = process(input).map_err(&fail)?;
+    let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
+    rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     let threads: Vec<Thread> = input
         .taken
         .threads
@@ -83,6 +85,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         pages: memory.pages,
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
+        rare,
     };
     Ok((descriptor, memory.opened))
 }

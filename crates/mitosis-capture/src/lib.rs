@@ -12,6 +12,7 @@ mod gadget;
 mod inject;
 mod limits;
 mod memory;
+mod rare;
 mod refuse;
 mod shadow;
 mod shared;

@@ -53,6 +53,8 @@ pub(crate) struct TakenThread {
     pub name: Vec<u8>,
     pub pending: Vec<SigInfo>,
     pub sched: Sched,
+    /// It holds AMX tile data, which is not carried.
+    pub tiles_in_use: bool,
 }
 
 /// What was read of the process.
@@ -257,6 +259,7 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         regs.orig_rax = u64::MAX;
     }
     let mut xstate = stopped.xstate()?;
+    let tiles_in_use = tiles_in_use(&xstate);
     trim_xstate(&mut xstate);
     let inner = || {
         let status = Status::of_thread(pid, host_tid)?;
@@ -275,6 +278,7 @@ fn take_thread(pid: i32, stopped: &Stopped, foreign: bool) -> Result<TakenThread
         name: Vec::new(),
         pending: Vec::new(),
         sched: Sched::default(),
+        tiles_in_use,
     })
 }
 
@@ -335,11 +339,20 @@ pub(crate) fn child_registers(regs: &UserRegs) -> Registers {
     }
 }
 
+/// XSTATE_BV of the XSAVE header: which features are not in their initial state.
+const XSTATE_BV: usize = 512;
+
+fn tiles_in_use(image: &[u8]) -> bool {
+    const TILE_DATA: u64 = 1 << 18;
+    let mut word = [0u8; 8];
+    word.copy_from_slice(image.get(XSTATE_BV..XSTATE_BV + 8).unwrap_or(&[0; 8]));
+    u64::from_le_bytes(word) & TILE_DATA != 0
+}
+
 /// Cuts AMX away: a frame with it would be read as SSE only by a task without the permission.
 fn trim_xstate(image: &mut Vec<u8>) {
     let features = cpu::frame_features();
     image.truncate(cpu::xsave_bytes(features));
-    const XSTATE_BV: usize = 512;
     if let Some(bytes) = image.get_mut(XSTATE_BV..XSTATE_BV + 8) {
         let mut word = [0u8; 8];
         word.copy_from_slice(bytes);

@@ -18,7 +18,7 @@ mod vmas;
 mod xstate;
 
 use crate::{Descriptor, DescriptorError, Limits, MappedFile, OpenFile, Origin, Owner};
-use crate::{PageIndex, Process, SharedObject, Thread};
+use crate::{PageIndex, Process, Rare, SharedObject, Thread};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -55,6 +55,7 @@ struct Parts<'a> {
     owners: Cow<'a, [Owner]>,
     shared: Cow<'a, [SharedObject]>,
     open_files: Cow<'a, [OpenFile]>,
+    rare: Cow<'a, Rare>,
 }
 
 /// Encodes a descriptor. Order is what the encoding rests on and is checked; all else is
@@ -65,8 +66,18 @@ struct Parts<'a> {
 /// [`DescriptorError::TooLarge`] when a count or the body does not fit 32 bits.
 pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
     // Destructured, so that a field added to the image cannot be forgotten here.
-    let Descriptor { origin, process, threads, files, vmas, owners, pages, shared, open_files } =
-        descriptor;
+    let Descriptor {
+        origin,
+        process,
+        threads,
+        files,
+        vmas,
+        owners,
+        pages,
+        shared,
+        open_files,
+        rare,
+    } = descriptor;
     let counts = Counts {
         threads: count_u32("threads", threads.len())?,
         files: count_u32("files", files.len())?,
@@ -86,6 +97,7 @@ pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
         owners: Cow::Borrowed(owners),
         shared: Cow::Borrowed(shared),
         open_files: Cow::Borrowed(open_files),
+        rare: Cow::Borrowed(rare),
     };
     let body = vec![0; HEADER_BYTES];
     let body = postcard::to_extend(&counts, body).map_err(malformed)?;
@@ -185,6 +197,7 @@ fn assemble(
         pages,
         shared: parts.shared.into_owned(),
         open_files: parts.open_files.into_owned(),
+        rare: parts.rare.into_owned(),
     })
 }
 

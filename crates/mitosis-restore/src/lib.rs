@@ -11,6 +11,7 @@ mod frame;
 mod identity;
 mod memory;
 mod plan;
+mod rare;
 mod shared;
 mod signals;
 mod start;

@@ -87,7 +87,8 @@ impl Prescan {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }
-        if !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
+        let inotify = kinds::inotify::LINKS.contains(&group.link.as_str());
+        if !inotify && !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;
         }
         match duplicate(pidfd.as_fd(), group.first()) {

@@ -6,6 +6,7 @@
 pub mod cpu;
 mod error;
 pub mod floors;
+pub mod openfile;
 pub mod pagemap;
 pub mod procfs;
 pub mod ptrace;

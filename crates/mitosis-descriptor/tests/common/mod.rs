@@ -80,6 +80,7 @@ pub fn minimal() -> Descriptor {
         pages: PageIndex::from_sorted([run(0x100, 1, 0, 0x100)]).expect("one run"),
         shared: Vec::new(),
         open_files: Vec::new(),
+        rare: Rare::default(),
     }
 }
 
@@ -133,6 +134,7 @@ pub fn cpython(xstate: usize) -> Descriptor {
             flags: 2,
             fds: vec![(n, false), (n + 100, true)],
             body: vec![n as u8, 0],
+            signals: None,
         })
         .collect();
     d

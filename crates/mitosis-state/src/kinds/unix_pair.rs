@@ -116,7 +116,10 @@ fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
             "a TCP socket that is neither listening nor connected".into()
         }
-        (AddressFamily::NETLINK, _) => "a netlink socket".into(),
+        (AddressFamily::INET | AddressFamily::INET6, SocketType::RAW) => "a raw IP socket".into(),
+        (AddressFamily::INET | AddressFamily::INET6, _) => "a socket of an IP protocol other than \
+                                                            TCP and UDP"
+            .into(),
         (AddressFamily::PACKET, _) => "a packet socket".into(),
         (other, _) => format!("a socket of address family {}", other.as_raw()),
     }
