@@ -130,7 +130,8 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
             .iter()
             .map(|a| SigAction { handler: a[0], flags: a[1], restorer: a[2], mask: a[3] })
             .collect(),
-        dumpable: 1,
+        // 2, by which the kernel marks set-uid programs, cannot be set: 0 denies as much.
+        dumpable: u32::from(data.prctl[3] >> 8 == 1),
         subreaper: data.prctl[0] == 1,
         pdeathsig: data.prctl[1] as u32,
         thp_disable: data.prctl[3] & 0xff == 1,

@@ -38,6 +38,10 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// In a child of ours: the range its restore left mapped, which is not part of the image.
     pub resident: Option<(u64, u64)>,
+    /// Also a process that is set-uid or not dumpable.
+    pub privileged: bool,
+    /// Bytes of each file without a path that are taken along.
+    pub content_max: u64,
 }
 
 /// Pages that the parent, itself a child, has not fetched yet.
@@ -175,9 +179,9 @@ fn capture(
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let place = stop::Place::of(pid);
     place.beside_parent();
-    let facts = refuse::inspect(pid)?;
+    let facts = refuse::inspect(pid, options.privileged)?;
     let gadget = gadget::Gadget::find(pid)?;
-    let files = Prescan::take(pid)?;
+    let files = Prescan::take(pid, options.content_max)?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 

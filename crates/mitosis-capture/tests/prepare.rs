@@ -6,7 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 fn options() -> Options {
-    Options { node: "test".into(), stop_timeout: Duration::from_secs(2), resident: None }
+    Options {
+        node: "test".into(),
+        stop_timeout: Duration::from_secs(2),
+        resident: None,
+        privileged: false,
+        content_max: 16 << 20,
+    }
 }
 
 /// Ends the process even when the test fails.

@@ -102,8 +102,13 @@ struct Fixture {
 }
 
 fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
-    let options =
-        Options { node: "a".into(), stop_timeout: Duration::from_secs(2), resident: None };
+    let options = Options {
+        node: "a".into(),
+        stop_timeout: Duration::from_secs(2),
+        resident: None,
+        privileged: false,
+        content_max: 16 << 20,
+    };
     let seeded = prepare(parent, &options, &mut NoInheritance).expect("prepare");
     let d = &seeded.descriptor;
     let node = NodeFacts::read().expect("facts");

@@ -25,8 +25,6 @@ struct Body {
     content: Vec<(u64, Vec<u8>)>,
 }
 
-/// More than this is refused: it would make every fork of the seed that much bigger.
-const CONTENT_BYTES_MAX: u64 = 16 << 20;
 /// Content is cut at blocks of zeros of this size.
 const BLOCK: usize = 4096;
 /// O_PATH.
@@ -61,7 +59,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         let what = "which is sealed against writing and mapped";
         return Err(group.refused(format!("{}, {what}", group.link)));
     }
-    let content = content(&file, stat.st_size as u64, &mapped, group)?;
+    let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
     let body = Body {
         file: (stat.st_dev, stat.st_ino),
         name: name.into(),
@@ -79,6 +77,7 @@ fn content(
     file: &std::os::fd::OwnedFd,
     size: u64,
     mapped: &[(u64, u64)],
+    max: u64,
     group: &Group,
 ) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
     let mut content: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -106,9 +105,10 @@ fn content(
         let bytes = &block[..got];
         if bytes.iter().any(|byte| *byte != 0) {
             taken += got as u64;
-            if taken > CONTENT_BYTES_MAX {
-                let what = format!("{} with more than 16 MiB in it", group.link);
-                return Err(group.refused(what));
+            if taken > max {
+                let what = format!("{} with more than {} MiB in it", group.link, max >> 20);
+                let hint = ": see --content-max";
+                return Err(StateError::Refused { fd: group.first(), what, hint });
             }
             match content.last_mut().filter(|(from, part)| from + part.len() as u64 == at) {
                 Some((_, part)) => part.extend(bytes),

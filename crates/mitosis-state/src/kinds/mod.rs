@@ -11,6 +11,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod proc;
 pub mod regular;
+mod rights;
 pub mod signalfd;
 pub mod socket;
 pub mod stdio;
@@ -38,6 +39,8 @@ pub struct Capture<'a> {
     pub groups: &'a [Group],
     /// It stands still: what is queued may be looked at in ways that a running one could notice.
     pub stopped: bool,
+    /// Bytes of a file without a path that are taken along.
+    pub content_max: u64,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     connections: OnceCell<Vec<tcp::Connection>>,
@@ -120,11 +123,17 @@ pub const KINDS: &[Kind] = &[
     inotify::KIND,
 ];
 
-/// Captures every description. Queues are left out unless the parent is stopped.
+/// Captures every description. Queues are left out unless the parent is stopped. Of a file without a
+/// path at most `content_max` bytes are taken along.
 ///
 /// # Errors
 /// [`StateError::Refused`] naming the first descriptor of a kind that cannot be carried.
-pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile>, StateError> {
+pub fn capture(
+    pid: i32,
+    groups: &[Group],
+    stopped: bool,
+    content_max: u64,
+) -> Result<Vec<OpenFile>, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
@@ -136,6 +145,7 @@ pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile
         pid,
         groups,
         stopped,
+        content_max,
         pidfd,
         diag: OnceCell::new(),
         connections: OnceCell::new(),
@@ -144,7 +154,21 @@ pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile
     groups.iter().map(|group| capture_one(&context, group)).collect()
 }
 
+/// A POSIX message queue looks like a file, deleted or not, below the root directory; its file system
+/// has no mount that a path could lead through.
+fn refuse_message_queue(context: &Capture<'_>, group: &Group) -> Result<(), StateError> {
+    /// `MQUEUE_MAGIC` of ipc/mqueue.c.
+    const MQUEUE_MAGIC: i64 = 0x1980_0202;
+    let file = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let could_be = group.link.rfind('/') == Some(0);
+    if could_be && rustix::fs::statfs(file).is_ok_and(|stat| stat.f_type == MQUEUE_MAGIC) {
+        return Err(group.refused(format!("the POSIX message queue {}", group.link)));
+    }
+    Ok(())
+}
+
 fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
+    refuse_message_queue(context, group)?;
     for kind in KINDS {
         if let Some(body) = (kind.capture)(context, group)? {
             let fds = group.fds.iter().map(|fd| (fd.number, fd.cloexec)).collect();
@@ -173,6 +197,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     }
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
+    }
+    for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
+        unix_pair::deliver(file, context)?;
     }
     for file in told {
         notice::plan(file, context);
