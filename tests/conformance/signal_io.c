@@ -43,7 +43,6 @@ static const char *setup(void) {
 static const char *check(void) {
     char byte;
     int io_before = io, before = chosen;
-    /* One after the other: see docs/limits.md about signals that come together. */
     EXPECT(write(pair[1], "x", 1) == 1);
     for (int i = 0; i < 5000 && io == io_before; i++) usleep(1000);
     EXPECT(write(to_thread[1], "x", 1) == 1);
