@@ -63,6 +63,7 @@ fn node(d: &Descriptor) -> NodeFacts {
         nice: 0,
         timer_ids: true,
         cap_bounding: u64::MAX,
+        memory_nodes: vec![u64::MAX],
     }
 }
 
@@ -189,6 +190,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         own_net: bytes.len() % 2 == 1,
         clocks: Some(mitosis_descriptor::Clocks::default()),
         used: Default::default(),
+        objects: Default::default(),
         all: Vec::new(),
         done: Default::default(),
     };
@@ -204,7 +206,7 @@ fn open_files(mut bytes: &[u8]) -> Vec<OpenFile> {
         let (body, rest) = rest.split_at(usize::from(*length).min(rest.len()));
         let fds = vec![(files.len() as u32, flags & 1 == 1)];
         let (kind, flags) = (u16::from(*kind), u32::from(*flags));
-        files.push(OpenFile { kind, flags, fds, body: body.to_vec() });
+        files.push(OpenFile { kind, flags, fds, body: body.to_vec(), signals: None });
         bytes = rest;
     }
     files

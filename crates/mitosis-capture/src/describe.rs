@@ -4,7 +4,7 @@ use crate::inject::Injected;
 use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
-use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, hooks, memory};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, hooks, memory, rare};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread,
@@ -55,6 +55,8 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     ours.extend(input.options.resident);
     let memory = memory::read(pid, &ours, input.inherited.as_ref(), input.kept.as_ref())?;
     let process = process(input).map_err(&fail)?;
+    let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
+    rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     let threads: Vec<Thread> = input
         .taken
         .threads
@@ -89,6 +91,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         open_files: input.open_files.clone(),
         clocks: clocks(input),
         hooks: Hooks { idle: input.taken.idle, functions },
+        rare,
     };
     Ok((descriptor, memory.opened))
 }
@@ -143,7 +146,8 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
             .iter()
             .map(|a| SigAction { handler: a[0], flags: a[1], restorer: a[2], mask: a[3] })
             .collect(),
-        dumpable: 1,
+        // 2, by which the kernel marks set-uid programs, cannot be set: 0 denies as much.
+        dumpable: u32::from(data.prctl[3] >> 8 == 1),
         subreaper: data.prctl[0] == 1,
         pdeathsig: data.prctl[1] as u32,
         thp_disable: data.prctl[3] & 0xff == 1,

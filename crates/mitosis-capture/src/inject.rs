@@ -25,7 +25,12 @@ use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 const MMAP: u64 = 9;
+const MPROTECT: u64 = 10;
 const MUNMAP: u64 = 11;
+/// EACCES.
+const DENIED: i64 = -13;
+const PROT_RW: u64 = 3;
+const PROT_RX: u64 = 5;
 const PRCTL: u64 = 157;
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PROT_RWX: u64 = 7;
@@ -75,7 +80,8 @@ struct Layout {
 
 impl Layout {
     fn new(threads: usize, facts: &Facts) -> Layout {
-        let code = (mitosis_stub::text().len() as u64).next_multiple_of(64);
+        // Pages of its own: they may have to be protected otherwise than the data.
+        let code = (mitosis_stub::text().len() as u64).next_multiple_of(4096);
         let data = code;
         let stacks = (data + size_of::<CaptureData>() as u64).next_multiple_of(64);
         let slots = stacks + 2 * STACK;
@@ -140,6 +146,30 @@ fn start(thread: &Stopped, entry: u64, argument: u64, stack: u64) -> Result<(), 
     thread.resume()
 }
 
+/// The region in a process that may not have memory that is writable and executable
+/// (`PR_SET_MDWE`): the tracer can write what the process itself cannot.
+fn without_wx(
+    leader: &mut Stopped,
+    gadget: &Gadget,
+    layout: &Layout,
+    deadline: Instant,
+) -> Result<i64, CaptureError> {
+    let fail = CaptureError::sys("plant", leader.tid());
+    let args = [0, layout.len, PROT_RX, MAP_PRIVATE_ANONYMOUS, u64::MAX, 0];
+    let base = leader.inject(gadget.address, MMAP, args, deadline).map_err(&fail)?;
+    if base < 0 {
+        return Ok(base);
+    }
+    let args = [base as u64 + layout.data, layout.len - layout.data, PROT_RW, 0, 0, 0];
+    let protected = leader.inject(gadget.address, MPROTECT, args, deadline).map_err(&fail)?;
+    if protected < 0 {
+        let args = [base as u64, layout.len, 0, 0, 0, 0];
+        leader.inject(gadget.address, MUNMAP, args, deadline).map_err(&fail)?;
+        return Ok(protected);
+    }
+    Ok(base)
+}
+
 impl Planted {
     /// First stop, of the leading thread only.
     pub(crate) fn plant(
@@ -162,6 +192,10 @@ impl Planted {
         let leader = &mut process.threads[0];
         let args = [0, layout.len, PROT_RWX, MAP_PRIVATE_ANONYMOUS, u64::MAX, 0];
         let base = leader.inject(gadget.address, MMAP, args, deadline).map_err(&fail)?;
+        let base = match base {
+            DENIED => without_wx(leader, &gadget, &layout, deadline)?,
+            base => base,
+        };
         check("mmap", base)?;
         let mut planted = Planted {
             pid,
@@ -229,7 +263,7 @@ impl Planted {
         self.helper_inner = answers.helper as u64;
         self.subreaper = answers.prctl[0] == 1;
         self.has_timers |= answers.itimers.iter().any(|timer| timer[2..] != [0, 0]);
-        if answers.prctl[3] >> 8 != 1 {
+        if answers.prctl[3] >> 8 != 1 && !facts.privileged {
             // Of a process of root this shows nowhere but to itself.
             let why = "is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into();
             return Err(CaptureError::Refused { pid: self.pid, why });
@@ -464,7 +498,12 @@ fn words(bytes: &[u8]) -> Vec<u64> {
 
 fn decode_thread(bytes: &[u8]) -> CaptureThread {
     let w = words(bytes);
-    CaptureThread { tid_address: w[0], altstack: [w[1], w[2], w[3]] }
+    CaptureThread {
+        tid_address: w[0],
+        altstack: [w[1], w[2], w[3]],
+        values: [w[4] as i64, w[5] as i64],
+        policy: [w[6], w[7], w[8], w[9]],
+    }
 }
 
 fn decode_data(bytes: &[u8]) -> CaptureData {
@@ -478,6 +517,7 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
         let at = offset_of!(CaptureData, itimers) / 8 + 4 * n;
         timer.copy_from_slice(&w[at..at + 4]);
     }
+    let values = offset_of!(CaptureData, values) / 8;
     CaptureData {
         helper_stack_top: w[0],
         helper: w[1] as i64,
@@ -491,5 +531,6 @@ fn decode_data(bytes: &[u8]) -> CaptureData {
         shared_result: 0,
         itimers,
         timers: [0; 2],
+        values: [0, 1, 2].map(|n| w[values + n] as i64),
     }
 }

@@ -13,6 +13,7 @@ mod hooks;
 mod inject;
 mod limits;
 mod memory;
+mod rare;
 mod refuse;
 mod shadow;
 mod shared;
@@ -41,6 +42,10 @@ pub struct Options {
     pub resident: Option<(u64, u64)>,
     /// In a child of ours: the functions that it was told to call, see [`mitosis_descriptor::Hooks`].
     pub functions: Vec<mitosis_descriptor::Function>,
+    /// Also a process that is set-uid or not dumpable.
+    pub privileged: bool,
+    /// Bytes of each file without a path that are taken along.
+    pub content_max: u64,
 }
 
 /// Pages that the parent, itself a child, has not fetched yet.
@@ -179,9 +184,9 @@ fn capture(
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let place = stop::Place::of(pid);
     place.beside_parent();
-    let facts = refuse::inspect(pid)?;
+    let facts = refuse::inspect(pid, options.privileged)?;
     let gadget = gadget::Gadget::find(pid)?;
-    let files = Prescan::take(pid)?;
+    let files = Prescan::take(pid, options.content_max)?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 

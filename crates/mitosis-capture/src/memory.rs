@@ -1,6 +1,6 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{Kept, is_shared};
+use crate::shared::{AIO, Kept, is_shared};
 use crate::{CaptureError, InheritedPages};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
@@ -15,6 +15,10 @@ pub(crate) struct Memory {
     /// Opened, in the order of `files`.
     pub opened: Vec<Option<File>>,
     pub pages: PageIndex,
+    /// Guard regions.
+    pub guards: Vec<(u64, u64)>,
+    /// Where the main stack begins.
+    pub stack: Option<u64>,
 }
 
 /// Reads the memory of `shadow`, leaving out the ranges in `ours`.
@@ -38,14 +42,13 @@ pub(crate) fn read(
         files: Vec::new(),
         opened: Vec::new(),
         pages: PageIndex::default(),
+        guards: Vec::new(),
+        stack: mappings.iter().find(|m| m.name == "[stack]").map(|m| m.start),
     };
     let mut keys: Vec<(String, u64)> = Vec::new();
     let mut pagemap = Pagemap::open(shadow).map_err(&fail)?;
     let mut runs = Vec::new();
-    for mapping in mappings {
-        if ours.iter().any(|(start, end)| mapping.start < *end && mapping.end > *start) {
-            continue;
-        }
+    for mapping in &outside(mappings, ours) {
         let Some(backing) = backing(mapping, inherited.is_some(), kept)? else { continue };
         let backing = match backing {
             Backing::File { offset, .. } => {
@@ -59,15 +62,12 @@ pub(crate) fn read(
             if mapping.perms[3] == b'p' || matches!(backing, Backing::Shared { .. }) {
                 pagemap.private_ranges(mapping.start, mapping.end, &mut present).map_err(&fail)?;
             }
-            if backing == Backing::Anonymous {
-                let mut guards = Vec::new();
-                pagemap.guard_ranges(mapping.start, mapping.end, &mut guards).map_err(&fail)?;
-                if let Some(&(start, end)) = guards.first() {
-                    let what = "a guard region (MADV_GUARD_INSTALL)".into();
-                    return Err(CaptureError::Memory { start, end, what });
-                }
+            let mut guards = Vec::new();
+            pagemap.guard_ranges(mapping.start, mapping.end, &mut guards).map_err(&fail)?;
+            for (start, end) in without(mapping, &guards) {
+                owned_runs((start, end), &present, inherited, &mut runs);
             }
-            owned_runs(mapping, &present, inherited, &mut runs);
+            memory.guards.extend(guards);
         }
         memory.vmas.push(Vma {
             start: mapping.start,
@@ -120,11 +120,19 @@ fn backing(
         name if name.starts_with("anon_inode:[io_uring]") => {
             return refuse("an io_uring ring".into());
         }
+        name if name.starts_with(AIO) => {
+            return refuse("an asynchronous I/O context (io_setup)".into());
+        }
         name if name.starts_with("/SYSV") => return refuse("System V shared memory".into()),
         _ => {}
     }
     if mapping.has(b"ht") {
-        return refuse("hugetlb memory".into());
+        // A child has it as ordinary memory, for which huge pages are advised.
+        let own = mapping.perms[3] == b'p' && mapping.name.starts_with("/anon_hugepage");
+        return if own { Ok(Some(Backing::Anonymous)) } else { refuse("hugetlb memory".into()) };
+    }
+    if mapping.protection_key != 0 {
+        return refuse(format!("memory with protection key {}", mapping.protection_key));
     }
     if mapping.has(b"io") || mapping.has(b"pf") {
         return refuse(format!("device memory ({})", mapping.name));
@@ -157,6 +165,7 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"lo", vma_flags::LOCKED),
         (b"nr", vma_flags::NORESERVE),
         (b"hg", vma_flags::HUGEPAGE),
+        (b"ht", vma_flags::HUGEPAGE),
         (b"nh", vma_flags::NOHUGEPAGE),
         (b"dd", vma_flags::DONTDUMP),
         (b"wf", vma_flags::WIPEONFORK),
@@ -168,10 +177,47 @@ fn flags(mapping: &Mapping) -> u16 {
     table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)
 }
 
-/// Present pages are the shadow's own; of the rest, those that were still remote in the parent
-/// keep their owner.
+/// The mappings without what is ours. The kernel may have made one of ours and its neighbour.
+fn outside(mappings: &[Mapping], ours: &[(u64, u64)]) -> Vec<Mapping> {
+    let mut left = mappings.to_vec();
+    for &(start, end) in ours {
+        let cut = |mapping: Mapping| {
+            if mapping.end <= start || end <= mapping.start {
+                return vec![mapping];
+            }
+            let parts = [(mapping.start, start.min(mapping.end)), (end, mapping.end)];
+            let parts = parts.into_iter().filter(|(from, to)| from < to);
+            let part = |(from, to)| {
+                let offset = mapping.offset + (from - mapping.start);
+                Mapping { start: from, end: to, offset, ..mapping.clone() }
+            };
+            parts.map(part).collect()
+        };
+        left = left.into_iter().flat_map(cut).collect();
+    }
+    left
+}
+
+/// What is left of a mapping without its guard regions: what lay there is gone.
+fn without(mapping: &Mapping, guards: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut left = Vec::with_capacity(guards.len() + 1);
+    let mut at = mapping.start;
+    for &(start, end) in guards {
+        if at < start {
+            left.push((at, start));
+        }
+        at = end;
+    }
+    if at < mapping.end {
+        left.push((at, mapping.end));
+    }
+    left
+}
+
+/// Present pages of a range are the shadow's own; of the rest, those that were still remote in the
+/// parent keep their owner.
 fn owned_runs(
-    mapping: &Mapping,
+    (first, last): (u64, u64),
     present: &[(u64, u64)],
     inherited: Option<&InheritedPages>,
     out: &mut Vec<PageRun>,
@@ -189,11 +235,39 @@ fn owned_runs(
             out.push(run);
         }
     };
-    let mut at = mapping.start;
-    for &(start, end) in present {
+    let mut at = first;
+    let inside = present.iter().map(|&(start, end)| (start.max(first), end.min(last)));
+    for (start, end) in inside.filter(|(start, end)| start < end) {
         gap(at, start, out);
         out.push(own(start, end));
         at = end;
     }
-    gap(at, mapping.end, out);
+    gap(at, last, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ours_is_cut_out_of_a_mapping_that_it_was_merged_with() {
+        let whole = Mapping {
+            start: 0x1000,
+            end: 0x9000,
+            perms: *b"rw-p",
+            offset: 0,
+            dev: "00:00".into(),
+            inode: 0,
+            name: String::new(),
+            flags: Vec::new(),
+            protection_key: 0,
+        };
+        let ranges = |ours: &[(u64, u64)]| -> Vec<(u64, u64)> {
+            outside(std::slice::from_ref(&whole), ours).iter().map(|m| (m.start, m.end)).collect()
+        };
+        assert_eq!(ranges(&[(0x3000, 0x4000)]), [(0x1000, 0x3000), (0x4000, 0x9000)]);
+        assert_eq!(ranges(&[(0, 0x2000), (0x8000, 0xa000)]), [(0x2000, 0x8000)]);
+        assert_eq!(ranges(&[(0x1000, 0x9000)]), []);
+        assert_eq!(ranges(&[(0x9000, 0xa000)]), [(0x1000, 0x9000)]);
+    }
 }

@@ -18,12 +18,14 @@ pub(crate) struct Facts {
     pub is_init: bool,
     /// By how much its clocks are ahead of this node's.
     pub clock_shift: Clocks,
+    /// It may be set-uid or not dumpable.
+    pub privileged: bool,
 }
 
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
+pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError> {
     let refused = |why: String| CaptureError::Refused { pid, why };
     let gone = |_| CaptureError::NoSuchProcess(pid);
     let status = Status::read(pid).map_err(gone)?;
@@ -47,7 +49,10 @@ pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
     if tracer != 0 {
         return Err(refused(format!("is traced by process {tracer}: detach it first")));
     }
-    refuse_privileged(&status).map_err(refused)?;
+    if !privileged {
+        refuse_privileged(&status).map_err(refused)?;
+        refuse_not_dumpable(pid, &status).map_err(refused)?;
+    }
     refuse_32_bit(pid).map_err(refused)?;
     refuse_frozen(pid).map_err(refused)?;
     let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -58,6 +63,7 @@ pub(crate) fn inspect(pid: i32) -> Result<Facts, CaptureError> {
         timers: timers::list(pid)?.len(),
         is_init: status.numbers("NSpid", 10).last() == Some(&1),
         clock_shift: clock_shift(pid)?,
+        privileged,
     })
 }
 
@@ -88,12 +94,16 @@ fn refuse_32_bit(pid: i32) -> Result<(), String> {
     if ident[..5] != *b"\x7fELF\x02" {
         return Err("is not a 64-bit ELF program".into());
     }
-    // The owner of /proc/PID files is root when the process is not dumpable (proc(5)).
+    Ok(())
+}
+
+/// The owner of /proc/PID files is root when the process is not dumpable (proc(5)). Of a process of
+/// root it shows later, to itself.
+fn refuse_not_dumpable(pid: i32, status: &Status) -> Result<(), String> {
     let owner = |path: String| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(path).map(|m| m.uid()).unwrap_or(0)
     };
-    let status = Status::read(pid).map_err(|e| e.to_string())?;
     let uid = status.numbers("Uid", 10).get(1).copied().unwrap_or(0);
     if uid != 0 && owner(format!("/proc/{pid}/environ")) == 0 {
         return Err("is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into());

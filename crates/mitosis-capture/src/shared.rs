@@ -7,7 +7,7 @@
 
 use crate::CaptureError;
 use crate::gadget::check;
-use mitosis_descriptor::SharedObject;
+use mitosis_descriptor::{OpenObject, SharedObject};
 use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
 use mitosis_sys::SysError;
 use mitosis_sys::procfs::{self, Mapping};
@@ -31,6 +31,8 @@ pub(crate) struct Kept {
     keys: Vec<(String, u64)>,
     /// The shared objects.
     pub objects: Vec<SharedObject>,
+    /// Those that descriptors name too.
+    pub open: Vec<OpenObject>,
 }
 
 impl Kept {
@@ -41,10 +43,14 @@ impl Kept {
     }
 }
 
+/// How the kernel names the ring of an io_setup(2) context.
+pub(crate) const AIO: &str = "/[aio]";
+
 /// Whether the mapping is of shared memory that no path leads to. What System V memory and huge
 /// pages are more than that is not carried.
 pub(crate) fn is_shared(mapping: &Mapping) -> bool {
-    let pathless = mapping.name.ends_with(" (deleted)") && !mapping.name.starts_with("/SYSV");
+    let own = ["/SYSV", AIO].iter().any(|name| mapping.name.starts_with(name));
+    let pathless = mapping.name.ends_with(" (deleted)") && !own;
     mapping.perms[3] == b's' && mapping.inode != 0 && pathless && !mapping.has(b"ht")
 }
 
@@ -73,14 +79,17 @@ pub(crate) fn keep(
     let pid = shadow.tid();
     let fail = CaptureError::sys("shadow", pid);
     let mappings = procfs::mappings(pid).map_err(&fail)?;
-    let mut kept = Kept { mappings, keys: Vec::new(), objects: Vec::new() };
+    let mut kept = Kept { mappings, keys: Vec::new(), objects: Vec::new(), open: Vec::new() };
     let mut pieces: Vec<[u64; 3]> = Vec::new();
     for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
         let file = object(pid, mapping).map_err(&fail)?;
         let meta = file.metadata().map_err(|e| fail(SysError::io("fstat", &mapping.name, e)))?;
         let key = (mapping.dev.clone(), mapping.inode);
         if !kept.keys.contains(&key) {
-            refuse_open(parent, &meta, mapping)?;
+            if is_open(parent, &meta)? {
+                let object = kept.objects.len() as u32;
+                kept.open.push(OpenObject { object, file: (meta.dev(), meta.ino()) });
+            }
             let name = mapping.name.trim_end_matches(" (deleted)").trim_start_matches('/');
             let name = name.trim_start_matches("memfd:").chars().take(100).collect();
             kept.keys.push(key);
@@ -107,25 +116,14 @@ fn object(pid: i32, mapping: &Mapping) -> Result<File, SysError> {
     File::open(&path).map_err(|e| SysError::io("open", path, e))
 }
 
-/// A descriptor and a mapping of one object would be two objects in a child.
-fn refuse_open(
-    parent: i32,
-    meta: &std::fs::Metadata,
-    mapping: &Mapping,
-) -> Result<(), CaptureError> {
+/// Whether a descriptor names the object as well.
+fn is_open(parent: i32, meta: &std::fs::Metadata) -> Result<bool, CaptureError> {
     let fds = procfs::descriptors(parent).map_err(CaptureError::sys("files", parent))?;
-    for fd in fds {
-        let same = std::fs::metadata(format!("/proc/{parent}/fd/{fd}"))
-            .is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()));
-        if same {
-            return Err(CaptureError::Memory {
-                start: mapping.start,
-                end: mapping.end,
-                what: format!("shared memory ({}) that is also open as fd {fd}", mapping.name),
-            });
-        }
-    }
-    Ok(())
+    let same = |fd: i32| {
+        std::fs::metadata(format!("/proc/{parent}/fd/{fd}"))
+            .is_ok_and(|m| (m.dev(), m.ino()) == (meta.dev(), meta.ino()))
+    };
+    Ok(fds.into_iter().any(same))
 }
 
 /// Appends the parts of the mapping that hold data.

@@ -55,6 +55,8 @@ pub(crate) struct TakenThread {
     pub sched: Sched,
     /// The call that it makes again, where the kernel only says that it makes one again.
     pub restarts: Option<u64>,
+    /// It holds AMX tile data, which is not carried.
+    pub tiles_in_use: bool,
 }
 
 /// A wait with a time-out that our first stop interrupted. The kernel goes on with what is left of
@@ -309,6 +311,7 @@ fn take_thread(
         regs.orig_rax = u64::MAX;
     }
     let mut xstate = stopped.xstate()?;
+    let tiles_in_use = tiles_in_use(&xstate);
     trim_xstate(&mut xstate);
     let inner = || {
         let status = Status::of_thread(pid, host_tid)?;
@@ -328,6 +331,7 @@ fn take_thread(
         pending: Vec::new(),
         sched: Sched::default(),
         restarts,
+        tiles_in_use,
     };
     Ok((taken, idle))
 }
@@ -428,11 +432,20 @@ pub(crate) fn child_registers(taken: &TakenThread) -> Registers {
     }
 }
 
+/// XSTATE_BV of the XSAVE header: which features are not in their initial state.
+const XSTATE_BV: usize = 512;
+
+fn tiles_in_use(image: &[u8]) -> bool {
+    const TILE_DATA: u64 = 1 << 18;
+    let mut word = [0u8; 8];
+    word.copy_from_slice(image.get(XSTATE_BV..XSTATE_BV + 8).unwrap_or(&[0; 8]));
+    u64::from_le_bytes(word) & TILE_DATA != 0
+}
+
 /// Cuts AMX away: a frame with it would be read as SSE only by a task without the permission.
 fn trim_xstate(image: &mut Vec<u8>) {
     let features = cpu::frame_features();
     image.truncate(cpu::xsave_bytes(features));
-    const XSTATE_BV: usize = 512;
     if let Some(bytes) = image.get_mut(XSTATE_BV..XSTATE_BV + 8) {
         let mut word = [0u8; 8];
         word.copy_from_slice(bytes);

@@ -35,15 +35,40 @@ pub(crate) fn list(pid: i32) -> Result<Vec<PosixTimer>, CaptureError> {
         let why = format!("has {} timers, more than {TIMERS_MAX}", timers.len());
         return Err(CaptureError::Refused { pid, why });
     }
-    // CLOCK_REALTIME to CLOCK_TAI; negative ones belong to a process or thread, or to a device.
-    match timers.iter().find(|timer| timer.clock > 11) {
-        Some(timer) => {
-            let clock = timer.clock as i32;
-            let why = format!("has a timer (id {}) on clock {clock}, a dynamic one", timer.id);
-            Err(CaptureError::Refused { pid, why })
-        }
-        None => Ok(timers),
+    if timers.iter().all(|timer| timer.clock <= CLOCK_TAI) {
+        return Ok(timers);
     }
+    let threads = procfs::threads(pid).map_err(&fail)?.len();
+    let inner = procfs::Status::read(pid).map_err(&fail)?.numbers("NSpid", 10);
+    let inner = inner.last().map_or(pid, |&inner| inner as i32);
+    for timer in &timers {
+        if let Err(whose) = own_clock(timer.clock as i32, inner, threads) {
+            let why = format!("has a timer (id {}) on the clock of {whose}", timer.id);
+            return Err(CaptureError::Refused { pid, why });
+        }
+    }
+    Ok(timers)
+}
+
+/// The highest clock that is everybody's.
+const CLOCK_TAI: u32 = 11;
+
+/// Whether a clock is the child's as well, or whose it is. Negative ones say in their bits which
+/// process's or thread's CPU time they tell (linux/posix-timers.h).
+fn own_clock(clock: i32, pid: i32, threads: usize) -> Result<(), String> {
+    if clock >= 0 {
+        return Ok(());
+    }
+    let (whose, of_thread, device) = (!(clock >> 3), clock & 4 != 0, clock & 3 == 3);
+    if device {
+        return Err("a device".into());
+    }
+    if of_thread {
+        // 0 stands for the thread that made it, and the kernel does not tell which that was.
+        let known = whose != 0 || threads == 1;
+        return known.then_some(()).ok_or_else(|| "one of several threads".into());
+    }
+    (whose == 0 || whose == pid).then_some(()).ok_or_else(|| format!("process {whose}"))
 }
 
 /// Lines `ID: 0`, `signal: 14/000000000000002a`, `notify: signal/pid.123`, `ClockID: 1`.
@@ -125,6 +150,18 @@ fn inner_tid(taken: &Taken, host_tid: i32) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn only_clocks_of_the_process_are_its_own() {
+        let thread = |tid: i32| !tid << 3 | 6;
+        let process = |pid: i32| !pid << 3 | 2;
+        for own in [1, process(0), process(77), thread(78), thread(0)] {
+            assert_eq!(super::own_clock(own, 77, 1), Ok(()), "{own}");
+        }
+        assert_eq!(super::own_clock(process(5), 77, 1), Err("process 5".into()));
+        assert_eq!(super::own_clock(thread(0), 77, 2), Err("one of several threads".into()));
+        assert_eq!(super::own_clock(!3 << 3 | 3, 77, 1), Err("a device".into()));
+    }
+
     #[test]
     fn the_kernels_list_is_understood() {
         let text = "ID: 3\nsignal: 34/00000000deadbeef\nnotify: signal/tid.77\nClockID: 1\n\

@@ -11,6 +11,8 @@ fn options() -> Options {
         stop_timeout: Duration::from_secs(2),
         resident: None,
         functions: Vec::new(),
+        privileged: false,
+        content_max: 16 << 20,
     }
 }
 

@@ -18,7 +18,7 @@ mod vmas;
 mod xstate;
 
 use crate::{Clocks, Descriptor, DescriptorError, Hooks, Limits, MappedFile, OpenFile, Origin};
-use crate::{Owner, PageIndex, Process, SharedObject, Thread};
+use crate::{Owner, PageIndex, Process, Rare, SharedObject, Thread};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -57,6 +57,7 @@ struct Parts<'a> {
     open_files: Cow<'a, [OpenFile]>,
     clocks: Clocks,
     hooks: Cow<'a, Hooks>,
+    rare: Cow<'a, Rare>,
 }
 
 /// Encodes a descriptor. Order is what the encoding rests on and is checked; all else is
@@ -79,6 +80,7 @@ pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
         open_files,
         clocks,
         hooks,
+        rare,
     } = descriptor;
     let counts = Counts {
         threads: count_u32("threads", threads.len())?,
@@ -101,6 +103,7 @@ pub fn encode(descriptor: &Descriptor) -> Result<Vec<u8>, DescriptorError> {
         open_files: Cow::Borrowed(open_files),
         clocks: *clocks,
         hooks: Cow::Borrowed(hooks),
+        rare: Cow::Borrowed(rare),
     };
     let body = vec![0; HEADER_BYTES];
     let body = postcard::to_extend(&counts, body).map_err(malformed)?;
@@ -202,6 +205,7 @@ fn assemble(
         open_files: parts.open_files.into_owned(),
         clocks: parts.clocks,
         hooks: parts.hooks.into_owned(),
+        rare: parts.rare.into_owned(),
     })
 }
 

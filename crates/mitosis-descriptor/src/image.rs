@@ -29,6 +29,8 @@ pub struct Descriptor {
     pub clocks: Clocks,
     /// What can be called in a child before it goes on.
     pub hooks: Hooks,
+    /// What few processes have.
+    pub rare: Rare,
 }
 
 /// Functions of the program that a child may have to call before it goes on, so that it does not
@@ -62,6 +64,61 @@ pub struct Clocks {
     pub monotonic_shift: i64,
     /// By how much its `CLOCK_BOOTTIME` was ahead of that of its node.
     pub boottime_shift: i64,
+}
+
+/// What few processes have: nearly always empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Rare {
+    /// Guard regions (`MADV_GUARD_INSTALL`): first byte and one past the last. Sorted, disjoint.
+    pub guards: Vec<(u64, u64)>,
+    /// Values of prctl(2) for the process.
+    pub values: ProcessValues,
+    /// The same for its threads, in their order; empty when all are as usual.
+    pub threads: Vec<ThreadValues>,
+    /// Memory policies of ranges (`mbind(2)`). Sorted, disjoint.
+    pub policies: Vec<(u64, u64, MemoryPolicy)>,
+    /// Shared objects that are open files as well.
+    pub open_objects: Vec<OpenObject>,
+}
+
+/// Values that prctl(2) keeps for a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessValues {
+    /// `PR_GET_MDWE`: bits that forbid making executable what was writable.
+    pub mdwe: u32,
+    /// `PR_GET_MEMORY_MERGE`.
+    pub merge: bool,
+    /// `ARCH_GET_XCOMP_PERM` beyond what every process has: register state asked for (AMX).
+    pub xcomp: u64,
+}
+
+/// Values that belong to a thread.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ThreadValues {
+    /// `PR_GET_TIMERSLACK`, in nanoseconds; 0 for the usual one.
+    pub slack_ns: u64,
+    /// `PR_MCE_KILL_GET`; 2 (`PR_MCE_KILL_DEFAULT`) for the usual one.
+    pub mce_kill: u8,
+    /// `set_mempolicy(2)`.
+    pub policy: MemoryPolicy,
+}
+
+/// A memory policy (set_mempolicy(2)).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*` with its flags; 0 for none.
+    pub mode: u32,
+    /// Memory nodes, one bit each.
+    pub nodes: Vec<u64>,
+}
+
+/// A shared object that descriptors name too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OpenObject {
+    /// Index into [`Descriptor::shared`].
+    pub object: u32,
+    /// Device and inode it had on the parent's node: what the kinds of open file know it by.
+    pub file: (u64, u64),
 }
 
 /// The machine and moment of the capture.
@@ -410,4 +467,19 @@ pub struct OpenFile {
     pub fds: Vec<(u32, bool)>,
     /// State, in the kind's own encoding.
     pub body: Vec<u8>,
+    /// Who is signalled when something happens to it.
+    pub signals: Option<FileSignals>,
+}
+
+/// Who is signalled when something happens to an open file (`F_SETOWN_EX`, `F_SETSIG`, `O_ASYNC`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileSignals {
+    /// `F_OWNER_TID`, `F_OWNER_PID`, `F_OWNER_PGRP`.
+    pub kind: u32,
+    /// A thread, the process itself or its group, by the number in its own pid namespace.
+    pub id: i32,
+    /// `F_GETSIG`; 0 for `SIGIO`.
+    pub signal: u32,
+    /// `O_ASYNC`.
+    pub armed: bool,
 }

@@ -13,6 +13,7 @@ mod image;
 mod index;
 mod page;
 mod phase;
+mod rare;
 mod reference;
 mod validate;
 

@@ -124,7 +124,8 @@ impl Descriptor {
         self.validate_runs(limits)?;
         self.validate_open_files(limits)?;
         self.clocks.validate()?;
-        self.validate_hooks(limits)
+        self.validate_hooks(limits)?;
+        self.rare.validate(self, limits)
     }
 
     fn validate_threads(&self, limits: &Limits) -> Result<(), DescriptorError> {
@@ -392,7 +393,7 @@ fn covered<'a>(run: &PageRun, vmas: &'a [Vma]) -> Result<&'a [Vma], DescriptorEr
     invalid(format!("page run {:#x}+{:#x} leaves its VMAs", run.start.0, run.count))
 }
 
-fn pid(what: &str, id: i32) -> Result<(), DescriptorError> {
+pub(crate) fn pid(what: &str, id: i32) -> Result<(), DescriptorError> {
     if id <= 0 || id > PID_MAX {
         return invalid(format!("{what} {id}"));
     }
@@ -400,7 +401,7 @@ fn pid(what: &str, id: i32) -> Result<(), DescriptorError> {
 }
 
 /// Text that the kernel will get as a C string, or people will read.
-fn bounded(what: &'static str, text: &[u8], max: usize) -> Result<(), DescriptorError> {
+pub(crate) fn bounded(what: &'static str, text: &[u8], max: usize) -> Result<(), DescriptorError> {
     if text.len() > max {
         let (have, limit) = (text.len() as u64, max as u64);
         return Err(DescriptorError::TooLarge { what, have, limit });
@@ -411,6 +412,6 @@ fn bounded(what: &'static str, text: &[u8], max: usize) -> Result<(), Descriptor
     Ok(())
 }
 
-fn invalid<T>(why: impl Into<String>) -> Result<T, DescriptorError> {
+pub(crate) fn invalid<T>(why: impl Into<String>) -> Result<T, DescriptorError> {
     Err(DescriptorError::Invalid(why.into()))
 }

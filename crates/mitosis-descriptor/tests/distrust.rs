@@ -180,10 +180,27 @@ const CONTRADICTIONS: &[Case] = &[
     ("over the limit", |d| d.open_files.push(open_file(1 << 20))),
     ("no fd names", |d| d.open_files = vec![OpenFile { fds: Vec::new(), ..open_file(3) }]),
     ("two open files", |d| d.open_files = vec![open_file(3), open_file(3)]),
+    ("guard region", |d| d.rare.guards = vec![(0x1000, 0x1001)]),
+    ("guard region", |d| d.rare.guards = vec![(0x2000, 0x3000), (0x1000, 0x2000)]),
+    ("memory policy", |d| d.rare.policies = vec![(0x1000, 1 << 48, MemoryPolicy::default())]),
+    ("memory nodes", |d| {
+        let policy = MemoryPolicy { mode: 2, nodes: vec![1; 17] };
+        d.rare.policies = vec![(0x1000, 0x2000, policy)];
+    }),
+    ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
+    ("open shared memory", |d| d.rare.open_objects = vec![OpenObject { object: 0, file: (1, 2) }]),
+    ("owner of an open file", |d| {
+        let signals = FileSignals { kind: 1, id: 0, signal: 0, armed: true };
+        d.open_files = vec![OpenFile { signals: Some(signals), ..open_file(3) }];
+    }),
+    ("an open file that tells", |d| {
+        let signals = FileSignals { kind: 3, id: 7, signal: 0, armed: true };
+        d.open_files = vec![OpenFile { signals: Some(signals), ..open_file(3) }];
+    }),
 ];
 
 fn open_file(fd: u32) -> OpenFile {
-    OpenFile { kind: 0, flags: 0, fds: vec![(fd, false)], body: Vec::new() }
+    OpenFile { kind: 0, flags: 0, fds: vec![(fd, false)], body: Vec::new(), signals: None }
 }
 
 #[test]

@@ -17,6 +17,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Of a file without a path: more would make every fork of the seed as much bigger.
+const CONTENT_BYTES_USUAL: u64 = 16 << 20;
+
 /// What the pager knows of a parent that is itself a child of this node.
 struct FromPager<'a> {
     pager: &'a Pager,
@@ -62,7 +65,14 @@ pub(crate) fn prepare(
     let (resident, functions) =
         start.map_or((None, Vec::new()), |start| (start.resident, start.functions));
     let stop_timeout = node.config.stop_timeout;
-    let options = Options { node: node.config.name.clone(), stop_timeout, resident, functions };
+    let options = Options {
+        node: node.config.name.clone(),
+        stop_timeout,
+        resident,
+        functions,
+        privileged: request.privileged,
+        content_max: request.content_max.unwrap_or(CONTENT_BYTES_USUAL),
+    };
     let mut inherited = FromPager { pager: &pager, child: home.map(ChildId), asked: false };
     let captured = mitosis_capture::prepare(request.pid, &options, &mut inherited);
     if let Some(child) = home.filter(|_| inherited.asked) {

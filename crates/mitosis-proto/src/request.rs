@@ -61,6 +61,12 @@ pub struct PrepareRequest {
     /// The whole process tree below `pid` (not available yet: refused).
     #[serde(default)]
     pub tree: bool,
+    /// Also a process that asked not to be read: set-uid, or not dumpable.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Bytes of files without a path that are taken along; `None` for 16 MiB.
+    #[serde(default)]
+    pub content_max: Option<u64>,
 }
 
 /// Start children of a seed.

@@ -1,7 +1,7 @@
 //! Open files, and the end of all descriptors of ours.
 
-use crate::RestoreError;
 use crate::plan::{Request, Time, provided_base};
+use crate::{RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Program, Provided};
@@ -23,11 +23,6 @@ pub(crate) fn plan(
     request: &Request,
 ) -> Result<(), RestoreError> {
     let process = &descriptor.process;
-    if process.root != "/" {
-        let root = program.string(&process.root);
-        let detail = Detail::Text(process.root.clone());
-        program.call(List::Build, CHROOT, &[root], "files: chroot", detail);
-    }
     let cwd = program.string(&process.cwd);
     let detail = Detail::Text(process.cwd.clone());
     program.call(List::Build, CHDIR, &[cwd], "files: chdir", detail);
@@ -41,10 +36,21 @@ pub(crate) fn plan(
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: BTreeSet::new(),
         all: Vec::new(),
+        objects: shared::open_objects(descriptor, fd_base)?,
         done: BTreeSet::new(),
     };
     kinds::plan(&descriptor.open_files, &mut files)?;
     Ok(())
+}
+
+/// When everything has been opened: paths are those of the node, and `/proc` may be outside.
+pub(crate) fn change_root(descriptor: &Descriptor, program: &mut Program) {
+    let path = &descriptor.process.root;
+    if path != "/" {
+        let root = program.string(path);
+        let detail = Detail::Text(path.clone());
+        program.call(List::Build, CHROOT, &[root], "files: chroot", detail);
+    }
 }
 
 /// The last operations: nothing of ours stays open, and what stays mapped is not both writable

@@ -67,7 +67,6 @@ pub(crate) fn plan(
         program.call_ignore(List::Build, PRCTL, &args, "identity: thp_disable");
     }
     credentials(&process.creds, node, program);
-    limits(process, node, program);
     let args = [PR_SET_DUMPABLE, u64::from(process.dumpable), 0, 0, 0];
     program.call(List::Finish, PRCTL, &args, "identity: dumpable", Detail::None);
     if process.pdeathsig != 0 {
@@ -111,7 +110,7 @@ fn oom_score(process: &Process, node: &NodeFacts, program: &mut Program) {
 
 /// In the last list: a limit must not stand in the way of building. A hard limit cannot be higher
 /// than this node's.
-fn limits(process: &Process, node: &NodeFacts, program: &mut Program) {
+pub(crate) fn limits(process: &Process, node: &NodeFacts, program: &mut Program) {
     for (resource, &(soft, hard)) in process.rlimits.iter().enumerate() {
         let ceiling = node.hard_limits.get(resource).copied().unwrap_or(u64::MAX);
         let hard = hard.min(ceiling);

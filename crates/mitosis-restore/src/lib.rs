@@ -12,6 +12,7 @@ mod hooks;
 mod identity;
 mod memory;
 mod plan;
+mod rare;
 mod shared;
 mod signals;
 mod start;

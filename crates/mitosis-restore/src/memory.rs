@@ -2,7 +2,7 @@
 //! mapped, and what is missing is registered with a userfaultfd.
 
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, shared, working_set};
+use crate::{RestoreError, rare, shared, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -79,7 +79,15 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
         nice: sched.nice,
         timer_ids: mitosis_sys::sched::chooses_timer_ids(),
         cap_bounding: status.number("CapBnd", 16),
+        memory_nodes: memory_nodes(status.field("Mems_allowed")),
     })
+}
+
+/// `00000000,00000003`: the highest word first.
+fn memory_nodes(text: &str) -> Vec<u64> {
+    let words = text.split(',').rev().filter_map(|word| u64::from_str_radix(word, 16).ok());
+    let words: Vec<u64> = words.collect();
+    words.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 32)).collect()
 }
 
 fn hard_limits() -> Vec<u64> {
@@ -163,10 +171,11 @@ impl<'a> Memory<'a> {
         provided: &mut Vec<Provided>,
     ) -> Result<(), RestoreError> {
         self.clear(program, node);
-        shared::map(program, self.descriptor);
+        shared::map(program, self.descriptor, self.fd_base);
         for vma in &self.descriptor.vmas {
             self.map(program, vma, provided);
         }
+        rare::memory(program, self.descriptor, node);
         self.place_vdso(program, node)?;
         self.layout(program, provided);
         self.register(program, provided);

@@ -1,6 +1,8 @@
 //! From a descriptor to a table of operations.
 
-use crate::{Placement, RestoreError, files, frame, hooks, identity, memory, signals, working_set};
+use crate::{
+    Placement, RestoreError, files, frame, hooks, identity, memory, rare, signals, working_set,
+};
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS, Gate};
@@ -27,6 +29,8 @@ pub struct NodeFacts {
     pub timer_ids: bool,
     /// Capability bounding set of this node's daemon.
     pub cap_bounding: u64,
+    /// Memory nodes that this node's daemon may use, one bit each.
+    pub memory_nodes: Vec<u64>,
 }
 
 impl NodeFacts {
@@ -174,7 +178,13 @@ pub fn plan(
     }
     signals::plan(descriptor, node, request, &mut program)?;
     identity::plan_threads(descriptor, request, &mut program);
+    rare::registers(&mut program, descriptor);
+    rare::threads(&mut program, descriptor, node);
+    // Limits and the like must not stand in the way of what comes before.
+    identity::limits(&descriptor.process, node, &mut program);
+    files::change_root(descriptor, &mut program);
     files::finish(&mut program, fd_base);
+    rare::process(&mut program, descriptor);
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);
     let (areas, index) = memory.missing()?;
     Ok(RestorePlan {

@@ -7,9 +7,17 @@
 //!
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
+use crate::RestoreError;
 use mitosis_descriptor::{Backing, Descriptor, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, op};
+use std::collections::BTreeMap;
 
+/// Attached descriptors end below this distance from the base, parked ones begin [`KEPT_MAX`] above.
+const KEPT_DISTANCE: u32 = 250;
+const KEPT_MAX: usize = 50;
+const DUP3: u16 = 292;
+const O_CLOEXEC: u64 = 0o2_000_000;
+const MFD_ALLOW_SEALING: u64 = 2;
 const CLOSE: u16 = 3;
 const MMAP: u16 = 9;
 const MPROTECT: u16 = 10;
@@ -32,10 +40,15 @@ const ARG_0: u16 = 1;
 const ARG_4: u16 = 1 << 4;
 
 /// Makes each object and maps it, writable for now: it must be filled.
-pub(crate) fn map(program: &mut Program, descriptor: &Descriptor) {
+///
+/// What descriptors name too stays open until these have been made, at the numbers of [`kept`].
+pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) {
+    let kept = kept(descriptor, fd_base);
     for (number, object) in descriptor.shared.iter().enumerate() {
         let name = program.string(&object.name);
-        let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC]);
+        let place = kept.get(&(number as u32));
+        let sealing = if place.is_some() { MFD_ALLOW_SEALING } else { 0 };
+        let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC | sealing]);
         make.save = SLOT_OBJECT;
         let detail = Detail::Text(object.name.clone());
         program.push(List::Build, make, "map-vmas: shared memory", detail);
@@ -48,8 +61,35 @@ pub(crate) fn map(program: &mut Program, descriptor: &Descriptor) {
                 _ => {}
             }
         }
+        if let Some(&place) = place {
+            let args = [0, u64::from(place), O_CLOEXEC];
+            with_object(program, DUP3, ARG_0, &args, "map-vmas: keep open");
+        }
         with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
     }
+}
+
+/// Numbers of the objects that descriptors name too, by object.
+fn kept(descriptor: &Descriptor, fd_base: u32) -> BTreeMap<u32, u32> {
+    let open = descriptor.rare.open_objects.iter().enumerate();
+    open.map(|(n, open)| (open.object, fd_base + KEPT_DISTANCE + n as u32)).collect()
+}
+
+/// The same for the kinds of open file, by device and inode.
+///
+/// # Errors
+/// More than there are numbers.
+pub(crate) fn open_objects(
+    descriptor: &Descriptor,
+    fd_base: u32,
+) -> Result<BTreeMap<(u64, u64), u32>, RestoreError> {
+    let open = &descriptor.rare.open_objects;
+    if open.len() > KEPT_MAX {
+        let what = format!("{} shared memory objects that are open as well", open.len());
+        return Err(RestoreError::Incompatible(what));
+    }
+    let kept = kept(descriptor, fd_base);
+    Ok(open.iter().filter_map(|o| Some((o.file, *kept.get(&o.object)?))).collect())
 }
 
 /// After the userfaultfd has been given away: fetches what the objects hold, and protects them as

@@ -99,6 +99,11 @@ fn refuse(
         if process.timers.iter().any(|timer| timer.notify == SIGEV_THREAD_ID) {
             return wrong("a timer tells one of the parent's threads, whose id --new-pid changes");
         }
+        // The CPU time of a process or thread that is named, not of whoever asks.
+        let named = |clock: i32| clock < 0 && clock >> 3 != -1;
+        if process.timers.iter().any(|timer| named(timer.clock as i32)) {
+            return wrong("a timer runs on the CPU clock of a thread, whose id --new-pid changes");
+        }
     }
     Ok(())
 }

@@ -107,6 +107,8 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         stop_timeout: Duration::from_secs(2),
         resident: None,
         functions: Vec::new(),
+        privileged: false,
+        content_max: 16 << 20,
     };
     let seeded = prepare(parent, &options, &mut NoInheritance).expect("prepare");
     let d = &seeded.descriptor;

@@ -42,7 +42,7 @@ pub struct ListenSpec {
     pub address: Address,
     /// SOCK_STREAM (1) or SOCK_SEQPACKET (5).
     pub kind: u32,
-    /// Length of the accept queue.
+    /// Length of the accept queue; 0 for a socket that is bound only.
     pub backlog: u32,
     /// O_NONBLOCK.
     pub nonblocking: bool,
@@ -97,7 +97,9 @@ impl ListenSpec {
         // Always: a port in TIME_WAIT is not held by anybody.
         sockopt::set_socket_reuseaddr(&socket, true).map_err(fail("SO_REUSEADDR"))?;
         self.bind(&socket).map_err(fail("bind"))?;
-        rustix::net::listen(&socket, self.backlog as i32).map_err(fail("listen"))?;
+        if self.backlog > 0 {
+            rustix::net::listen(&socket, self.backlog as i32).map_err(fail("listen"))?;
+        }
         let wanted = options::is_on(&self.options, options::REUSEADDR);
         sockopt::set_socket_reuseaddr(&socket, wanted).map_err(fail("SO_REUSEADDR"))?;
         Ok(socket)
@@ -134,7 +136,7 @@ pub(crate) fn address_of(any: SocketAddrAny) -> Result<Address, String> {
     }
     match unix.abstract_name() {
         Some(name) => Ok(Address::Abstract(name.to_vec())),
-        None => Err("a listening unix socket without a name".into()),
+        None => Err("a unix socket without a name".into()),
     }
 }
 

@@ -21,13 +21,17 @@ const IP: u32 = 0;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const IPV6: u32 = 41;
+const NETLINK: u32 = 270;
 
 /// SO_REUSEADDR.
 pub const REUSEADDR: (u32, u32) = (SOCKET, 2);
 /// IP_FREEBIND.
 pub const FREEBIND: (u32, u32) = (IP, 15);
 /// IPV6_V6ONLY: what a new socket has is the node's choice (sysctl), so it is always carried.
-const V6ONLY: (u32, u32) = (IPV6, 26);
+pub const V6ONLY: (u32, u32) = (IPV6, 26);
+
+/// MULTICAST_TTL and MULTICAST_LOOP, MULTICAST_HOPS and MULTICAST_LOOP.
+const MULTICAST: [(u32, u32); 4] = [(IP, 33), (IP, 34), (IPV6, 18), (IPV6, 19)];
 
 /// What can be read and set again, in the order of setting: IP_TOS changes SO_PRIORITY.
 const KNOWN: &[(u32, &[u32])] = &[
@@ -46,6 +50,8 @@ const KNOWN: &[(u32, &[u32])] = &[
     (TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 10, 13, 18, 23]),
     // SEGMENT, GRO
     (UDP, &[103, 104]),
+    // PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
+    (NETLINK, &[3, 4, 5, 8, 10, 11, 12]),
 ];
 
 /// The options of a socket that a new one of its kind would not have.
@@ -57,10 +63,27 @@ pub fn changed(
     family: AddressFamily,
     kind: SocketType,
 ) -> Result<Vec<SocketOption>, rustix::io::Errno> {
-    let fresh = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    changed_of(socket, family, kind, None)
+}
+
+/// As [`changed`], for a socket of a protocol that its family and type do not imply.
+///
+/// # Errors
+/// As [`changed`].
+pub fn changed_of(
+    socket: &OwnedFd,
+    family: AddressFamily,
+    kind: SocketType,
+    protocol: Option<rustix::net::Protocol>,
+) -> Result<Vec<SocketOption>, rustix::io::Errno> {
+    let fresh = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
     let mut options = buffers(socket);
     for (level, names) in KNOWN {
         for name in *names {
+            // What an accepted connection tells here comes from its first packet, and cannot be set.
+            if kind == SocketType::STREAM && MULTICAST.contains(&(*level, *name)) {
+                continue;
+            }
             // Not every kind of socket has every option.
             let Ok(value) = sockopt::get(socket, *level, *name) else { continue };
             let usual = sockopt::get(&fresh, *level, *name).is_ok_and(|usual| usual == value);

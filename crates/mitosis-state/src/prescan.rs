@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 #[derive(Debug)]
 pub struct Prescan {
     pid: i32,
+    content_max: u64,
     links: OwnedFd,
     entries: Vec<Entry>,
     /// Pipes and sockets that had nothing queued.
@@ -39,11 +40,12 @@ struct Entry {
 const INFO_BYTES_MAX: usize = 4096;
 
 impl Prescan {
-    /// Looks at a running process.
+    /// Looks at a running process. Of a file without a path at most `content_max` bytes are taken
+    /// along.
     ///
     /// # Errors
     /// [`StateError::Refused`] for what cannot be carried, before anything has been touched.
-    pub fn take(pid: i32) -> Result<Prescan, StateError> {
+    pub fn take(pid: i32, content_max: u64) -> Result<Prescan, StateError> {
         let fail = |call, e: rustix::io::Errno| StateError::Sys {
             fd: u32::MAX,
             source: SysError::io(call, pid, e),
@@ -53,9 +55,16 @@ impl Prescan {
         let links =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open /proc/fd", e))?;
         let groups = scan(pid)?;
-        let files = kinds::capture(pid, &groups, false)?;
-        let mut prescan =
-            Prescan { pid, links, entries: Vec::new(), probes: Vec::new(), files, volatile: false };
+        let files = kinds::capture(pid, &groups, false, content_max)?;
+        let mut prescan = Prescan {
+            pid,
+            content_max,
+            links,
+            entries: Vec::new(),
+            probes: Vec::new(),
+            files,
+            volatile: false,
+        };
         let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
         let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty())
             .map_err(|e| fail("pidfd_open", e))?;
@@ -87,7 +96,8 @@ impl Prescan {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }
-        if !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
+        let inotify = kinds::inotify::LINKS.contains(&group.link.as_str());
+        if !inotify && !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;
         }
         match duplicate(pidfd.as_fd(), group.first()) {
@@ -108,7 +118,7 @@ impl Prescan {
         if !self.volatile && self.unchanged() {
             return Ok(self.files);
         }
-        kinds::capture(self.pid, &scan(self.pid)?, true)
+        kinds::capture(self.pid, &scan(self.pid)?, true, self.content_max)
     }
 
     fn unchanged(&self) -> bool {

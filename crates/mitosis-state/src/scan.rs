@@ -67,16 +67,17 @@ pub fn scan(pid: i32) -> Result<Vec<Group>, StateError> {
         }
         match same {
             Some(at) => groups[at].fds.push(open),
-            None => groups.push(Group {
-                fds: vec![open],
-                link,
-                flags: bits & !O_CLOEXEC,
-                pos: number_after(&info, "pos:", 10),
-                info,
-            }),
+            None => groups.push(group_of(open, link, info)),
         }
     }
     Ok(groups)
+}
+
+/// The description that a descriptor names, by what `/proc` says of it.
+pub(crate) fn group_of(open: OpenFd, link: String, info: String) -> Group {
+    let bits = number_after(&info, "flags:", 8) as u32;
+    let (flags, pos) = (bits & !O_CLOEXEC, number_after(&info, "pos:", 10));
+    Group { fds: vec![open], link, flags, pos, info }
 }
 
 fn number_after(text: &str, key: &str, radix: u32) -> u64 {

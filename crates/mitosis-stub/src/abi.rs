@@ -338,6 +338,9 @@ pub struct CaptureData {
     pub itimers: [[u64; 4]; 3],
     /// In, for the leading thread: address and count of [`TimerPlace`]s.
     pub timers: [u64; 2],
+    /// Out: `PR_GET_MDWE`, `PR_GET_MEMORY_MERGE` (negative where the kernel knows none) and
+    /// `ARCH_GET_XCOMP_PERM` (0 where it knows none).
+    pub values: [i64; 3],
 }
 
 /// A timer whose state is asked for.
@@ -376,4 +379,8 @@ pub struct CaptureThread {
     pub tid_address: u64,
     /// Alternate stack: address, flags, size.
     pub altstack: [u64; 3],
+    /// `PR_GET_TIMERSLACK`, `PR_MCE_KILL_GET`.
+    pub values: [i64; 2],
+    /// `get_mempolicy(2)`: the result, the mode, the nodes.
+    pub policy: [u64; 4],
 }

@@ -29,6 +29,8 @@ pub struct Mapping {
     pub name: String,
     /// Two-letter flags.
     pub flags: Vec<[u8; 2]>,
+    /// Protection key (pkeys(7)), 0 for the usual one.
+    pub protection_key: u32,
 }
 
 impl Mapping {
@@ -53,6 +55,8 @@ fn parse_mappings(text: &str) -> Option<Vec<Mapping>> {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let flags = flags.split_whitespace().filter_map(|f| f.as_bytes().try_into().ok());
             out.last_mut()?.flags = flags.collect();
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            out.last_mut()?.protection_key = key.trim().parse().ok()?;
         } else if line
             .as_bytes()
             .first()
@@ -86,6 +90,7 @@ fn parse_mapping(line: &str) -> Option<Mapping> {
         inode,
         name: unescape(rest.trim_start_matches(' ')),
         flags: Vec::new(),
+        protection_key: 0,
     })
 }
 

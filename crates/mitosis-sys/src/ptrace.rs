@@ -473,6 +473,16 @@ pub fn same_file(pid: i32, a: u32, b: u32) -> Result<bool, SysError> {
     if r < 0 { Err(SysError::last("kcmp", pid)) } else { Ok(r == 0) }
 }
 
+/// As [`same_file`], for descriptors of two processes: pid and number of each.
+///
+/// # Errors
+/// As [`same_file`].
+pub fn same_file_of(a: (i32, u32), b: (i32, u32)) -> Result<bool, SysError> {
+    // SAFETY: plain integers.
+    let r = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) };
+    if r < 0 { Err(SysError::last("kcmp", a.0)) } else { Ok(r == 0) }
+}
+
 /// A registration of an epoll instance, as kcmp(2) wants it named (`struct kcmp_epoll_slot`).
 #[repr(C)]
 struct EpollSlot {

@@ -12,8 +12,21 @@ const VALUE_BYTES_MAX: usize = 32;
 /// # Errors
 /// ENOPROTOOPT or EOPNOTSUPP for an option that this socket does not have.
 pub fn get(socket: impl AsFd, level: u32, name: u32) -> Result<Vec<u8>, SysError> {
-    let mut value = [0u8; VALUE_BYTES_MAX];
-    let mut len = VALUE_BYTES_MAX as libc::socklen_t;
+    get_up_to(socket, level, name, VALUE_BYTES_MAX)
+}
+
+/// As [`get`], for values that are longer: at most `max` bytes of it.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_up_to(
+    socket: impl AsFd,
+    level: u32,
+    name: u32,
+    max: usize,
+) -> Result<Vec<u8>, SysError> {
+    let mut value = vec![0u8; max];
+    let mut len = max as libc::socklen_t;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the kernel writes at most `len` bytes to `value`, and the new length to `len`.
     let r = unsafe {
@@ -22,7 +35,8 @@ pub fn get(socket: impl AsFd, level: u32, name: u32) -> Result<Vec<u8>, SysError
     if r < 0 {
         return Err(SysError::last("getsockopt", format!("{level}/{name}")));
     }
-    Ok(value[..(len as usize).min(VALUE_BYTES_MAX)].to_vec())
+    value.truncate((len as usize).min(max));
+    Ok(value)
 }
 
 /// Sets an option to what [`get`] gave.

@@ -199,6 +199,13 @@ pub struct Prepare {
     /// Lifetime of the seed, such as 90s, 10m or 2h [default: until removed]
     #[arg(long, value_name = "TIME", env = "MITOSIS_PREPARE_TTL", value_parser = duration)]
     pub ttl: Option<Duration>,
+    /// Also a process that asked not to be read: set-uid, or not dumpable
+    #[arg(long, env = "MITOSIS_PREPARE_PRIVILEGED", value_parser = FalseyValueParser::new())]
+    pub privileged: bool,
+    /// MiB of each file without a path (deleted, memfd) that are taken along, up to 56 [default: 16]
+    #[arg(long, value_name = "MIB", env = "MITOSIS_PREPARE_CONTENT_MAX",
+          value_parser = clap::value_parser!(u64).range(..=56))]
+    pub content_max: Option<u64>,
     #[command(flatten)]
     pub socket: Socket,
     #[command(flatten)]

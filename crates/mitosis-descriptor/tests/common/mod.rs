@@ -82,6 +82,7 @@ pub fn minimal() -> Descriptor {
         open_files: Vec::new(),
         clocks: Clocks::default(),
         hooks: Hooks::default(),
+        rare: Rare::default(),
     }
 }
 
@@ -135,6 +136,7 @@ pub fn cpython(xstate: usize) -> Descriptor {
             flags: 2,
             fds: vec![(n, false), (n + 100, true)],
             body: vec![n as u8, 0],
+            signals: None,
         })
         .collect();
     d

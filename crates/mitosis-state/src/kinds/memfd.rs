@@ -25,8 +25,6 @@ struct Body {
     content: Vec<(u64, Vec<u8>)>,
 }
 
-/// More than this is refused: it would make every fork of the seed that much bigger.
-const CONTENT_BYTES_MAX: u64 = 16 << 20;
 /// Content is cut at blocks of zeros of this size.
 const BLOCK: usize = 4096;
 /// O_PATH.
@@ -55,8 +53,13 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
-    let content = content(&file, stat.st_size as u64, group)?;
     let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
+    let mapped: Vec<(u64, u64)> = context.shared_mappings(stat.st_dev, stat.st_ino).collect();
+    if seals & SEAL_WRITE != 0 && !mapped.is_empty() {
+        let what = "which is sealed against writing and mapped";
+        return Err(group.refused(format!("{}, {what}", group.link)));
+    }
+    let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
     let body = Body {
         file: (stat.st_dev, stat.st_ino),
         name: name.into(),
@@ -69,10 +72,12 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     encode(KIND.number, &body).map(Some)
 }
 
-/// What is not zero; refused where that is too much.
+/// What is not zero and not mapped; refused where that is too much.
 fn content(
     file: &std::os::fd::OwnedFd,
     size: u64,
+    mapped: &[(u64, u64)],
+    max: u64,
     group: &Group,
 ) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
     let mut content: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -86,6 +91,10 @@ fn content(
             Err(rustix::io::Errno::NXIO) => break,
             Err(_) => {}
         }
+        if let Some((_, end)) = mapped.iter().find(|(start, end)| *start <= at && at < *end) {
+            at = *end;
+            continue;
+        }
         let got = rustix::io::pread(file, &mut block, at).map_err(|e| StateError::Sys {
             fd: group.first(),
             source: SysError::io("pread", at, e),
@@ -96,9 +105,10 @@ fn content(
         let bytes = &block[..got];
         if bytes.iter().any(|byte| *byte != 0) {
             taken += got as u64;
-            if taken > CONTENT_BYTES_MAX {
-                let what = format!("{} with more than 16 MiB in it", group.link);
-                return Err(group.refused(what));
+            if taken > max {
+                let what = format!("{} with more than {} MiB in it", group.link, max >> 20);
+                let hint = ": see --content-max";
+                return Err(StateError::Refused { fd: group.first(), what, hint });
             }
             match content.last_mut().filter(|(from, part)| from + part.len() as u64 == at) {
                 Some((_, part)) => part.extend(bytes),
@@ -113,6 +123,7 @@ fn content(
 const MEMFD_CREATE: u16 = 319;
 const MFD_ALLOW_SEALING: u64 = 2;
 const SEAL_SEAL: u32 = 1;
+const SEAL_WRITE: u32 = 8;
 const FTRUNCATE: u16 = 77;
 const PWRITE64: u16 = 18;
 const LSEEK: u16 = 8;
@@ -132,13 +143,17 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let fd = file.fds[0].0;
     let flags = u64::from(file.flags & !OPENING_ONLY);
     let first = first_of(&body, files)?.unwrap_or(fd);
-    if first == fd {
-        make(file, files, &body)?;
+    let object = files.objects.get(&body.file).copied();
+    match object {
+        Some(object) if first == fd => fill(object, files, &body),
+        None if first == fd => make(file, files, &body)?,
+        _ => {}
     }
-    if first == fd && file.flags & ACCESS_MODE == READ_WRITE {
+    let source = object.unwrap_or(first);
+    if object.is_none() && first == fd && file.flags & ACCESS_MODE == READ_WRITE {
         files.call(FCNTL, &[u64::from(fd), F_SETFL, flags], "files: F_SETFL", fd);
     } else {
-        let path = files.program.string(&format!("/proc/self/fd/{first}"));
+        let path = files.program.string(&format!("/proc/self/fd/{source}"));
         let args = [AT_FDCWD, path, flags, 0];
         files.make(file, OPENAT, &args, "files: open memfd", Detail::Fd(fd));
     }
@@ -166,12 +181,18 @@ fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), State
         return Err(StateError::Malformed { kind: KIND.number, reason });
     }
     let fd = file.fds[0].0;
-    let me = u64::from(fd);
     let name = files.program.string(&body.name);
     let sealing = if body.seals == SEAL_SEAL { 0 } else { MFD_ALLOW_SEALING };
     let label = Detail::Text(format!("{} for fd {fd}", body.name));
     files.make(file, MEMFD_CREATE, &[name, sealing], "files: memfd_create", label);
-    files.call(FTRUNCATE, &[me, body.size], "files: ftruncate", fd);
+    files.call(FTRUNCATE, &[u64::from(fd), body.size], "files: ftruncate", fd);
+    fill(fd, files, body);
+    Ok(())
+}
+
+/// Content, permissions and seals of the file that is open at `fd`.
+fn fill(fd: u32, files: &mut Files<'_>, body: &Body) {
+    let me = u64::from(fd);
     for (at, bytes) in &body.content {
         let len = bytes.len() as u64;
         let data = files.program.data(bytes);
@@ -180,10 +201,10 @@ fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), State
         files.program.call_expect(list, PWRITE64, &args, len, "files: pwrite", label);
     }
     files.call(FCHMOD, &[me, u64::from(body.mode & 0o7777)], "files: fchmod", fd);
-    if sealing != 0 && body.seals != 0 {
+    // A file that is no memfd cannot be sealed: neither can what stands for it.
+    if body.seals != 0 && body.seals != SEAL_SEAL {
         files.call(FCNTL, &[me, F_ADD_SEALS, u64::from(body.seals)], "files: F_ADD_SEALS", fd);
     }
-    Ok(())
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

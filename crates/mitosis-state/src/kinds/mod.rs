@@ -2,14 +2,21 @@
 
 pub mod epoll;
 pub mod eventfd;
+pub mod inotify;
 pub mod listener;
 pub mod memfd;
+pub mod netlink;
+mod notice;
 pub mod pidfd;
 pub mod pipe;
+pub mod proc;
 pub mod regular;
+mod rights;
 pub mod signalfd;
+pub mod socket;
 pub mod stdio;
 pub mod tcp;
+pub mod terminal;
 pub mod timerfd;
 pub mod udp;
 pub mod unix_pair;
@@ -32,8 +39,12 @@ pub struct Capture<'a> {
     pub groups: &'a [Group],
     /// It stands still: what is queued may be looked at in ways that a running one could notice.
     pub stopped: bool,
+    /// Bytes of a file without a path that are taken along.
+    pub content_max: u64,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
+    connections: OnceCell<Vec<tcp::Connection>>,
+    shared: OnceCell<Vec<mitosis_sys::procfs::Mapping>>,
 }
 
 impl Capture<'_> {
@@ -43,6 +54,26 @@ impl Capture<'_> {
     /// pidfd_getfd(2).
     pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
         duplicate(self.pidfd.as_fd(), group.first())
+    }
+
+    /// The parent's pid in its own pid namespace.
+    fn inner_pid(&self) -> Option<i32> {
+        let status = mitosis_sys::procfs::Status::read(self.pid).ok()?;
+        status.numbers("NSpid", 10).last().map(|pid| *pid as i32)
+    }
+
+    /// Mappings that are shared, of a file with this device and inode: what is mapped is fetched as
+    /// memory.
+    fn shared_mappings(&self, device: u64, inode: u64) -> impl Iterator<Item = (u64, u64)> {
+        let all = self.shared.get_or_init(|| {
+            let mut all = mitosis_sys::procfs::ranges(self.pid).unwrap_or_default();
+            all.retain(|mapping| mapping.perms[3] == b's');
+            all
+        });
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let device = format!("{major:02x}:{minor:02x}");
+        let same = all.iter().filter(move |m| m.inode == inode && m.dev == device);
+        same.map(|mapping| (mapping.offset, mapping.offset + (mapping.end - mapping.start)))
     }
 
     /// The unix socket at the other end of the unix socket with this inode, by its inode.
@@ -73,6 +104,8 @@ pub struct Kind {
 /// In the order in which they are tried.
 pub const KINDS: &[Kind] = &[
     stdio::KIND,
+    proc::KIND,
+    terminal::KIND,
     memfd::KIND,
     pipe::KIND,
     regular::KIND,
@@ -81,17 +114,26 @@ pub const KINDS: &[Kind] = &[
     listener::KIND,
     tcp::KIND,
     udp::KIND,
+    netlink::KIND,
+    socket::KIND,
     unix_pair::KIND,
     timerfd::KIND,
     signalfd::KIND,
     pidfd::KIND,
+    inotify::KIND,
 ];
 
-/// Captures every description. Queues are left out unless the parent is stopped.
+/// Captures every description. Queues are left out unless the parent is stopped. Of a file without a
+/// path at most `content_max` bytes are taken along.
 ///
 /// # Errors
 /// [`StateError::Refused`] naming the first descriptor of a kind that cannot be carried.
-pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile>, StateError> {
+pub fn capture(
+    pid: i32,
+    groups: &[Group],
+    stopped: bool,
+    content_max: u64,
+) -> Result<Vec<OpenFile>, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
@@ -99,15 +141,39 @@ pub fn capture(pid: i32, groups: &[Group], stopped: bool) -> Result<Vec<OpenFile
     let process =
         rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
-    let context = Capture { pid, groups, stopped, pidfd, diag: OnceCell::new() };
+    let context = Capture {
+        pid,
+        groups,
+        stopped,
+        content_max,
+        pidfd,
+        diag: OnceCell::new(),
+        connections: OnceCell::new(),
+        shared: OnceCell::new(),
+    };
     groups.iter().map(|group| capture_one(&context, group)).collect()
 }
 
+/// A POSIX message queue looks like a file, deleted or not, below the root directory; its file system
+/// has no mount that a path could lead through.
+fn refuse_message_queue(context: &Capture<'_>, group: &Group) -> Result<(), StateError> {
+    /// `MQUEUE_MAGIC` of ipc/mqueue.c.
+    const MQUEUE_MAGIC: i64 = 0x1980_0202;
+    let file = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let could_be = group.link.rfind('/') == Some(0);
+    if could_be && rustix::fs::statfs(file).is_ok_and(|stat| stat.f_type == MQUEUE_MAGIC) {
+        return Err(group.refused(format!("the POSIX message queue {}", group.link)));
+    }
+    Ok(())
+}
+
 fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
+    refuse_message_queue(context, group)?;
     for kind in KINDS {
         if let Some(body) = (kind.capture)(context, group)? {
             let fds = group.fds.iter().map(|fd| (fd.number, fd.cloexec)).collect();
-            return Ok(OpenFile { kind: kind.number, flags: group.flags, fds, body });
+            let signals = notice::capture(context, group)?;
+            return Ok(OpenFile { kind: kind.number, flags: group.flags, fds, body, signals });
         }
     }
     Err(group.refused(format!("{} (a kind that is not carried)", group.link)))
@@ -118,12 +184,25 @@ fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateEr
 /// # Errors
 /// [`StateError::Malformed`], or a file that cannot be had on this node.
 pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateError> {
-    context.all = files.to_vec();
-    for file in files {
+    // Who is signalled is said last, and by the number that the program knows.
+    let quiet = |file: &OpenFile| OpenFile { flags: file.flags & !notice::ASYNC, ..file.clone() };
+    let told = files;
+    let files: Vec<OpenFile> = files.iter().map(quiet).collect();
+    context.all = files.clone();
+    // A connection may have the port of a listener: it must be there first.
+    let first = |file: &&OpenFile| file.kind == tcp::KIND.number;
+    let rest = files.iter().filter(|file| !first(file));
+    for file in files.iter().filter(first).chain(rest) {
         (kind_of(file)?.plan)(file, context)?;
     }
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
+    }
+    for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
+        unix_pair::deliver(file, context)?;
+    }
+    for file in told {
+        notice::plan(file, context);
     }
     Ok(())
 }
@@ -180,6 +259,7 @@ const DUP3: u16 = 292;
 const CLOSE: u16 = 3;
 const FCNTL: u16 = 72;
 const SETSOCKOPT: u16 = 54;
+const F_SETFD: u64 = 2;
 const F_DUPFD_CLOEXEC: u64 = 1030;
 pub(crate) const O_CLOEXEC: u64 = 0o2_000_000;
 
@@ -205,6 +285,9 @@ pub struct Files<'a> {
     pub used: std::collections::BTreeSet<u32>,
     /// All files of the descriptor.
     pub all: Vec<OpenFile>,
+    /// Shared memory that is mapped already and open as well: device and inode that it had on the
+    /// parent's node, and the number at which it is open here for now.
+    pub objects: std::collections::BTreeMap<(u64, u64), u32>,
     /// Kinds that come in pairs note here what has been done.
     pub done: std::collections::BTreeSet<u64>,
 }
@@ -239,6 +322,21 @@ impl Files<'_> {
             self.dup(parked, fd, cloexec);
         }
         self.close(parked);
+    }
+
+    /// Gives the description at the lowest free number `at` the numbers of `file`.
+    pub fn settle(&mut self, file: &OpenFile, at: u32) {
+        for &(fd, cloexec) in file.fds.iter().filter(|(fd, _)| *fd != at) {
+            self.dup(at, fd, cloexec);
+        }
+        match file.fds.iter().find(|(fd, _)| *fd == at) {
+            Some(&(fd, cloexec)) => {
+                self.used.insert(fd);
+                let args = [u64::from(fd), F_SETFD, u64::from(cloexec)];
+                self.call(FCNTL, &args, "files: F_SETFD", fd);
+            }
+            None => self.close(at),
+        }
     }
 
     /// dup3(2) to a number of the parent's.

@@ -20,38 +20,38 @@ pub const KIND: Kind = Kind { number: 6, name: "pipe", capture, plan, describe }
 #[derive(Serialize, Deserialize)]
 struct Body {
     inode: u64,
-    writer: bool,
+    /// `O_RDONLY`, `O_WRONLY`, or `O_RDWR` for both ends.
+    access: u32,
     capacity: u32,
-    /// What is buffered; only at the reading end.
+    /// What is buffered; only at the first description that can read.
     content: Vec<u8>,
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let inode = inode_of(&group.link, "pipe").or_else(|| fifo_inode(context, group));
     let Some(inode) = inode else { return Ok(None) };
-    if group.flags & 3 == 2 {
-        return Err(group.refused("a pipe opened for reading and writing"));
-    }
-    if shares_its_end(context, group) {
-        return Err(group.refused("a pipe with an end that was opened twice"));
-    }
     let fail = |call| {
         let fd = group.first();
         move |e: rustix::io::Errno| StateError::Sys { fd, source: SysError::io(call, fd, e) }
     };
-    let writer = group.flags & 3 == 1;
+    let access = group.flags & 3;
     // Opened anew, so that reading flags of ours do not become the parent's.
     let path = format!("/proc/{}/fd/{}", context.pid, group.first());
-    let mode = if writer { OFlags::WRONLY } else { OFlags::RDONLY };
+    let mode = if access == WRITE_ONLY { OFlags::WRONLY } else { OFlags::RDONLY };
     let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let pipe = rustix::fs::open(&path, flags, Mode::empty()).map_err(fail("open"))?;
     let capacity = rustix::pipe::fcntl_getpipe_size(&pipe).map_err(fail("F_GETPIPE_SZ"))? as u32;
     let mut content = Vec::new();
-    if !writer && rustix::io::ioctl_fionread(&pipe).map_err(fail("FIONREAD"))? > 0 {
+    let first = is_first_reader(context, group);
+    if first && rustix::io::ioctl_fionread(&pipe).map_err(fail("FIONREAD"))? > 0 {
         content = peek(&pipe, capacity as usize).map_err(fail("tee"))?;
     }
-    encode(KIND.number, &Body { inode, writer, capacity, content }).map(Some)
+    encode(KIND.number, &Body { inode, access, capacity, content }).map(Some)
 }
+
+/// Access modes of open(2).
+const READ_ONLY: u32 = 0;
+const WRITE_ONLY: u32 = 1;
 
 /// The inode of a FIFO with a path.
 fn fifo_inode(context: &Capture<'_>, group: &Group) -> Option<u64> {
@@ -62,10 +62,11 @@ fn fifo_inode(context: &Capture<'_>, group: &Group) -> Option<u64> {
     fifo.then_some(stat.st_ino)
 }
 
-/// Whether another description is the same end of the same pipe: a plan makes one of each.
-fn shares_its_end(context: &Capture<'_>, group: &Group) -> bool {
-    let same = |other: &&Group| other.link == group.link && other.flags & 3 == group.flags & 3;
-    context.groups.iter().filter(same).count() > 1
+/// Of several descriptions that can read one pipe the first brings what is in it.
+fn is_first_reader(context: &Capture<'_>, group: &Group) -> bool {
+    let mut readers = context.groups.iter().filter(|other| other.link == group.link);
+    let first = readers.find(|other| other.flags & 3 != WRITE_ONLY);
+    first.is_some_and(|first| first.first() == group.first())
 }
 
 /// O_PATH.
@@ -90,6 +91,10 @@ const WRITE: u16 = 1;
 const FCNTL: u16 = 72;
 const F_SETFL: u64 = 4;
 const F_SETPIPE_SZ: u64 = 1031;
+const OPENAT: u16 = 257;
+const AT_FDCWD: u64 = -100i64 as u64;
+/// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC: about the moment of opening.
+const CREATING: u32 = 0o100 | 0o200 | 0o400 | 0o1000;
 const DEFAULT_CAPACITY: u32 = 65536;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
@@ -97,57 +102,66 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     if !files.done.insert(body.inode) {
         return Ok(());
     }
-    let mut other = None;
+    let mut all: Vec<(OpenFile, Body)> = Vec::new();
     for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
         let theirs: Body = decode(candidate)?;
-        if theirs.inode == body.inode && theirs.writer != body.writer {
-            other = Some((candidate.clone(), theirs));
+        if theirs.inode == body.inode {
+            all.push((candidate.clone(), theirs));
         }
     }
-    let (reading, writing) =
-        if body.writer { (other.as_ref(), None) } else { (None, other.as_ref()) };
-    let reader = if body.writer { reading.map(|(f, b)| (f, b)) } else { Some((file, &body)) };
-    let writer = if body.writer { Some(file) } else { writing.map(|(f, _)| f) };
     let fresh = files.lowest(2);
     let place = files.program.words(&[0]);
     let first = file.fds[0].0;
     files.program.call(List::Build, PIPE2, &[place, 0], "files: pipe", Detail::Fd(first));
     files.park(&fresh);
-    let (read_end, write_end) = (u64::from(files.high), u64::from(files.high) + 1);
+    let ends = [files.high, files.high + 1];
+    let [read_end, write_end] = ends.map(u64::from);
     if body.capacity != DEFAULT_CAPACITY {
         let args = [write_end, F_SETPIPE_SZ, u64::from(body.capacity)];
         files.program.call_ignore(List::Build, FCNTL, &args, "files: F_SETPIPE_SZ");
     }
-    if let Some((_, body)) = reader.filter(|(_, body)| !body.content.is_empty()) {
+    if let Some((_, body)) = all.iter().find(|(_, body)| !body.content.is_empty()) {
         let data = files.program.data(&body.content);
         let len = body.content.len() as u64;
         let args = [write_end, data, len];
         let what = "files: fill pipe";
         files.program.call_expect(List::Build, WRITE, &args, len, what, Detail::Fd(first));
     }
-    for (end, flags) in
-        [(read_end, reader.map(|r| r.0.flags)), (write_end, writer.map(|w| w.flags))]
-    {
-        if let Some(flags) = flags {
-            let args = [end, F_SETFL, u64::from(flags)];
+    let mut free = [true; 2];
+    for (file, body) in &all {
+        let end = usize::from(body.access == WRITE_ONLY);
+        let plain = body.access == READ_ONLY || body.access == WRITE_ONLY;
+        if plain && std::mem::replace(&mut free[end], false) {
+            let args = [[read_end, write_end][end], F_SETFL, u64::from(file.flags)];
             files.program.call(List::Build, FCNTL, &args, "files: F_SETFL", Detail::Fd(first));
+            for &(fd, cloexec) in &file.fds {
+                files.dup(ends[end], fd, cloexec);
+            }
+        } else {
+            reopen(files, file, ends[end]);
         }
     }
-    let (reader, writer) = (reader.map(|r| r.0.clone()), writer.cloned());
-    spread_or_close(files, reader.as_ref(), 0);
-    spread_or_close(files, writer.as_ref(), 1);
+    // An end that nobody has is outside: closed.
+    ends.iter().for_each(|&end| files.close(end));
     Ok(())
 }
 
-fn spread_or_close(files: &mut Files<'_>, file: Option<&OpenFile>, index: u32) {
-    match file {
-        Some(file) => files.spread(file, index),
-        None => files.close(files.high + index),
-    }
+/// Another description of an end, or one of both.
+fn reopen(files: &mut Files<'_>, file: &OpenFile, end: u32) {
+    const O_NONBLOCK: u64 = 0o4000;
+    let (fd, at) = (file.fds[0].0, files.lowest(1)[0]);
+    let path = files.program.string(&format!("/proc/self/fd/{end}"));
+    // Not to wait for whoever would open the other end.
+    let flags = u64::from(file.flags & !CREATING) | O_NONBLOCK;
+    let args = [AT_FDCWD, path, flags, 0];
+    let (list, what) = (List::Build, "files: open the pipe again");
+    files.program.call_expect(list, OPENAT, &args, u64::from(at), what, Detail::Fd(fd));
+    files.settle(file, at);
+    files.call(FCNTL, &[u64::from(fd), F_SETFL, u64::from(file.flags)], "files: F_SETFL", fd);
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
     let body: Body = decode(file)?;
-    let end = if body.writer { "write" } else { "read" };
-    Ok(format!("{}, {end} end, {} bytes in it", body.inode, body.content.len()))
+    let end = ["read end", "write end"].get(body.access as usize).unwrap_or(&"both ends");
+    Ok(format!("{}, {end}, {} bytes in it", body.inode, body.content.len()))
 }

@@ -1,6 +1,7 @@
 //! Connected unix sockets (stream, datagram, seqpacket) whose two ends are both the parent's
 //! (socketpair(2)), with what is queued in them.
 
+use super::rights::{self, Message};
 use super::{Capture, Files, Kind, decode, encode, inode_of};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
@@ -25,7 +26,7 @@ struct Body {
     peer: u64,
     kind: u32,
     /// Queued for reading at this end, one by one.
-    queued: Vec<Vec<u8>>,
+    queued: Vec<Message>,
     options: Vec<SocketOption>,
 }
 
@@ -60,7 +61,11 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     }
     let options = options::changed(&socket, domain, kind).map_err(what)?;
     let stream = kind == SocketType::STREAM;
-    let queued = if context.stopped { peek(&socket, stream, group)? } else { Vec::new() };
+    let queued = if context.stopped { peek(context, &socket, stream, group)? } else { Vec::new() };
+    if peer == OUTSIDE && queued.iter().any(|message| !message.passed.is_empty()) {
+        let what = "a unix socket with descriptors queued in it by another process";
+        return Err(group.refused(what));
+    }
     encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued, options }).map(Some)
 }
 
@@ -68,17 +73,27 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
 const PEEK_OFF: (u32, u32) = (1, 42);
 
 /// What is queued, without taking it out.
-fn peek(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+fn peek(
+    context: &Capture<'_>,
+    socket: &OwnedFd,
+    stream: bool,
+    group: &Group,
+) -> Result<Vec<Message>, StateError> {
     let (level, name) = PEEK_OFF;
     let fail = |source| StateError::Sys { fd: group.first(), source };
     let before = raw::get(socket, level, name).map_err(fail)?;
     raw::set(socket, level, name, &0i32.to_le_bytes()).map_err(fail)?;
-    let queued = peek_all(socket, stream, group);
+    let queued = peek_all(context, socket, stream, group);
     raw::set(socket, level, name, &before).map_err(fail)?;
     queued
 }
 
-fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>>, StateError> {
+fn peek_all(
+    context: &Capture<'_>,
+    socket: &OwnedFd,
+    stream: bool,
+    group: &Group,
+) -> Result<Vec<Message>, StateError> {
     let mut queued = Vec::new();
     let mut total = 0;
     let mut bytes = vec![0u8; MESSAGE_BYTES_MAX];
@@ -92,8 +107,11 @@ fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>
             Err(rustix::io::Errno::AGAIN) => return Ok(queued),
             Err(e) => return Err(group.refused(format!("a socket: {e}"))),
         };
-        if control.drain().any(|m| matches!(m, RecvAncillaryMessage::ScmRights(_))) {
-            return Err(group.refused("a unix socket with descriptors queued in it"));
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
         }
         total += got.bytes;
         let cut = got.flags.contains(rustix::net::ReturnFlags::TRUNC);
@@ -107,7 +125,8 @@ fn peek_all(socket: &OwnedFd, stream: bool, group: &Group) -> Result<Vec<Vec<u8>
             // SO_PEEK_OFF does not get past it.
             return Err(group.refused("a unix socket with an empty message queued in it"));
         }
-        queued.push(bytes[..got.bytes].to_vec());
+        let passed = rights::capture(context, group, &fds)?;
+        queued.push(Message { bytes: bytes[..got.bytes].to_vec(), passed });
     }
 }
 
@@ -116,7 +135,10 @@ fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
         (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
             "a TCP socket that is neither listening nor connected".into()
         }
-        (AddressFamily::NETLINK, _) => "a netlink socket".into(),
+        (AddressFamily::INET | AddressFamily::INET6, SocketType::RAW) => "a raw IP socket".into(),
+        (AddressFamily::INET | AddressFamily::INET6, _) => "a socket of an IP protocol other than \
+                                                            TCP and UDP"
+            .into(),
         (AddressFamily::PACKET, _) => "a packet socket".into(),
         (other, _) => format!("a socket of address family {}", other.as_raw()),
     }
@@ -178,18 +200,41 @@ fn peer_of(body: &Body, files: &Files<'_>) -> Result<Option<(OpenFile, Body)>, S
 }
 
 /// What one end has queued was written by the other.
-fn fill(files: &mut Files<'_>, file: &OpenFile, writer: u64, queued: &[Vec<u8>]) {
+fn fill(files: &mut Files<'_>, file: &OpenFile, writer: u64, queued: &[Message]) {
+    if waits(queued) {
+        return;
+    }
     for message in queued {
-        let data = files.program.data(message);
-        let len = message.len() as u64;
+        let data = files.program.data(&message.bytes);
+        let len = message.bytes.len() as u64;
         let (list, label) = (List::Build, Detail::Fd(file.fds[0].0));
         let args = [writer, data, len];
         files.program.call_expect(list, WRITE, &args, len, "files: fill socket", label);
     }
 }
 
+/// Whether a queue names other files, so that these must be there first.
+fn waits(queued: &[Message]) -> bool {
+    queued.iter().any(|message| !message.passed.is_empty())
+}
+
+/// Fills a queue that names other files, once everything is there.
+pub(super) fn deliver(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let body: Body = decode(file)?;
+    if !waits(&body.queued) {
+        return Ok(());
+    }
+    match peer_of(&body, files)? {
+        Some((peer, _)) => rights::send(files, peer.fds[0].0, &body.queued),
+        None => {
+            let reason = format!("socket {} has descriptors from nowhere", body.inode);
+            Err(StateError::Malformed { kind: KIND.number, reason })
+        }
+    }
+}
+
 fn describe(file: &OpenFile) -> Result<String, StateError> {
     let body: Body = decode(file)?;
-    let queued: usize = body.queued.iter().map(Vec::len).sum();
+    let queued: usize = body.queued.iter().map(|message| message.bytes.len()).sum();
     Ok(format!("{} with {}, {queued} bytes queued", body.inode, body.peer))
 }

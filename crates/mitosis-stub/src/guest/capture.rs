@@ -23,6 +23,13 @@ const PR_GET_SECUREBITS: u64 = 27;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
+const PR_GET_TIMERSLACK: u64 = 30;
+const PR_MCE_KILL_GET: u64 = 34;
+const PR_GET_MDWE: u64 = 66;
+const PR_GET_MEMORY_MERGE: u64 = 68;
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+/// Bits of the two words for memory nodes, plus the one that get_mempolicy(2) takes off.
+const POLICY_NODES: u64 = 128;
 
 /// rdi: the data; rsp: a stack of ours. Ends in a breakpoint that the tracer awaits. The tracer puts
 /// the general registers back, and only these: the others, which the compiler may use to copy and
@@ -75,6 +82,11 @@ unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
     let out = unsafe { &mut *out };
     syscall!(sys::PRCTL, PR_GET_TID_ADDRESS, &raw mut out.tid_address, 0, 0, 0);
     syscall!(sys::SIGALTSTACK, 0, out.altstack.as_mut_ptr());
+    out.values[0] = syscall!(sys::PRCTL, PR_GET_TIMERSLACK, 0, 0, 0, 0);
+    out.values[1] = syscall!(sys::PRCTL, PR_MCE_KILL_GET, 0, 0, 0, 0);
+    out.policy = [0; 4];
+    let (mode, nodes) = (&raw mut out.policy[1], &raw mut out.policy[2]);
+    out.policy[0] = syscall!(sys::GET_MEMPOLICY, mode, nodes, POLICY_NODES, 0, 0) as u64;
 }
 
 unsafe extern "C" fn leader(data: *mut CaptureData) {
@@ -89,6 +101,10 @@ unsafe extern "C" fn leader(data: *mut CaptureData) {
     out.prctl[2] = syscall!(sys::PRCTL, PR_GET_SECUREBITS);
     let thp = syscall!(sys::PRCTL, PR_GET_THP_DISABLE, 0, 0, 0, 0);
     out.prctl[3] = thp | syscall!(sys::PRCTL, PR_GET_DUMPABLE) << 8;
+    out.values[0] = syscall!(sys::PRCTL, PR_GET_MDWE, 0, 0, 0, 0);
+    out.values[1] = syscall!(sys::PRCTL, PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
+    out.values[2] = 0;
+    syscall!(sys::ARCH_PRCTL, ARCH_GET_XCOMP_PERM, &raw mut out.values[2]);
     // SAFETY: a field of the same region.
     unsafe { describe_thread(&raw mut out.thread) };
     out.timers = [0; 2];

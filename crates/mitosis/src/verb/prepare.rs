@@ -12,6 +12,8 @@ pub fn run(args: Prepare) -> Done {
         name: args.name,
         ttl_ms: args.ttl.map(|ttl| ttl.as_millis() as u64),
         tree: args.tree,
+        privileged: args.privileged,
+        content_max: args.content_max.map(|mib| mib << 20),
     };
     let prepared = socket::connect(&args.socket)?.prepare(request)?;
     if args.output.json() {

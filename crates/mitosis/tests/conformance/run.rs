@@ -109,12 +109,22 @@ fn right(who: &str, line: &str, answer: &str) {
     assert_eq!(answer, "right", "{who}: {line}");
 }
 
+/// What `prepare` is to be told: a line `/* Prepared with FLAG ... */` of the program.
+fn flags(name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(directory().join(format!("{name}.c"))).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("/* Prepared with "));
+    let words = line.and_then(|line| line.strip_suffix(" */")).unwrap_or_default();
+    words.split_whitespace().map(str::to_owned).collect()
+}
+
 /// What every program goes through, on three nodes with daemons.
 fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path) {
     let (a, b, c) = (&daemons[0], &daemons[1], &daemons[2]);
     let parent = parent(lab, name, program);
     right("parent", "check", &parent.ask("check"));
-    let seed = prepare(a, parent.pid(), &[]);
+    let flags = flags(name);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let seed = prepare(a, parent.pid(), &flags);
     right("parent after prepare", "check", &parent.ask("check"));
     let own = ["--net", "own"];
     let children =
@@ -131,7 +141,7 @@ fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path) {
     child(1, "verify 1");
     child(2, "verify 2");
     right("parent while children live", "check", &parent.ask("check"));
-    let second = prepare(b, children[0].pid, &[]);
+    let second = prepare(b, children[0].pid, &flags);
     child(1, "verify 1");
     let grandchild = fork(c, &second.reference, &own)[0].clone();
     let answer = ask_child(c.node(), &grandchild, "verify 1");

@@ -1,5 +1,5 @@
-/* Refused: a guard region, where touching is a fault though the mapping around it can be read and
- * written. */
+/* Guard regions, where touching is a fault though the mapping around it can be read and written:
+ * as C libraries and language runtimes put them below stacks. */
 #include "conform.h"
 
 #define PAGE 4096ul
@@ -11,6 +11,7 @@ static const char *setup(void) {
     at = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     EXPECT(at != MAP_FAILED);
     fill(at, 64 * PAGE, 1);
+    fill(at + 10 * PAGE, PAGE, 2);
     EXPECT(madvise(at + 8 * PAGE, 2 * PAGE, GUARD_INSTALL) == 0);
     EXPECT(madvise(at + 63 * PAGE, PAGE, GUARD_INSTALL) == 0);
     return NULL;
@@ -31,12 +32,16 @@ static const char *holds(unsigned seed) {
     EXPECT(there(at + 8 * PAGE) == 0 && there(at + 10 * PAGE - 1) == 0);
     EXPECT(there(at + 10 * PAGE) == 1 && there(at + 62 * PAGE) == 1);
     EXPECT(there(at + 63 * PAGE) == 0);
+    EXPECT(filled(at + 10 * PAGE, PAGE, 2));
     return NULL;
 }
 
 static const char *check(void) { return holds(1); }
 static const char *change(int n) {
     fill(at, 8 * PAGE, 10 + (unsigned)n);
+    /* One can be taken away and made elsewhere. */
+    EXPECT(madvise(at + 9 * PAGE, PAGE, GUARD_REMOVE) == 0 && there(at + 9 * PAGE) == 1);
+    EXPECT(madvise(at + 9 * PAGE, PAGE, GUARD_INSTALL) == 0);
     return NULL;
 }
 static const char *verify(int n) { return holds(10 + (unsigned)n); }

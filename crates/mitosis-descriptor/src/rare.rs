@@ -1,0 +1,79 @@
+//! What must hold of the parts that few processes have.
+
+use crate::ThreadValues;
+use crate::validate::{USER_END, invalid, pid};
+use crate::{Descriptor, DescriptorError, Limits, MemoryPolicy, OpenObject, PAGE_SIZE, Rare};
+use std::collections::HashSet;
+
+/// Words of a set of memory nodes: `MAX_NUMNODES` is at most 1024.
+const NODE_WORDS_MAX: usize = 16;
+/// Highest number of a signal.
+const SIGNALS_MAX: u32 = 64;
+/// `F_OWNER_PGRP` of asm-generic/fcntl.h, the highest.
+const OWNER_KIND_MAX: u32 = 2;
+
+impl Rare {
+    pub(crate) fn validate(
+        &self,
+        all: &Descriptor,
+        limits: &Limits,
+    ) -> Result<(), DescriptorError> {
+        limits.check("guard regions", self.guards.len(), limits.runs_max)?;
+        ordered("guard region", self.guards.iter().copied())?;
+        limits.check("memory policies", self.policies.len(), limits.vmas_max)?;
+        ordered("memory policy", self.policies.iter().map(|(start, end, _)| (*start, *end)))?;
+        let of_threads = self.threads.iter().map(|thread| &thread.policy);
+        for policy in self.policies.iter().map(|(_, _, policy)| policy).chain(of_threads) {
+            policy.validate(limits)?;
+        }
+        if !self.threads.is_empty() && self.threads.len() != all.threads.len() {
+            return invalid(format!("values of {} threads", self.threads.len()));
+        }
+        self.validate_objects(all, limits)?;
+        for signals in all.open_files.iter().filter_map(|file| file.signals) {
+            pid("owner of an open file", signals.id)?;
+            if signals.kind > OWNER_KIND_MAX || signals.signal > SIGNALS_MAX {
+                return invalid(format!("an open file that tells {signals:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_objects(&self, all: &Descriptor, limits: &Limits) -> Result<(), DescriptorError> {
+        limits.check("open shared memory", self.open_objects.len(), all.shared.len())?;
+        let mut seen = HashSet::new();
+        for OpenObject { object, .. } in &self.open_objects {
+            if *object as usize >= all.shared.len() || !seen.insert(*object) {
+                return invalid(format!("shared memory {object}: none, or named twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MemoryPolicy {
+    fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        limits.check("words of a set of memory nodes", self.nodes.len(), NODE_WORDS_MAX)
+    }
+}
+
+impl ThreadValues {
+    /// What a thread has that asked for nothing.
+    pub fn usual() -> ThreadValues {
+        ThreadValues { slack_ns: 0, mce_kill: 2, policy: MemoryPolicy::default() }
+    }
+}
+
+fn ordered(what: &str, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), DescriptorError> {
+    let mut end_before = 0;
+    for (start, end) in ranges {
+        let aligned = start % PAGE_SIZE == 0 && end % PAGE_SIZE == 0;
+        if !aligned || start >= end || start < end_before || end > USER_END {
+            return invalid(format!(
+                "{what} {start:#x}-{end:#x}: unaligned, empty or out of order"
+            ));
+        }
+        end_before = end;
+    }
+    Ok(())
+}

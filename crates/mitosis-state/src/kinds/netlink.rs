@@ -1,0 +1,109 @@
+//! Netlink sockets (netlink(7)): protocol, port, groups, options. What waits in one is not carried:
+//! refused.
+
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of};
+use crate::options::{self, SocketOption};
+use crate::program::{Detail, List};
+use crate::{Group, StateError};
+use mitosis_descriptor::OpenFile;
+use mitosis_sys::sockopt as raw;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, RecvFlags, sockopt};
+use serde::{Deserialize, Serialize};
+
+/// The kind.
+pub const KIND: Kind = Kind { number: 33, name: "netlink", capture, plan, describe };
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    kind: u32,
+    protocol: u32,
+    port: u32,
+    /// Groups 1 to 32, one bit each.
+    groups: u32,
+    /// Groups above.
+    memberships: Vec<u32>,
+    options: Vec<SocketOption>,
+}
+
+/// NETLINK_LIST_MEMBERSHIPS: a bit for each group.
+const LIST_MEMBERSHIPS: (u32, u32) = (270, 9);
+/// Enough for 1024 groups.
+const MEMBERSHIP_BYTES: usize = 128;
+/// NETLINK_GENERIC numbers its groups as its families are loaded.
+const GENERIC: u32 = 16;
+
+fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
+    if inode_of(&group.link, "socket").is_none() {
+        return Ok(None);
+    }
+    let socket = context.duplicate(group)?;
+    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    if sockopt::socket_domain(&socket).map_err(what)? != AddressFamily::NETLINK {
+        return Ok(None);
+    }
+    let kind = sockopt::socket_type(&socket).map_err(what)?;
+    let protocol = sockopt::socket_protocol(&socket).map_err(what)?;
+    let protocol = protocol.map_or(0, |protocol| protocol.as_raw().get());
+    let name = rustix::net::getsockname(&socket).map_err(what)?;
+    let name = SocketAddrNetlink::try_from(name).map_err(what)?;
+    let mut byte = [0u8];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    if rustix::net::recv(&socket, &mut byte[..], flags) != Err(rustix::io::Errno::AGAIN) {
+        return Err(group.refused("a netlink socket with messages in it: try again"));
+    }
+    let (level, list) = LIST_MEMBERSHIPS;
+    let bits = raw::get_up_to(&socket, level, list, MEMBERSHIP_BYTES).unwrap_or_default();
+    let joined = |number: &u32| {
+        let bit = number - 1;
+        bits.get(bit as usize / 8).is_some_and(|byte| byte & 1 << (bit % 8) != 0)
+    };
+    let memberships: Vec<u32> = (33..=8 * MEMBERSHIP_BYTES as u32).filter(joined).collect();
+    if protocol == GENERIC && (name.groups() != 0 || !memberships.is_empty()) {
+        let what = "a generic netlink socket with groups, which have other numbers elsewhere";
+        return Err(group.refused(what));
+    }
+    let protocol_of = rustix::net::RawProtocol::new(protocol).map(rustix::net::Protocol::from_raw);
+    let options = options::changed_of(&socket, AddressFamily::NETLINK, kind, protocol_of);
+    let body = Body {
+        kind: kind.as_raw(),
+        protocol,
+        port: name.pid(),
+        groups: name.groups(),
+        memberships,
+        options: options.map_err(what)?,
+    };
+    encode(KIND.number, &body).map(Some)
+}
+
+const SOCKET: u16 = 41;
+const BIND: u16 = 49;
+const AF_NETLINK: u64 = 16;
+const ADD_MEMBERSHIP: (u32, u32) = (270, 1);
+
+fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let body: Body = decode(file)?;
+    let fd = file.fds[0].0;
+    let kind = u64::from(body.kind) | u64::from(file.flags & NONBLOCK);
+    let args = [AF_NETLINK, kind, u64::from(body.protocol)];
+    files.make(file, SOCKET, &args, "files: socket", Detail::Fd(fd));
+    files.set_options(file, &body.options);
+    if body.port != 0 || body.groups != 0 {
+        let address = u64::from(body.port) << 32 | AF_NETLINK;
+        let at = files.program.words(&[address, u64::from(body.groups)]);
+        let detail = Detail::Text(format!("netlink port {} for fd {fd}", body.port));
+        files.program.call(List::Build, BIND, &[u64::from(fd), at, 12], "files: bind", detail);
+    }
+    let (level, name) = ADD_MEMBERSHIP;
+    let joins = body.memberships.iter();
+    let joins: Vec<SocketOption> = joins
+        .map(|number| SocketOption { level, name, value: number.to_le_bytes().to_vec() })
+        .collect();
+    files.set_options(file, &joins);
+    Ok(())
+}
+
+fn describe(file: &OpenFile) -> Result<String, StateError> {
+    let body: Body = decode(file)?;
+    Ok(format!("protocol {}, port {}, groups {:#x}", body.protocol, body.port, body.groups))
+}

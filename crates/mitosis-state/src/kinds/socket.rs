@@ -1,0 +1,139 @@
+//! TCP and unix sockets that neither listen nor are connected: made, bound to their name, or not yet.
+
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of};
+use crate::net::{self, Address, ListenSpec};
+use crate::options::{self, SocketOption};
+use crate::program::{Detail, List};
+use crate::{Group, Provided, StateError};
+use mitosis_descriptor::OpenFile;
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+
+/// The kind.
+pub const KIND: Kind = Kind { number: 32, name: "socket", capture, plan, describe };
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    inode: u64,
+    family: u16,
+    kind: u32,
+    local: Option<Address>,
+    options: Vec<SocketOption>,
+}
+
+fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
+    let Some(inode) = inode_of(&group.link, "socket") else { return Ok(None) };
+    let socket = context.duplicate(group)?;
+    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let family = sockopt::socket_domain(&socket).map_err(what)?;
+    let kind = sockopt::socket_type(&socket).map_err(what)?;
+    let local = match family {
+        AddressFamily::INET | AddressFamily::INET6 if is_tcp(&socket, kind) => {
+            inet_name(&socket, group)?
+        }
+        AddressFamily::UNIX if rustix::net::getpeername(&socket).is_err() => {
+            unix_name(&socket, kind, group)?
+        }
+        _ => return Ok(None),
+    };
+    let options = options::changed(&socket, family, kind).map_err(what)?;
+    let (family, kind) = (family.as_raw(), kind.as_raw());
+    encode(KIND.number, &Body { inode, family, kind, local, options }).map(Some)
+}
+
+fn is_tcp(socket: &OwnedFd, kind: SocketType) -> bool {
+    let protocol = sockopt::socket_protocol(socket);
+    kind == SocketType::STREAM && protocol == Ok(Some(rustix::net::ipproto::TCP))
+}
+
+fn inet_name(socket: &OwnedFd, group: &Group) -> Result<Option<Address>, StateError> {
+    let name = rustix::net::getsockname(socket);
+    let name = name.map_err(|e| group.refused(format!("a socket: {e}")))?;
+    let name = net::address_of(name).map_err(|what| group.refused(what))?;
+    let has_port = !matches!(name, Address::V4(_, 0) | Address::V6(_, 0, _));
+    Ok(has_port.then_some(name))
+}
+
+/// What waits in an unconnected one came from others; it stays with the parent, and is not lost
+/// without a word.
+fn unix_name(
+    socket: &OwnedFd,
+    kind: SocketType,
+    group: &Group,
+) -> Result<Option<Address>, StateError> {
+    let mut byte = [0u8];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    if kind == SocketType::DGRAM
+        && rustix::net::recv(socket, &mut byte[..], flags) != Err(rustix::io::Errno::AGAIN)
+    {
+        return Err(group.refused("a unix socket with messages of others in it: try again"));
+    }
+    let name = rustix::net::getsockname(socket);
+    let name = name.map_err(|e| group.refused(format!("a socket: {e}")))?;
+    let unnamed = SocketAddrUnix::try_from(name.clone()).is_ok_and(|name| name.is_unnamed());
+    if unnamed {
+        return Ok(None);
+    }
+    net::address_of(name).map(Some).map_err(|what| group.refused(what))
+}
+
+const SOCKET: u16 = 41;
+const BIND: u16 = 49;
+
+fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let body: Body = decode(file)?;
+    let fd = file.fds[0].0;
+    let Some(address) = &body.local else {
+        make(file, files, &body);
+        return Ok(());
+    };
+    let shared = match address {
+        Address::V4(..) | Address::V6(..) => false,
+        Address::Path(_) => true,
+        Address::Abstract(_) => !files.own_net,
+    };
+    if shared {
+        let spec = ListenSpec {
+            address: address.clone(),
+            kind: body.kind,
+            backlog: 0,
+            nonblocking: file.flags & NONBLOCK != 0,
+            options: body.options,
+        };
+        let from = files.provide(Provided::Listener { key: body.inode, fd, spec });
+        for &(fd, cloexec) in &file.fds {
+            files.dup(from, fd, cloexec);
+        }
+        return Ok(());
+    }
+    make(file, files, &body);
+    let inet = !matches!(address, Address::Abstract(_));
+    let both = [options::REUSEADDR, options::FREEBIND];
+    let both = if inet { &both[..] } else { &[] };
+    for &switch in both {
+        files.set_switch(file, switch, true);
+    }
+    let raw = net::raw_address(address);
+    let at = files.program.data(&raw);
+    let detail = Detail::Text(format!("{address} for fd {fd}"));
+    let args = [u64::from(fd), at, raw.len() as u64];
+    files.program.call(List::Build, BIND, &args, "files: bind", detail);
+    for &switch in both {
+        files.set_switch(file, switch, options::is_on(&body.options, switch));
+    }
+    Ok(())
+}
+
+fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) {
+    let kind = u64::from(body.kind) | u64::from(file.flags & NONBLOCK);
+    let detail = Detail::Fd(file.fds[0].0);
+    files.make(file, SOCKET, &[u64::from(body.family), kind, 0], "files: socket", detail);
+    files.set_options(file, &body.options);
+}
+
+fn describe(file: &OpenFile) -> Result<String, StateError> {
+    let body: Body = decode(file)?;
+    let name = body.local.map_or_else(|| "nowhere".into(), |address| address.to_string());
+    Ok(format!("family {}, bound to {name}", body.family))
+}

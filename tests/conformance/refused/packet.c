@@ -1,0 +1,14 @@
+/* Refused: packet socket, which hears what arrives at interfaces of the parent's machine. */
+#include "conform.h"
+#include <linux/if_ether.h>
+
+static int fd;
+
+static const char *setup(void) {
+    fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ARP));
+    return fd >= 0 ? NULL : "socket";
+}
+
+static const char *check(void) { return fcntl(fd, F_GETFD) == 0 ? NULL : "F_GETFD"; }
+static const char *change(int n) { return n ? NULL : "no"; }
+static const char *verify(int n) { return n ? NULL : "no"; }
