@@ -4,7 +4,8 @@ use crate::inject::Injected;
 use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
-use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow, hooks, memory, rare};
+use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
+use crate::{dontfork, hooks, memory, rare};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread,
@@ -27,6 +28,8 @@ pub(crate) struct Input<'a> {
     pub kept: Option<Kept>,
     /// This node's clocks when the parent stood still.
     pub stood_at: Clocks,
+    /// Memory that the parent keeps from its forks.
+    pub dontfork: Vec<dontfork::Range>,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -53,7 +56,8 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let fail = CaptureError::sys("describe", pid);
     let mut ours = vec![input.capture.region];
     ours.extend(input.options.resident);
-    let memory = memory::read(pid, &ours, input.inherited.as_ref(), input.kept.as_ref())?;
+    let (inherited, kept) = (input.inherited.as_ref(), input.kept.as_ref());
+    let memory = memory::read(pid, &ours, inherited, kept, &input.dontfork)?;
     let process = process(input).map_err(&fail)?;
     let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());

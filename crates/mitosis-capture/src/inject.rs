@@ -25,6 +25,7 @@ use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
 const MMAP: u64 = 9;
+const MADVISE: u64 = 28;
 const MPROTECT: u64 = 10;
 const MUNMAP: u64 = 11;
 /// EACCES.
@@ -355,6 +356,29 @@ impl Planted {
                 }
             }
         }
+    }
+
+    /// madvise(2) of ranges by the leading thread, all threads being stopped.
+    pub(crate) fn advise(
+        &self,
+        process: &mut StoppedProcess,
+        ranges: &[(u64, u64)],
+        advice: u64,
+    ) -> Result<(), CaptureError> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let fail = CaptureError::sys("shadow", self.pid);
+        refuse_replaced(self.pid, &self.gadget)?;
+        refuse_critical_section(process, &self.gadget)?;
+        let deadline = Instant::now() + BLOB_TIMEOUT;
+        let leader = &mut process.threads[0];
+        for (start, end) in ranges {
+            let args = [*start, end - start, advice, 0, 0, 0];
+            let done = leader.inject(self.gadget.address, MADVISE, args, deadline);
+            check("madvise", done.map_err(&fail)?)?;
+        }
+        Ok(())
     }
 
     fn slot(&self, thread: usize) -> u64 {

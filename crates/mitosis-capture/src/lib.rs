@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod describe;
+mod dontfork;
 mod error;
 mod gadget;
 mod hooks;
@@ -27,6 +28,7 @@ use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
 use mitosis_state::Prescan;
 use mitosis_sys::clock::Clocks;
 use mitosis_sys::ptrace::Metronome;
+use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -172,6 +174,7 @@ struct Frozen {
     open_files: Vec<OpenFile>,
     inherited: Option<InheritedPages>,
     stood_at: Clocks,
+    dontfork: Vec<dontfork::Range>,
     freeze: Duration,
 }
 
@@ -179,6 +182,46 @@ fn capture(
     pid: i32,
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
+) -> Result<Seeded, CaptureError> {
+    let first = capture_once(pid, options, inherited, false)?;
+    if !lacks_memory(pid, &first)? {
+        return Ok(first);
+    }
+    first.shadow.end();
+    let mut seeded = capture_once(pid, options, inherited, true)?;
+    if lacks_memory(pid, &seeded)? {
+        seeded.shadow.end();
+        let why =
+            "makes memory that its forks are not to have (MADV_DONTFORK) all the time: try again";
+        return Err(CaptureError::Refused { pid, why: why.into() });
+    }
+    // It stood still twice.
+    seeded.freeze_us += first.freeze_us;
+    let phases = first.phases.into_iter().zip(&mut seeded.phases);
+    phases.for_each(|((_, us), (_, total))| *total += us);
+    Ok(seeded)
+}
+
+/// Whether the shadow lacks memory; if that cannot be known, there is no shadow any more.
+fn lacks_memory(pid: i32, seeded: &Seeded) -> Result<bool, CaptureError> {
+    match dontfork::lacks(pid, &seeded.descriptor) {
+        Ok(lacks) => Ok(lacks),
+        // The parent has ended meanwhile: the seed lives on.
+        Err(e) if [Errno::NOENT, Errno::SRCH].iter().any(|gone| e.is(gone.raw_os_error())) => {
+            Ok(false)
+        }
+        Err(e) => {
+            seeded.shadow.end();
+            Err(CaptureError::sys("describe", pid)(e))
+        }
+    }
+}
+
+fn capture_once(
+    pid: i32,
+    options: &Options,
+    inherited: &mut (dyn Inherited + Send),
+    has_dontfork: bool,
 ) -> Result<Seeded, CaptureError> {
     let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
@@ -193,7 +236,8 @@ fn capture(
     let deadline = Instant::now() + options.stop_timeout;
     let mut planted = Planted::plant(pid, &facts, gadget, &place, deadline)?;
     clock.lap(Phase::Plant);
-    let frozen = freeze(&facts, files, inherited, &mut planted, &place, deadline, &mut clock);
+    let looks = Looks { facts: &facts, files, has_dontfork };
+    let frozen = freeze(looks, inherited, &mut planted, &place, deadline, &mut clock);
     place.let_parent_run();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;
@@ -220,6 +264,7 @@ fn capture(
         shadow,
         kept,
         stood_at: frozen.stood_at,
+        dontfork: frozen.dontfork,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -227,10 +272,16 @@ fn capture(
     Ok(seeded)
 }
 
+/// What was seen of the parent before the stop that counts.
+struct Looks<'a> {
+    facts: &'a refuse::Facts,
+    files: Prescan,
+    has_dontfork: bool,
+}
+
 /// The stop that counts: all threads stand still until the fork is done.
 fn freeze(
-    facts: &refuse::Facts,
-    files: Prescan,
+    Looks { facts, files, has_dontfork }: Looks<'_>,
     inherited: &mut (dyn Inherited + Send),
     planted: &mut Planted,
     place: &stop::Place,
@@ -250,11 +301,15 @@ fn freeze(
     let open_files = files.confirm()?;
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);
-    planted.fork(&mut process)?;
+    let dontfork = match has_dontfork {
+        true => dontfork::ranges(planted.pid).map_err(CaptureError::sys("shadow", planted.pid))?,
+        false => Vec::new(),
+    };
+    dontfork::fork(planted, &mut process, &dontfork)?;
     if facts.shared {
         planted.keep_shared()?;
     }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, stood_at, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, freeze })
 }

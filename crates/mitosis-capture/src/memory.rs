@@ -1,7 +1,7 @@
 //! The shadow's mappings and which of its pages hold data.
 
 use crate::shared::{AIO, Kept, is_shared};
-use crate::{CaptureError, InheritedPages};
+use crate::{CaptureError, InheritedPages, dontfork};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
 use mitosis_sys::procfs::{self, Mapping};
@@ -27,6 +27,7 @@ pub(crate) fn read(
     ours: &[(u64, u64)],
     inherited: Option<&InheritedPages>,
     kept: Option<&Kept>,
+    dontfork: &[dontfork::Range],
 ) -> Result<Memory, CaptureError> {
     let fail = CaptureError::sys("describe", shadow);
     let read;
@@ -48,7 +49,7 @@ pub(crate) fn read(
     let mut keys: Vec<(String, u64)> = Vec::new();
     let mut pagemap = Pagemap::open(shadow).map_err(&fail)?;
     let mut runs = Vec::new();
-    for mapping in &outside(mappings, ours) {
+    for mapping in &dontfork::mark(outside(mappings, ours), dontfork) {
         let Some(backing) = backing(mapping, inherited.is_some(), kept)? else { continue };
         let backing = match backing {
             Backing::File { offset, .. } => {
@@ -172,6 +173,7 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"ac", vma_flags::ACCOUNTED),
         (b"sl", vma_flags::SEALED),
         (b"dp", vma_flags::DROPPABLE),
+        (b"dc", vma_flags::DONTFORK),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
     table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)

@@ -416,6 +416,8 @@ pub mod vma_flags {
     pub const SEALED: u16 = 512;
     /// `MAP_DROPPABLE`.
     pub const DROPPABLE: u16 = 1024;
+    /// `MADV_DONTFORK`.
+    pub const DONTFORK: u16 = 2048;
 }
 
 /// What a mapping shows.

@@ -447,6 +447,7 @@ fn advise(program: &mut Program, vma: &Vma) {
         (vma_flags::NOHUGEPAGE, 15),
         (vma_flags::DONTDUMP, 16),
         (vma_flags::WIPEONFORK, 18),
+        (vma_flags::DONTFORK, 10),
     ];
     for (_, advice) in table.iter().filter(|(flag, _)| vma.flags & flag != 0) {
         let args = [start, len, *advice];

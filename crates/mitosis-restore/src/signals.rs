@@ -2,7 +2,7 @@
 
 use crate::RestoreError;
 use crate::plan::{NodeFacts, Request};
-use mitosis_descriptor::{Descriptor, PosixTimer, Process, Sched, SigInfo, Thread};
+use mitosis_descriptor::{Descriptor, OpenFile, PosixTimer, Process, Sched, SigInfo, Thread};
 use mitosis_state::{Detail, List, Program, op};
 
 const RT_SIGPROCMASK: u16 = 14;
@@ -19,6 +19,8 @@ const SCHED_SETATTR: u16 = 314;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const SIG_SETMASK: u64 = 2;
 /// `SIGEV_THREAD_ID` of asm-generic/siginfo.h.
+/// Of `struct f_owner_ex` (fcntl(2)).
+const F_OWNER_TID: u32 = 0;
 const SIGEV_THREAD_ID: u32 = 4;
 /// `SCHED_DEADLINE` of linux/sched.h.
 const SCHED_DEADLINE: u32 = 6;
@@ -36,6 +38,13 @@ pub(crate) fn plan(
 ) -> Result<(), RestoreError> {
     let Descriptor { process, threads, .. } = descriptor;
     refuse(process, threads, node, request)?;
+    let tells_thread = |file: &OpenFile| file.signals.is_some_and(|to| to.kind == F_OWNER_TID);
+    if request.new_pid && descriptor.open_files.iter().any(tells_thread) {
+        return Err(RestoreError::Incompatible(
+            "a descriptor tells one of the parent's threads (F_SETOWN_EX), whose id --new-pid changes"
+                .into(),
+        ));
+    }
     if has_signals(process, threads) {
         block_all(program);
     }

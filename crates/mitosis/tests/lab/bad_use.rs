@@ -229,6 +229,41 @@ fn kernel_thread() -> Option<u32> {
 }
 
 #[test]
+fn what_is_not_available_is_an_error_and_never_something_else() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let pid = parent.pid().to_string();
+    let tree = a.mitosis(&["prepare", &pid, "--tree"]).unwrap();
+    assert_eq!((tree.code(), tree.stdout.as_str()), (1, ""), "{tree:?}");
+    assert!(tree.stderr.contains("process trees are not available yet"), "{tree:?}");
+    let seed = prepare(&a, parent.pid(), &[]);
+    for via in ["shadow", "template"] {
+        let forked = b.mitosis(&["fork", &seed.reference, "--detach", "--via", via]).unwrap();
+        assert_eq!((forked.code(), forked.stdout.as_str()), (1, ""), "{forked:?}");
+        assert!(forked.stderr.contains("not available yet"), "{forked:?}");
+    }
+    assert!(ps(&b).is_empty());
+    assert_eq!(parent.ask("count"), "1");
+}
+
+#[test]
+fn a_thread_that_is_told_by_a_descriptor_keeps_its_id_or_there_is_no_child() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let code = "import fcntl, os, socket, struct, threading\n\
+                s, t = socket.socketpair()\n\
+                fcntl.fcntl(s, 15, struct.pack('ii', 0, threading.get_native_id()))\n\
+                print('ready', flush=True); import time; time.sleep(1000)";
+    let target = python(&lab, code);
+    let seed = prepare(&a, target.node_pid().unwrap(), &[]);
+    let forked = a.mitosis(&["fork", &seed.reference, "--detach", "--new-pid"]).unwrap();
+    assert_eq!(forked.code(), 1, "{forked:?}");
+    assert!(forked.stderr.contains("F_SETOWN_EX"), "{forked:?}");
+    fork(&a, &seed.reference, &[]);
+}
+
+#[test]
 fn an_open_file_of_a_kind_that_cannot_fork_is_refused_by_name() {
     let lab = lab(1);
     let a = daemon(&lab, 0);
