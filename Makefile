@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: all setup build test test-rdma test-rdma-quick bench-rdma demo clean
+.PHONY: all setup build test test-runtimes test-rdma test-rdma-quick bench-rdma demo clean
 
 all: build
 
@@ -16,6 +16,11 @@ build: setup
 # Two tests at a time: each of the lab tests is several nodes already.
 test: setup
 	$(CARGO) test --workspace --no-fail-fast -- --test-threads=2
+
+# Servers in many languages, forked idle and under load; installs them by name.
+test-runtimes: setup
+	@scripts/setup-runtimes.sh
+	$(CARGO) test -p mitosis --test runtimes -- --test-threads=1
 
 # In emulated guests with an emulated RDMA device, or on a real one: see docs/rdma.md.
 test-rdma: build

@@ -22,6 +22,7 @@ mod response;
 mod shadow;
 
 pub use error::BenchError;
+pub use machine::Machine;
 
 use report::Report;
 use std::path::{Path, PathBuf};

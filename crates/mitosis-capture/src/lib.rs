@@ -188,13 +188,8 @@ fn capture(
         return Ok(first);
     }
     first.shadow.end();
+    // Now it is looked for while the parent stands still: nothing of it is missing.
     let mut seeded = capture_once(pid, options, inherited, true)?;
-    if lacks_memory(pid, &seeded)? {
-        seeded.shadow.end();
-        let why =
-            "makes memory that its forks are not to have (MADV_DONTFORK) all the time: try again";
-        return Err(CaptureError::Refused { pid, why: why.into() });
-    }
     // It stood still twice.
     seeded.freeze_us += first.freeze_us;
     let phases = first.phases.into_iter().zip(&mut seeded.phases);

@@ -119,6 +119,8 @@ pub(crate) struct Memory<'a> {
     fd_base: u32,
     /// For each mapped file: whether this node's copy may be used.
     usable: Vec<bool>,
+    /// For each mapped file: whether it is the parent's machine's alone.
+    elsewhere: Vec<bool>,
     /// For each mapped file: its number in the child, once provided.
     numbers: Vec<Option<u32>>,
     areas: Vec<Area>,
@@ -140,11 +142,15 @@ impl<'a> Memory<'a> {
             count += 1;
             *usable = count <= FILES_MAX;
         }
+        let elsewhere: Vec<bool> =
+            descriptor.files.iter().map(|file| proven.is_elsewhere(file)).collect();
+        usable.iter_mut().zip(&elsewhere).for_each(|(usable, elsewhere)| *usable &= !elsewhere);
         let numbers = vec![None; usable.len()];
         Memory {
             descriptor,
             fd_base,
             usable,
+            elsewhere,
             numbers,
             areas: Vec::new(),
             runs: Vec::new(),
@@ -247,7 +253,9 @@ impl<'a> Memory<'a> {
             }
             // Mapped already, object by object.
             Backing::Shared { .. } => self.missing_in(vma, None),
-            Backing::File { file, offset } if shared::is_writable(vma) => {
+            Backing::File { file, offset }
+                if shared::is_writable(vma) && !self.elsewhere[file as usize] =>
+            {
                 let path = &self.descriptor.files[file as usize].path;
                 shared::map_file(program, vma, path, offset);
             }

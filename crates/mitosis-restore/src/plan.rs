@@ -48,6 +48,12 @@ pub trait ProvenFiles {
     /// True only if this node's file at that path is known to have exactly that content. Never
     /// computes anything on the fork path: unknown is `false`.
     fn proven(&self, file: &MappedFile) -> bool;
+
+    /// Whether a file that the parent maps to share it with others is one of its machine's own, and
+    /// this node has none: then the child gets a copy of the content.
+    fn is_elsewhere(&self, _file: &MappedFile) -> bool {
+        false
+    }
 }
 
 /// What the caller wants of the child.

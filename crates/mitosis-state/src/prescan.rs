@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 /// What the open files of a running process looked like a moment ago.
 #[derive(Debug)]
@@ -39,13 +40,44 @@ struct Entry {
 /// Longer fdinfo (epolls with hundreds of registrations) is not worth confirming.
 const INFO_BYTES_MAX: usize = 4096;
 
+/// How often a process is looked at that changes its open files all the time.
+const TRIES: usize = 4;
+/// Between two such looks.
+const PAUSE: Duration = Duration::from_millis(1);
+
 impl Prescan {
     /// Looks at a running process. Of a file without a path at most `content_max` bytes are taken
-    /// along.
+    /// along. A busy process closes files between two looks at them: then it is looked at again, and
+    /// if it is always so, what counts is seen in the stop.
     ///
     /// # Errors
     /// [`StateError::Refused`] for what cannot be carried, before anything has been touched.
     pub fn take(pid: i32, content_max: u64) -> Result<Prescan, StateError> {
+        let mut refused: Vec<StateError> = Vec::new();
+        for _ in 0..TRIES {
+            match Prescan::look(pid, content_max, true) {
+                Ok(prescan) => return Ok(prescan),
+                Err(error @ StateError::Refused { .. }) => refused.push(error),
+                Err(_) => {}
+            }
+            std::thread::sleep(PAUSE);
+        }
+        // What was closed meanwhile is not met each time, or only with the error of a call.
+        let last = refused.pop().filter(|_| refused.len() + 1 == TRIES);
+        match last {
+            Some(last) => {
+                let said = last.to_string();
+                let same = |other: &StateError| other.to_string() == said;
+                if refused.iter().all(same) && !said.contains("(os error ") {
+                    return Err(last);
+                }
+                Prescan::look(pid, content_max, false)
+            }
+            None => Prescan::look(pid, content_max, false),
+        }
+    }
+
+    fn look(pid: i32, content_max: u64, closely: bool) -> Result<Prescan, StateError> {
         let fail = |call, e: rustix::io::Errno| StateError::Sys {
             fd: u32::MAX,
             source: SysError::io(call, pid, e),
@@ -54,7 +86,7 @@ impl Prescan {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let links =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open /proc/fd", e))?;
-        let groups = scan(pid)?;
+        let groups = if closely { scan(pid)? } else { Vec::new() };
         let files = kinds::capture(pid, &groups, false, content_max)?;
         let mut prescan = Prescan {
             pid,
@@ -63,7 +95,7 @@ impl Prescan {
             entries: Vec::new(),
             probes: Vec::new(),
             files,
-            volatile: false,
+            volatile: !closely,
         };
         let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
         let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty())
@@ -118,7 +150,11 @@ impl Prescan {
         if !self.volatile && self.unchanged() {
             return Ok(self.files);
         }
-        kinds::capture(self.pid, &scan(self.pid)?, true, self.content_max)
+        let Prescan { pid, content_max, probes, .. } = self;
+        // What the process has closed since is closed only when they are: an epoll would go on to
+        // watch it.
+        drop(probes);
+        kinds::capture(pid, &scan(pid)?, true, content_max)
     }
 
     fn unchanged(&self) -> bool {

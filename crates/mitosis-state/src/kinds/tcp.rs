@@ -59,7 +59,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let info = Info::of(&socket, group)?;
     let peer = match rustix::net::getpeername(&socket) {
         Ok(Some(peer)) => Some(net::address_of(peer).map_err(|what| group.refused(what))?),
-        _ if info.connecting() => None,
+        _ if info.connecting() || info.dead() => None,
         _ => return Ok(None),
     };
     let own = match &peer {
@@ -77,6 +77,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
 /// What of `struct tcp_info` (linux/tcp.h) is asked.
 struct Info {
     state: u8,
+    received: u32,
     unsent: u32,
 }
 
@@ -84,20 +85,28 @@ impl Info {
     fn of(socket: &OwnedFd, group: &Group) -> Result<Info, StateError> {
         const TCP: u32 = 6;
         const TCP_INFO: u32 = 11;
+        /// Offset of `tcpi_segs_in`.
+        const RECEIVED: usize = 140;
         /// Offset of `tcpi_notsent_bytes`.
         const UNSENT: usize = 144;
         let fail = |source| StateError::Sys { fd: group.first(), source };
         let bytes = raw::get_up_to(socket, TCP, TCP_INFO, UNSENT + 4).map_err(fail)?;
-        let word = bytes.get(UNSENT..UNSENT + 4).and_then(|word| word.try_into().ok());
-        Ok(Info {
-            state: bytes.first().copied().unwrap_or(0),
-            unsent: word.map_or(0, u32::from_le_bytes),
-        })
+        let word = |at: usize| {
+            let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
+            word.map_or(0, u32::from_le_bytes)
+        };
+        let state = bytes.first().copied().unwrap_or(0);
+        Ok(Info { state, received: word(RECEIVED), unsent: word(UNSENT) })
     }
 
     /// SYN_SENT or SYN_RECV (net/tcp_states.h).
     fn connecting(&self) -> bool {
         matches!(self.state, 2 | 3)
+    }
+
+    /// CLOSE, but not because it has yet to be connected: it was reset, and keeps its address.
+    fn dead(&self) -> bool {
+        self.state == 7 && self.received > 0
     }
 
     /// It has said that it writes no more: FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING.

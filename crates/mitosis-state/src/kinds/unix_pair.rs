@@ -48,7 +48,11 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         let name = describe_inet(domain, kind);
         return Err(group.refused(name));
     }
-    let peer = context.unix_peer(inode).map_err(what)?;
+    let peer = match context.unix_peer(inode) {
+        // Made by a connect from another network namespace, so it lives there, as its peer does.
+        Err(rustix::io::Errno::NOENT) if is_accepted(&socket) => None,
+        peer => peer.map_err(what)?,
+    };
     let inside =
         |peer: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(peer));
     // The rule of pipes: an end outside stays with the parent, and is closed to the child.
@@ -67,6 +71,13 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused(what));
     }
     encode(KIND.number, &Body { inode, peer, kind: kind.as_raw(), queued, options }).map(Some)
+}
+
+/// Whether it has the name of a listening socket: the ends of a pair have none.
+fn is_accepted(socket: &OwnedFd) -> bool {
+    let name = rustix::net::getsockname(socket).ok();
+    let name = name.and_then(|name| rustix::net::SocketAddrUnix::try_from(name).ok());
+    name.is_some_and(|name| name.path_bytes().is_some() || name.abstract_name().is_some())
 }
 
 /// SO_PEEK_OFF: while it is not negative, each peek begins where the last one ended.
