@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Most parts of one working set: it grows with what children tell.
 const PARTS_MAX: usize = 8;
+const _: () = assert!(PARTS_MAX < mitosis_restore::WORKING_SET_PARTS);
+const _: () = assert!(WORKING_SET_MAX <= mitosis_restore::WORKING_SET_PAGES);
 /// Most pages kept for all seeds together: 256 MiB.
 const PAGES_MAX: usize = 64 << 10;
 /// How long a working set is kept that no fork asks for.
