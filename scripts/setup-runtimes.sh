@@ -5,34 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 
-packages="curl golang-go nginx-light nodejs openjdk-17-jdk-headless perl php-apcu php-cli
-    redis-server ruby ruby-webrick"
 # Only the npm of Debian is a package of its own.
-command -v npm >/dev/null || packages="$packages npm"
-
-missing=
-for package in $packages; do
-    status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "setup-runtimes: missing:$missing (run as root, or install them)" >&2
-        exit 1
-    fi
-    echo "setup-runtimes: installing$missing"
-    export DEBIAN_FRONTEND=noninteractive
-    # Installing a server must not start it.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e $policy ]; then
-        printf '#!/bin/sh\nexit 101\n' >$policy
-        chmod 755 $policy
-        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-    fi
-    apt-get update -q
-    # shellcheck disable=SC2086
-    apt-get install -q -y --no-install-recommends $missing
-fi
+npm=
+command -v npm >/dev/null || npm=npm
+scripts/packages.sh curl golang-go nginx-light nodejs openjdk-17-jdk-headless perl php-apcu php-cli \
+    redis-server ruby ruby-webrick $npm
 
 out=${CARGO_TARGET_DIR:-target}/runtimes
 from=tests/runtimes

@@ -6,22 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-missing=
-for package in gcc libc6-dev make iproute2 util-linux procps runc python3 python3-venv libssl-dev nodejs; do
-    status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "setup: missing:$missing (run as root, or install them)" >&2
-        exit 1
-    fi
-    echo "setup: installing$missing"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q
-    # shellcheck disable=SC2086
-    apt-get install -q -y --no-install-recommends $missing
-fi
+scripts/packages.sh gcc libc6-dev make iproute2 util-linux procps runc python3 python3-venv libssl-dev \
+    nodejs
 
 if ! command -v cargo >/dev/null; then
     echo "setup: no cargo: a Rust toolchain (1.85 or later) is needed; see https://rustup.rs" >&2

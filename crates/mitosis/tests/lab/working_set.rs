@@ -11,6 +11,16 @@ fn touch(daemon: &mitosis_lab::Daemon<'_>) {
     assert_eq!(said, format!("right={} wrong=0 zero=0", DATA_PAGES * PERCENT / 100));
 }
 
+/// Waits until the seed's node knows what its first child has touched; how many pages these are.
+fn told(owner: &mitosis_lab::Daemon<'_>, seed: &Seed) -> u64 {
+    let told = DATA_PAGES * PERCENT / 100;
+    until("the first child's touches are told", SOON, || {
+        let row = seed_row(owner, &seed.id).unwrap();
+        (row["working_set"].as_u64().unwrap() >= told).then_some(())
+    });
+    told
+}
+
 #[test]
 fn the_second_node_gets_the_working_set_in_bulk_and_the_next_child_there_gets_it_for_nothing() {
     let lab = lab(3);
@@ -19,11 +29,7 @@ fn the_second_node_gets_the_working_set_in_bulk_and_the_next_child_there_gets_it
     let seed = prepare(&a, parent.pid(), &[]);
     let first = fork_one(&b, &seed.reference, &[]);
     touch(&b);
-    let told = DATA_PAGES * PERCENT / 100;
-    until("the first child's touches are told", SOON, || {
-        let row = seed_row(&a, &seed.id).unwrap();
-        (row["working_set"].as_u64().unwrap() >= told).then_some(())
-    });
+    let told = told(&a, &seed);
     let number = |row: &serde_json::Value, key: &str| row[key].as_u64().unwrap();
     let alone = number(&row(&b, first.pid), "faults");
     assert!(alone >= told, "the first child fetched for itself: {alone} faults");
@@ -76,11 +82,7 @@ fn children_on_the_seeds_own_node_get_it_too() {
     let seed = prepare(&a, parent.pid(), &[]);
     fork_one(&b, &seed.reference, &[]);
     touch(&b);
-    let told = DATA_PAGES * PERCENT / 100;
-    until("the first child's touches are told", SOON, || {
-        let row = seed_row(&a, &seed.id).unwrap();
-        (row["working_set"].as_u64().unwrap() >= told).then_some(())
-    });
+    let told = told(&a, &seed);
     let hash = parent.ask("hash");
     drop(parent);
     let child = fork(&a, &seed.reference, &[]).pop().unwrap();
