@@ -7,6 +7,7 @@
 
 use crate::CaptureError;
 use crate::inject::Planted;
+use crate::memory::cut;
 use crate::stop::StoppedProcess;
 use mitosis_descriptor::Descriptor;
 use mitosis_sys::SysError;
@@ -63,24 +64,15 @@ pub(crate) fn fork(
 /// The mappings of a shadow, with that memory marked as in the parent.
 pub(crate) fn mark(mappings: Vec<Mapping>, ranges: &[Range]) -> Vec<Mapping> {
     let mut all = mappings;
-    for &(start, end) in ranges {
-        let cut = |mapping: Mapping| {
-            if mapping.end <= start || end <= mapping.start {
-                return vec![mapping];
+    for range in ranges {
+        let parts = all.into_iter().flat_map(|mapping| cut(mapping, *range));
+        let marked = |(mut part, inside): (Mapping, bool)| {
+            if inside {
+                part.flags.push(*DONTFORK);
             }
-            let (from, to) = (start.max(mapping.start), end.min(mapping.end));
-            let parts = [(mapping.start, from), (from, to), (to, mapping.end)];
-            let part = |(first, last): (u64, u64)| {
-                let offset = mapping.offset + (first - mapping.start);
-                let mut part = Mapping { start: first, end: last, offset, ..mapping.clone() };
-                if (first, last) == (from, to) {
-                    part.flags.push(*DONTFORK);
-                }
-                part
-            };
-            parts.into_iter().filter(|(first, last)| first < last).map(part).collect()
+            part
         };
-        all = all.into_iter().flat_map(cut).collect();
+        all = parts.map(marked).collect();
     }
     all
 }

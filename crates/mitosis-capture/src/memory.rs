@@ -182,22 +182,26 @@ fn flags(mapping: &Mapping) -> u16 {
 /// The mappings without what is ours. The kernel may have made one of ours and its neighbour.
 fn outside(mappings: &[Mapping], ours: &[(u64, u64)]) -> Vec<Mapping> {
     let mut left = mappings.to_vec();
-    for &(start, end) in ours {
-        let cut = |mapping: Mapping| {
-            if mapping.end <= start || end <= mapping.start {
-                return vec![mapping];
-            }
-            let parts = [(mapping.start, start.min(mapping.end)), (end, mapping.end)];
-            let parts = parts.into_iter().filter(|(from, to)| from < to);
-            let part = |(from, to)| {
-                let offset = mapping.offset + (from - mapping.start);
-                Mapping { start: from, end: to, offset, ..mapping.clone() }
-            };
-            parts.map(part).collect()
-        };
-        left = left.into_iter().flat_map(cut).collect();
+    for range in ours {
+        let parts = left.into_iter().flat_map(|mapping| cut(mapping, *range));
+        left = parts.filter(|(_, inside)| !inside).map(|(mapping, _)| mapping).collect();
     }
     left
+}
+
+/// A mapping cut at the ends of a range: its parts in order, and whether each lies in the range.
+pub(crate) fn cut(mapping: Mapping, (start, end): (u64, u64)) -> Vec<(Mapping, bool)> {
+    if mapping.end <= start || end <= mapping.start {
+        return vec![(mapping, false)];
+    }
+    let (from, to) = (start.max(mapping.start), end.min(mapping.end));
+    let parts = [(mapping.start, from), (from, to), (to, mapping.end)];
+    let part = |(first, last): (u64, u64)| {
+        let offset = mapping.offset + (first - mapping.start);
+        let part = Mapping { start: first, end: last, offset, ..mapping.clone() };
+        (part, (first, last) == (from, to))
+    };
+    parts.into_iter().filter(|(first, last)| first < last).map(part).collect()
 }
 
 /// What is left of a mapping without its guard regions: what lay there is gone.

@@ -63,16 +63,11 @@ impl Prescan {
             std::thread::sleep(PAUSE);
         }
         // What was closed meanwhile is not met each time, or only with the error of a call.
-        let last = refused.pop().filter(|_| refused.len() + 1 == TRIES);
-        match last {
-            Some(last) => {
-                let said = last.to_string();
-                let same = |other: &StateError| other.to_string() == said;
-                if refused.iter().all(same) && !said.contains("(os error ") {
-                    return Err(last);
-                }
-                Prescan::look(pid, content_max, false)
-            }
+        let said = refused.last().map(StateError::to_string).unwrap_or_default();
+        let same = |error: &StateError| error.to_string() == said;
+        let always = refused.len() == TRIES && refused.iter().all(same);
+        match refused.pop().filter(|_| always && !said.contains("(os error ")) {
+            Some(last) => Err(last),
             None => Prescan::look(pid, content_max, false),
         }
     }
