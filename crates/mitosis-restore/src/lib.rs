@@ -20,6 +20,6 @@ mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
-pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
-pub use start::{StartFds, Started, await_hooks, start};
+pub use plan::{Area, NodeFacts, Part, ProvenFiles, Request, RestorePlan, Time, plan};
+pub use start::{Maker, StartFds, Started, await_hooks, start, start_template};
 pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};

@@ -1,7 +1,7 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
+use crate::plan::{Area, HOLE, NodeFacts, Part, ProvenFiles, STAGE, provided_base};
 use crate::{RestoreError, rare, shared, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
@@ -41,6 +41,7 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP
 const UFFD_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+const PR_SET_THP_DISABLE: u64 = 41;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 /// Slot of the fresh userfaultfd's number.
@@ -175,19 +176,55 @@ impl<'a> Memory<'a> {
         program: &mut Program,
         node: &NodeFacts,
         provided: &mut Vec<Provided>,
+        part: Part,
     ) -> Result<(), RestoreError> {
-        self.clear(program, node);
-        shared::map(program, self.descriptor, self.fd_base);
-        for vma in &self.descriptor.vmas {
-            self.map(program, vma, provided);
+        if part == Part::Rest {
+            // The template has mapped all this: here only what is missing in it counts.
+            let mut done = Program::new(program.region);
+            self.map_all(&mut done, &mut Vec::new(), part);
+        } else {
+            self.clear(program, node);
+            if part == Part::Memory {
+                // A huge page would hold zeros where pages are missing.
+                let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
+                program.call(List::Build, PRCTL, &args, "template: thp_disable", Detail::None);
+            } else {
+                shared::map(program, self.descriptor, self.fd_base);
+            }
+            self.map_all(program, provided, part);
+            rare::memory(program, self.descriptor, node);
+            self.place_vdso(program, node)?;
+            self.layout(program, provided);
         }
-        rare::memory(program, self.descriptor, node);
-        self.place_vdso(program, node)?;
-        self.layout(program, provided);
-        self.register(program, provided);
+        if part == Part::Memory {
+            self.register(program, provided, part);
+            return Ok(());
+        }
+        if part == Part::Rest {
+            shared::map(program, self.descriptor, self.fd_base);
+        }
+        self.register(program, provided, part);
+        if part == Part::Rest {
+            let args = [PR_SET_THP_DISABLE, 0, 0, 0, 0];
+            program.call(List::Build, PRCTL, &args, "register: thp_disable", Detail::None);
+        }
+        for vma in &self.descriptor.vmas {
+            if !matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock) {
+                advise(program, vma, &FORK_ADVICE);
+            }
+        }
         shared::fill(program, self.descriptor);
         self.seal(program);
         Ok(())
+    }
+
+    fn map_all(&mut self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
+        for vma in &self.descriptor.vmas {
+            // Each child has shared memory of its own.
+            if part != Part::Memory || !matches!(vma.backing, Backing::Shared { .. }) {
+                self.map(program, vma, provided);
+            }
+        }
     }
 
     /// What nobody may change any more: when all is in place.
@@ -284,7 +321,7 @@ impl<'a> Memory<'a> {
             }
             Backing::Vdso | Backing::Vvar | Backing::VvarVclock => return,
         }
-        advise(program, vma);
+        advise(program, vma, &ADVICE);
     }
 
     fn number(&mut self, file: u32, provided: &mut Vec<Provided>) -> u32 {
@@ -380,8 +417,9 @@ impl<'a> Memory<'a> {
     }
 
     /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
-    /// is here of the working set is put in place: nobody else knows of the descriptor yet.
-    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>) {
+    /// is here of the working set is put in place: nobody else knows of the descriptor yet. A template
+    /// has one for that alone.
+    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
         if self.areas.is_empty() {
             return;
         }
@@ -405,15 +443,18 @@ impl<'a> Memory<'a> {
             let args = [uffd, UFFDIO_REGISTER, range];
             program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
         }
-        working_set::place(program, self.working_set, uffd, |wanted| {
-            provided.push(wanted);
-            provided_base(self.fd_base) + provided.len() as u32 - 1
-        });
+        if part != Part::Rest {
+            working_set::place(program, self.working_set, uffd, |wanted| {
+                provided.push(wanted);
+                provided_base(self.fd_base) + provided.len() as u32 - 1
+            });
+        }
         let message = rights(program, uffd as u32);
-        for (to, what) in [
+        let receivers = [
             (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),
             (FD_PAGER, "register: give the userfaultfd to the pager"),
-        ] {
+        ];
+        for (to, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
             let to = u64::from(self.fd_base) + to as u64;
             program.call_expect(List::Build, SENDMSG, &[to, message, 0], 1, what, Detail::None);
         }
@@ -447,16 +488,14 @@ fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));
 }
 
-/// madvise(2) and mlock(2) state.
-fn advise(program: &mut Program, vma: &Vma) {
+/// madvise(2) of the kernel, by the flag that it leaves.
+const ADVICE: [(u16, u64); 3] =
+    [(vma_flags::HUGEPAGE, 14), (vma_flags::NOHUGEPAGE, 15), (vma_flags::DONTDUMP, 16)];
+/// What would not reach a process that is forked: last, in the child itself.
+const FORK_ADVICE: [(u16, u64); 2] = [(vma_flags::WIPEONFORK, 18), (vma_flags::DONTFORK, 10)];
+
+fn advise(program: &mut Program, vma: &Vma, table: &[(u16, u64)]) {
     let (start, len) = (vma.start, vma.end - vma.start);
-    let table = [
-        (vma_flags::HUGEPAGE, 14),
-        (vma_flags::NOHUGEPAGE, 15),
-        (vma_flags::DONTDUMP, 16),
-        (vma_flags::WIPEONFORK, 18),
-        (vma_flags::DONTFORK, 10),
-    ];
     for (_, advice) in table.iter().filter(|(flag, _)| vma.flags & flag != 0) {
         let args = [start, len, *advice];
         program.call_ignore(List::Build, MADVISE, &args, "map-vmas: madvise");

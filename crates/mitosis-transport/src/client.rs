@@ -1,7 +1,7 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
 use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
-use crate::{ForkError, SourceError};
+use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -98,18 +98,15 @@ impl ControlClient {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
         let ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want };
+        let (stream, head) = self.ask(address, Kind::Fork, &ask, deadline)?;
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
-        // A pooled connection may have been closed by the other side meanwhile: only then is a
-        // second attempt made, over a new connection.
-        let pooled = self.pooled(address);
-        let reused = pooled.as_ref().map(|stream| exchange(stream, &ask, false, deadline));
-        let (stream, answer) = match (pooled, reused) {
-            (Some(stream), Some(Ok(answer))) => (stream, answer),
-            _ => {
-                let stream = connect(address, deadline).map_err(unreachable)?;
-                let answer = exchange(&stream, &ask, true, deadline).map_err(unreachable)?;
-                (stream, answer)
+        let answer = match head.kind {
+            Kind::Refused => None,
+            Kind::Descriptor => {
+                let bytes = body(&stream, head.length as usize, deadline).map_err(unreachable)?;
+                Some((bytes, OwnerClocks::of(&head)))
             }
+            other => return Err(unreachable(unexpected(other))),
         };
         let Some((descriptor, clocks)) = answer else {
             self.keep(address, stream);
@@ -123,6 +120,58 @@ impl ControlClient {
             Some(Incoming { stream, address: address.to_owned(), most, deadline })
         };
         Ok(Fetched { descriptor, clocks, incoming })
+    }
+
+    /// Asks the node at `address` for the right to start children of a seed for a while.
+    ///
+    /// # Errors
+    /// As [`ControlClient::fork`].
+    pub fn lease(
+        &self,
+        address: &str,
+        seed: SeedId,
+        secret: &Secret,
+        timeout: Duration,
+    ) -> Result<Lease, ForkError> {
+        let deadline = Instant::now() + timeout;
+        let access = wire::Access { seed, secret: *secret };
+        let (stream, head) = self.ask(address, Kind::Lease, &access, deadline)?;
+        match head.kind {
+            Kind::Leased => {
+                self.keep(address, stream);
+                let time = Duration::from_millis(head.a.into());
+                Ok(Lease { time, working_set: head.b })
+            }
+            Kind::Refused => {
+                self.keep(address, stream);
+                Err(ForkError::Refused { address: address.to_owned() })
+            }
+            other => {
+                let cause = unexpected(other);
+                Err(ForkError::Unreachable { address: address.to_owned(), cause })
+            }
+        }
+    }
+
+    /// Asks, and waits for the head of the answer.
+    fn ask<T: serde::Serialize>(
+        &self,
+        address: &str,
+        kind: Kind,
+        ask: &T,
+        deadline: Instant,
+    ) -> Result<(TcpStream, Header), ForkError> {
+        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
+        // A pooled connection may have been closed by the other side meanwhile: only then is a
+        // second attempt made, over a new connection.
+        if let Some(stream) = self.pooled(address)
+            && let Ok(head) = exchange(&stream, kind, ask, false, deadline)
+        {
+            return Ok((stream, head));
+        }
+        let stream = connect(address, deadline).map_err(unreachable)?;
+        let head = exchange(&stream, kind, ask, true, deadline).map_err(unreachable)?;
+        Ok((stream, head))
     }
 
     /// Which pages of the seed follow, ascending.
@@ -211,19 +260,20 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
     Err(last)
 }
 
-/// One request and its answer, a descriptor; `None` is a refusal.
-fn exchange(
+/// One request and the head of its answer.
+fn exchange<T: serde::Serialize>(
     stream: &TcpStream,
-    ask: &wire::ForkAsk,
+    kind: Kind,
+    ask: &T,
     fresh: bool,
     deadline: Instant,
-) -> Result<Option<(Vec<u8>, OwnerClocks)>, SourceError> {
+) -> Result<Header, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
         out.extend(wire::control(Header::new(Kind::Hello), &hello)?);
     }
-    out.extend(wire::control(Header { tag: TAG, ..Header::new(Kind::Fork) }, ask)?);
+    out.extend(wire::control(Header { tag: TAG, ..Header::new(kind) }, ask)?);
     stream.set_write_timeout(Some(left(deadline)?)).map_err(|e| SourceError::io("send", e))?;
     let mut writer = stream;
     writer.write_all(&out).map_err(|e| SourceError::io("send", e))?;
@@ -240,15 +290,7 @@ fn exchange(
             return Err(SourceError::Protocol(text));
         }
     }
-    let header = header(stream, deadline)?;
-    match header.kind {
-        Kind::Refused => Ok(None),
-        Kind::Descriptor => {
-            let bytes = body(stream, header.length as usize, deadline)?;
-            Ok(Some((bytes, OwnerClocks::of(&header))))
-        }
-        other => Err(unexpected(other)),
-    }
+    header(stream, deadline)
 }
 
 fn take_list(stream: &TcpStream, most: usize, deadline: Instant) -> Result<Vec<u64>, SourceError> {
