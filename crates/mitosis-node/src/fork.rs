@@ -7,7 +7,7 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
 use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
-use crate::template::{Choice, Template};
+use crate::template::Template;
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{Phase, Reference};
@@ -59,21 +59,18 @@ pub(crate) fn fork(
     refuse(request)?;
     let reference: Reference =
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
-    let template = match node.templates.choose(node, request, &reference)? {
-        Choice::Template(template) => Some(template),
-        Choice::Direct => None,
+    let attempt = || -> Result<Forked, NodeError> {
+        let template = node.templates.choose(node, request, &reference)?;
+        let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
+        fork_batch(&batch).map_err(|error| match template {
+            // It may be ended by whoever runs out of memory: it is only a cache.
+            Some(template) if !template.alive() => NodeError::TemplateEnded,
+            _ => error,
+        })
     };
-    let done = fork_batch(&batch(node, request, stdio, &reference, template.clone(), arrived)?);
-    let done = match (template, done) {
-        // A template may be ended by whoever runs out of memory: it is only a cache.
-        (Some(dead), Err(_)) if !dead.alive() => {
-            node.templates.forget(&reference, &dead);
-            if request.via == Via::Template {
-                return Err(NodeError::step(Phase::Sandbox, "template", "it was ended"));
-            }
-            fork_batch(&batch(node, request, stdio, &reference, None, arrived)?)
-        }
-        (_, done) => done,
+    let done = match attempt() {
+        Err(NodeError::TemplateEnded) => attempt(),
+        done => done,
     };
     if done.is_ok() {
         node.templates.forked(node, request, &reference);

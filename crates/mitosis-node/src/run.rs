@@ -67,7 +67,7 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
         .map_err(|e| NodeError::control(format!("--listen {listen}"), e))?;
     let bound = pages.local_addr().map_err(|e| NodeError::control("--listen", e))?;
     let (ended, end) = sync_channel(4);
-    let (templates, jobs) = crate::template::Templates::new();
+    let (templates, jobs) = crate::template::Templates::new()?;
     let node = Arc::new(Node::new(Parts {
         address: config.advertise.clone().unwrap_or_else(|| bound.to_string()),
         hashes: Hashes::start(usual_files()).map_err(|e| NodeError::control("thread", e))?,

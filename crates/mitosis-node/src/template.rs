@@ -31,7 +31,7 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after the first child a template is made: the child comes first.
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long a template is kept that nobody uses.
-const KEPT: Duration = Duration::from_secs(30);
+const KEPT: Duration = Duration::from_secs(20);
 /// Most templates on a node.
 const TEMPLATES_MAX: usize = 64;
 /// Most ways to ask for children of one template that are remembered.
@@ -186,14 +186,6 @@ fn key(reference: &Reference) -> Key {
     (reference.address.clone(), reference.seed)
 }
 
-/// What to make children from.
-pub(crate) enum Choice {
-    /// Nothing.
-    Direct,
-    /// A template.
-    Template(Arc<Template>),
-}
-
 /// What [`work`] is to do: templates for children that were asked for so.
 pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
 
@@ -201,23 +193,26 @@ pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
 pub(crate) struct Templates {
     table: Mutex<HashMap<Key, Entry>>,
     changed: Condvar,
-    image: Mutex<Option<Arc<GuardImage>>>,
+    image: GuardImage,
     queue: SyncSender<(ForkRequest, Reference)>,
 }
 
 impl Templates {
     /// None yet, and the end of the queue of [`work`].
-    pub fn new() -> (Templates, Jobs) {
+    ///
+    /// # Errors
+    /// No memory for the program that they run.
+    pub fn new() -> Result<(Templates, Jobs), NodeError> {
         let (queue, jobs) = sync_channel(QUEUE);
-        let (table, changed, image) = (Mutex::default(), Condvar::new(), Mutex::default());
-        (Templates { table, changed, image, queue }, jobs)
+        let (table, changed, image) = (Mutex::default(), Condvar::new(), GuardImage::new()?);
+        Ok((Templates { table, changed, image, queue }, jobs))
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the children of a request are to be made from. Whoever has no right to the seed learns
+    /// What the children of a request are to be copied from, if there is anything. Whoever has no right to the seed learns
     /// that from the seed's node.
     ///
     /// # Errors
@@ -227,33 +222,40 @@ impl Templates {
         node: &Node,
         request: &ForkRequest,
         reference: &Reference,
-    ) -> Result<Choice, NodeError> {
+    ) -> Result<Option<Arc<Template>>, NodeError> {
         let usual =
             in_bulk(node, reference, request.transport) || reference.address == node.address;
         let now = match request.via {
             Via::Template => true,
             Via::Auto if usual => request.count >= MANY,
-            _ => return Ok(Choice::Direct),
+            _ => return Ok(None),
         };
         let known = {
             let table = self.table();
             let entry = table.get(&key(reference)).filter(|e| e.secret == reference.secret);
             entry.and_then(|e| Some((Arc::clone(e.template.as_ref()?), e.leased)))
         };
+        let known = known.filter(|(template, _)| {
+            let alive = template.alive();
+            if !alive {
+                self.forget(reference, template);
+            }
+            alive
+        });
         match known {
             Some((template, leased)) => {
                 if leased <= Instant::now() {
                     self.lease(node, reference)?;
                 }
-                Ok(Choice::Template(template))
+                Ok(Some(template))
             }
             None if now => match self.build(node, request, reference) {
-                Ok(template) => Ok(Choice::Template(template)),
+                Ok(template) => Ok(Some(template)),
                 Err(error) if request.via == Via::Template => Err(error),
                 // Whatever the cause: if it stands in the way of a child too, that will say so.
-                Err(_) => Ok(Choice::Direct),
+                Err(_) => Ok(None),
             },
-            None => Ok(Choice::Direct),
+            None => Ok(None),
         }
     }
 
@@ -357,16 +359,6 @@ impl Templates {
         drop(before);
     }
 
-    fn image(&self) -> Result<Arc<GuardImage>, NodeError> {
-        let mut image = self.image.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(image) = &*image {
-            return Ok(Arc::clone(image));
-        }
-        let made = Arc::new(GuardImage::new()?);
-        *image = Some(Arc::clone(&made));
-        Ok(made)
-    }
-
     fn make(
         &self,
         node: &Node,
@@ -382,7 +374,7 @@ impl Templates {
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
         let recipe = Recipe::new(node, request, of, Part::Memory, parts, time, &files)?;
-        let process = Blank::start(&*self.image()?)?;
+        let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
         let mut provided = Vec::new();
         for wanted in &recipe.plan.provided {

@@ -25,6 +25,11 @@ struct Begin {
 
 /// In a process just executed: takes its one order, as a guard would, and becomes what it says.
 pub fn begin(vdso: u64) -> ! {
+    // What ps(1) shows: its arguments go with the rest of this program's memory.
+    const NAME: &[u8; 16] = b"mitosis-templat\0";
+    const PR_SET_NAME: u64 = 15;
+    let name = *NAME;
+    syscall!(sys::PRCTL, PR_SET_NAME, name.as_ptr());
     let mut packet = MaybeUninit::<Begin>::uninit();
     let mut control = MaybeUninit::<Control>::uninit();
     let (to, len) = (packet.as_mut_ptr() as u64, size_of::<Begin>());
