@@ -64,7 +64,7 @@ pub(crate) fn fork(
         let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
         fork_batch(&batch).map_err(|error| match template {
             // It may be ended by whoever runs out of memory: it is only a cache.
-            Some(template) if !template.alive() => NodeError::TemplateEnded,
+            Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
             _ => error,
         })
     };
@@ -134,14 +134,14 @@ fn batch<'a>(
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     reference: &Reference,
-    template: Option<Arc<Template>>,
+    copied: Option<(Arc<Template>, Arc<Recipe>)>,
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
     let key = (reference.address.clone(), reference.seed);
     let none = |key| WorkingSet::none(&node.nodes, &node.working_sets, key);
-    let (fetched, working_set, recipe) = match &template {
-        Some(template) => (arrived.elapsed(), none(key), template.recipe(node, request)?),
+    let (fetched, working_set, template, recipe) = match copied {
+        Some((template, recipe)) => (arrived.elapsed(), none(key), Some(template), recipe),
         None => {
             let (working_set, want) = match in_bulk(node, reference, request.transport) {
                 true => {
@@ -158,7 +158,7 @@ fn batch<'a>(
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
             let (part, proven) = (Part::Whole, &node.hashes);
             let recipe = Recipe::new(node, request, descriptor, part, parts, clocks, proven)?;
-            (fetched, working_set, Arc::new(recipe))
+            (fetched, working_set, None, Arc::new(recipe))
         }
     };
     let plan_us = (arrived.elapsed() - fetched).as_micros() as u64;

@@ -222,7 +222,7 @@ impl Templates {
         node: &Node,
         request: &ForkRequest,
         reference: &Reference,
-    ) -> Result<Option<Arc<Template>>, NodeError> {
+    ) -> Result<Option<(Arc<Template>, Arc<Recipe>)>, NodeError> {
         let usual =
             in_bulk(node, reference, request.transport) || reference.address == node.address;
         let now = match request.via {
@@ -242,20 +242,24 @@ impl Templates {
             }
             alive
         });
-        match known {
+        let template = match known {
             Some((template, leased)) => {
                 if leased <= Instant::now() {
                     self.lease(node, reference)?;
                 }
-                Ok(Some(template))
+                Ok(template)
             }
-            None if now => match self.build(node, request, reference) {
-                Ok(template) => Ok(Some(template)),
-                Err(error) if request.via == Via::Template => Err(error),
-                // Whatever the cause: if it stands in the way of a child too, that will say so.
-                Err(_) => Ok(None),
-            },
-            None => Ok(None),
+            None if now => self.build(node, request, reference),
+            None => return Ok(None),
+        };
+        let both = template.and_then(|template| {
+            let recipe = template.recipe(node, request)?;
+            Ok(Some((template, recipe)))
+        });
+        match request.via {
+            Via::Template => both,
+            // Whatever the cause: if it stands in the way of a child too, that will say so.
+            _ => Ok(both.unwrap_or(None)),
         }
     }
 

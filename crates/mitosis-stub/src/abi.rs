@@ -128,7 +128,7 @@ pub struct TemplateOrder {
 }
 
 /// Bytes of a template's region: room for its children's plans; untouched memory costs nothing.
-pub const TEMPLATE_REGION: u64 = 16 << 20;
+pub const TEMPLATE_REGION: u64 = 48 << 20;
 /// Bytes at the end of it for the stacks of its loop.
 pub const TEMPLATE_STACKS: u64 = 16 << 10;
 
