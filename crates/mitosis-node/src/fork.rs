@@ -10,7 +10,7 @@ use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
 use crate::template::Template;
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
-use mitosis_descriptor::{Phase, Reference};
+use mitosis_descriptor::{PageIndex, Phase, Reference};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
 use mitosis_restore::{Maker, Part, Provided, StartFds};
@@ -157,7 +157,7 @@ fn batch<'a>(
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
             let (part, proven) = (Part::Whole, &node.hashes);
-            let recipe = Recipe::new(node, request, descriptor, part, parts, clocks, proven)?;
+            let recipe = Recipe::new(node, request, descriptor, part, parts, &[], clocks, proven)?;
             (fetched, working_set, None, Arc::new(recipe))
         }
     };
@@ -228,7 +228,7 @@ impl Batch<'_> {
                 added = Some(self.page(id, guard, &uffd_rx, pages, bytes));
             };
             match &self.template {
-                Some(template) => announce(template.pages.to_vec(), 0),
+                Some(_) => announce(Vec::new(), 0),
                 None => placed = recipe::place(&self.working_set, plan, &table_tx, announce),
             }
             placed.is_ok()
@@ -292,14 +292,19 @@ impl Batch<'_> {
         placed_bytes: u64,
     ) -> Result<Asked<'_>, NodeError> {
         let paging = &self.recipe.paging;
+        let template = self.template.as_ref();
+        let shape = template.map(|_| self.recipe.shape(self.node, &self.pager)).transpose()?;
+        let told = shape.is_some();
         let add = AddChild {
             child: ChildId(id),
             seed: self.seed.clone(),
-            areas: paging.areas.clone(),
-            index: paging.index.clone(),
-            owners: paging.owners.clone(),
+            areas: if told { Vec::new() } else { paging.areas.clone() },
+            index: if told { PageIndex::default() } else { paging.index.clone() },
+            owners: if told { Vec::new() } else { paging.owners.clone() },
             placed,
             placed_bytes,
+            held: template.map_or(0, |template| template.pages.len() as u64),
+            shape,
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,
         };

@@ -2,6 +2,7 @@
 
 use crate::error::NodeError;
 use crate::node::Node;
+use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::time::{Reading, Space};
 use crate::working_set::{Rest, WorkingSet};
@@ -13,7 +14,7 @@ use mitosis_transport::Want;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long the seed's node may take to answer.
@@ -29,11 +30,41 @@ pub(crate) struct Recipe {
     pub paging: Paging,
     /// For their clocks.
     pub space: Option<Arc<Space>>,
+    shape: Mutex<Option<Shape>>,
+}
+
+/// What all children of a recipe lack, as the pager knows it.
+struct Shape {
+    pager: Arc<Pager>,
+    name: u64,
+}
+
+impl Drop for Shape {
+    fn drop(&mut self) {
+        // A pager that is gone knows none any more.
+        let _ = self.pager.client.drop_shape(self.name);
+    }
 }
 
 impl Recipe {
-    /// Works it out; `working_set` is the number of files with pages that each child will get, and
-    /// `proven` says which of the parent's files are here.
+    /// The name by which the pager knows what its children lack; tells it, the first time.
+    ///
+    /// # Errors
+    /// The pager is gone.
+    pub fn shape(&self, node: &Node, pager: &Arc<Pager>) -> Result<u64, NodeError> {
+        let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shape.as_ref().filter(|known| Arc::ptr_eq(&known.pager, pager)) {
+            return Ok(known.name);
+        }
+        let Paging { areas, index, owners, .. } = &self.paging;
+        let name = node.next_child_id();
+        pager.client.add_shape(name, areas.clone(), index.clone(), owners.clone())?;
+        *shape = Some(Shape { pager: Arc::clone(pager), name });
+        Ok(name)
+    }
+
+    /// Works it out; `working_set` is the number of files with pages that each child will get, `placed`
+    /// are the pages that its template has, and `proven` says which of the parent's files are here.
     ///
     /// # Errors
     /// The machines differ, or something cannot be had here.
@@ -43,6 +74,7 @@ impl Recipe {
         descriptor: Arc<Descriptor>,
         part: Part,
         working_set: usize,
+        placed: &[u64],
         (time, space): (Time, Option<Arc<Space>>),
         proven: &dyn ProvenFiles,
     ) -> Result<Recipe, NodeError> {
@@ -55,10 +87,11 @@ impl Recipe {
             time,
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
+            placed: placed.to_vec(),
         };
         let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, proven)?;
         let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
-        Ok(Recipe { descriptor, plan, paging, space })
+        Ok(Recipe { descriptor, plan, paging, space, shape: Mutex::default() })
     }
 }
 

@@ -136,6 +136,7 @@ impl Template {
             descriptor,
             Part::Rest,
             0,
+            &self.pages,
             self.clocks.clone(),
             &self.files,
         )?;
@@ -377,7 +378,7 @@ impl Templates {
         let parts = working_set.len();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let recipe = Recipe::new(node, request, of, Part::Memory, parts, time, &files)?;
+        let recipe = Recipe::new(node, request, of, Part::Memory, parts, &[], time, &files)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
         let mut provided = Vec::new();
@@ -395,6 +396,7 @@ impl Templates {
         let control = process.control.as_fd();
         let orders = mitosis_restore::start_template(&recipe.plan, control, provided, fill);
         placed?;
+        pages.sort_unstable();
         Ok(Template {
             orders: orders?,
             known: working_set.pages(),

@@ -128,6 +128,8 @@ pub(crate) struct Memory<'a> {
     runs: Vec<PageRun>,
     /// See [`crate::Request`].
     working_set: usize,
+    /// See [`crate::Request`].
+    pub placed: &'a [u64],
 }
 
 impl<'a> Memory<'a> {
@@ -156,6 +158,7 @@ impl<'a> Memory<'a> {
             areas: Vec::new(),
             runs: Vec::new(),
             working_set,
+            placed: &[],
         }
     }
 
@@ -182,6 +185,7 @@ impl<'a> Memory<'a> {
             // The template has mapped all this: here only what is missing in it counts.
             let mut done = Program::new(program.region);
             self.map_all(&mut done, &mut Vec::new(), part);
+            self.leave_out();
         } else {
             self.clear(program, node);
             if part == Part::Memory {
@@ -347,6 +351,38 @@ impl<'a> Memory<'a> {
             at = end;
         }
         self.runs.extend(runs);
+    }
+
+    /// What the template has is not missing, and where nothing else is, nothing is registered.
+    fn leave_out(&mut self) {
+        let mut placed = self.placed.iter().copied().peekable();
+        let mut runs = Vec::with_capacity(self.runs.len());
+        for run in std::mem::take(&mut self.runs) {
+            while placed.next_if(|page| *page < run.start.0).is_some() {}
+            let mut from = run.start;
+            while let Some(page) = placed.next_if(|page| *page < run.end().0) {
+                runs.extend((from.0 < page).then(|| run.clip(from, Vpn(page))));
+                from = Vpn(page + 1);
+            }
+            runs.extend((from < run.end()).then(|| run.clip(from, run.end())));
+        }
+        self.runs = runs;
+        let runs = &self.runs;
+        self.areas.retain_mut(|area| {
+            let end = area.start.0 + area.count;
+            let first = runs.partition_point(|run| run.end() <= area.start);
+            let after = runs.partition_point(|run| run.start.0 < end);
+            if first >= after {
+                return false;
+            }
+            // A stack keeps its room to grow.
+            if !area.grows_down {
+                let last = runs[after - 1].end().0.min(end);
+                area.start = area.start.max(runs[first].start);
+                area.count = last - area.start.0;
+            }
+            true
+        });
     }
 
     fn runs_of(&self, vma: &Vma) -> impl Iterator<Item = PageRun> + use<'a> {

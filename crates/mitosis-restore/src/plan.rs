@@ -80,6 +80,8 @@ pub struct Request {
     pub no_hooks: bool,
     /// What is to be planned.
     pub part: Part,
+    /// Pages that are in place already, ascending: for a [`Part::Rest`].
+    pub placed: Vec<u64>,
 }
 
 /// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
@@ -230,6 +232,7 @@ pub fn plan(
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
+        memory.placed = &request.placed;
         memory.plan(&mut program, node, &mut provided, part)?;
         program.time(List::Build, 1);
         files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;

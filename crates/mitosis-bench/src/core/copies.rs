@@ -142,7 +142,7 @@ fn settle(bed: &Bed<'_>, most: usize) -> Result<(), BenchError> {
         if Instant::now() > end {
             return Err(BenchError::wrong("rate", format!("{alive} children do not end")));
         }
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
