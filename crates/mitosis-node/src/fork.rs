@@ -275,6 +275,9 @@ impl Batch<'_> {
         // The guard's control socket is the pager's alone from here on: its end is a message.
         let guarded = held.0.take().map(|guard| Guarded { pidfd: guard.pidfd });
         self.node.children.add(start, pidfd, guarded, shares);
+        if let Some(end) = self.node.children.early(id) {
+            self.node.child_ended(id, end);
+        }
         Ok((id, child))
     }
 
