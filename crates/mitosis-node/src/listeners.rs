@@ -15,9 +15,34 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// One socket; dropping the last share closes it.
+/// A share in a socket; dropping the last one closes it.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub(crate) struct Share {
+    listener: Option<Arc<Listener>>,
+    table: Arc<Mutex<Table>>,
+}
+
+impl AsFd for Share {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.listener {
+            Some(listener) => listener.socket.as_fd(),
+            // Only `drop` takes it.
+            None => unreachable!("a share without a socket"),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Under the lock: who finds that there is no share any more finds the address free.
+        let _table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        self.listener = None;
+    }
+}
+
+/// One socket.
+#[derive(Debug)]
+struct Listener {
     socket: OwnedFd,
     /// Path of a unix socket, with the device and inode it had when it was made.
     path: Option<(PathBuf, u64, u64)>,
@@ -35,12 +60,6 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
         let Some((path, dev, ino)) = &self.path else { return };
@@ -53,15 +72,16 @@ impl Drop for Listener {
 }
 
 type Key = (String, u64);
+type Table = HashMap<Key, Weak<Listener>>;
 
 /// All of them, by seed and key.
 #[derive(Default)]
 pub(crate) struct Listeners {
-    table: Mutex<HashMap<Key, Weak<Listener>>>,
+    table: Arc<Mutex<Table>>,
 }
 
 impl Listeners {
-    fn table(&self) -> MutexGuard<'_, HashMap<Key, Weak<Listener>>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -77,13 +97,13 @@ impl Listeners {
         fd: u32,
         spec: &ListenSpec,
         siblings: &[i32],
-    ) -> Result<Arc<Listener>, NodeError> {
+    ) -> Result<Share, NodeError> {
         // Binding does not block, so the table may stay locked: two forks must not both bind.
         let mut table = self.table();
         table.retain(|_, listener| listener.strong_count() > 0);
         let name = (seed.to_owned(), key);
         if let Some(listener) = table.get(&name).and_then(Weak::upgrade) {
-            return Ok(listener);
+            return Ok(Share { listener: Some(listener), table: Arc::clone(&self.table) });
         }
         let socket = match spec.listen() {
             Ok(socket) => socket,
@@ -95,7 +115,7 @@ impl Listeners {
         };
         let listener = Arc::new(Listener::new(socket, spec));
         table.insert(name, Arc::downgrade(&listener));
-        Ok(listener)
+        Ok(Share { listener: Some(listener), table: Arc::clone(&self.table) })
     }
 }
 
@@ -122,12 +142,30 @@ mod tests {
         let listeners = Listeners::default();
         let one = listeners.share("s", 1, 3, &spec, &[]).unwrap();
         let two = listeners.share("s", 1, 3, &spec, &[]).unwrap();
-        assert!(Arc::ptr_eq(&one, &two));
+        assert!(Arc::ptr_eq(one.listener.as_ref().unwrap(), two.listener.as_ref().unwrap()));
         let other_seed = listeners.share("t", 1, 3, &spec, &[]).unwrap_err();
         assert!(other_seed.to_string().contains("fd 3"), "{other_seed}");
         drop(one);
         assert!(path.exists());
         drop(two);
+        assert!(!path.exists());
+    }
+
+    /// The last share goes while somebody asks for the next one.
+    #[test]
+    fn an_address_is_free_once_its_last_share_is_gone() {
+        let path = std::env::temp_dir().join(format!("mitosis-again-{}", std::process::id()));
+        let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
+        let listeners = Listeners::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        drop(listeners.share("s", 1, 3, &spec, &[]).unwrap());
+                    }
+                });
+            }
+        });
         assert!(!path.exists());
     }
 
