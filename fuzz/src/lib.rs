@@ -131,7 +131,7 @@ fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
         Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
-        Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Open | Kind::Lease => same_again(kind, body, wire::body::<Access>(kind, body)),
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
         Kind::Learn | Kind::Trail | Kind::WorkingSet => {
@@ -142,7 +142,7 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Descriptor => {
             check_descriptor(body);
         }
-        Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping => {}
+        Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping | Kind::Leased => {}
     }
 }
 
