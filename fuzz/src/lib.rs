@@ -55,6 +55,7 @@ fn check_descriptor(bytes: &[u8]) -> bool {
 fn node(d: &Descriptor) -> NodeFacts {
     NodeFacts {
         vdso_crc: d.origin.vdso_crc,
+        vdso_functions: Vec::new(),
         xcr0: u64::MAX,
         vdso_parts: vec![(Backing::Vdso, 0, 0x2000), (Backing::Vvar, 0x4000, 0x4000)],
         hard_limits: vec![u64::MAX; 16],
@@ -131,7 +132,7 @@ fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
         Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
-        Kind::Open => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Open | Kind::Vdso => same_again(kind, body, wire::body::<Access>(kind, body)),
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
         Kind::Learn | Kind::Trail | Kind::WorkingSet => {
@@ -142,8 +143,27 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Descriptor => {
             check_descriptor(body);
         }
+        Kind::VdsoImage => check_vdso(body),
         Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping => {}
     }
+}
+
+/// A parent that has a vdso.
+const VDSO_PARENT: &[u8] =
+    include_bytes!("../../crates/mitosis-descriptor/tests/golden/cpython.bin");
+
+/// What a node does with a vdso that it believes: it plans with it.
+fn check_vdso(image: &[u8]) {
+    let Ok(mut d) = decode(VDSO_PARENT, &Limits::default()) else { return };
+    let Some(vdso) = d.vmas.iter_mut().find(|vma| vma.backing == Backing::Vdso) else { return };
+    vdso.end = vdso.start + image.len() as u64;
+    let facts = NodeFacts { vdso_crc: !crc32fast::hash(image), ..node(&d) };
+    d.origin.vdso_crc = crc32fast::hash(image);
+    let request = mitosis_restore::Request {
+        vdso: Some(image.into()),
+        ..mitosis_restore::Request::default()
+    };
+    let _ = mitosis_restore::plan(&d, &facts, &request, &Proven(false));
 }
 
 /// A body that decodes encodes to a body that decodes to the same value. (Not to the same bytes:

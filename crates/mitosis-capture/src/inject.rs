@@ -113,7 +113,7 @@ impl Layout {
 pub(crate) struct Planted {
     pub pid: i32,
     foreign_pid_ns: bool,
-    gadget: Gadget,
+    pub gadget: Gadget,
     layout: Layout,
     base: u64,
     /// Traced and stopped, until it has ended.

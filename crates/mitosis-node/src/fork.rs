@@ -169,6 +169,8 @@ fn batch<'a>(
     rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
     let fetched = arrived.elapsed();
     let (time, space) = node.times.of(&reading, &descriptor.clocks)?;
+    let (nodes, facts) = (&node.nodes, &node.facts);
+    let vdso = node.vdsos.of(nodes, reference, &descriptor, facts, FETCH_TIMEOUT)?;
     let wanted = mitosis_restore::Request {
         // Pid 1 of a child's namespace is its guard.
         new_pid: request.new_pid || descriptor.process.pid == 1,
@@ -177,6 +179,7 @@ fn batch<'a>(
         working_set: working_set.len(),
         time,
         no_hooks: request.hooks == mitosis_proto::Hooks::None,
+        vdso,
     };
     let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
     let paging = paging::paging(node, request.transport, &descriptor, &plan)?;

@@ -29,6 +29,7 @@ mod run;
 mod spool;
 mod store;
 mod time;
+mod vdso;
 pub mod view;
 mod watch;
 mod working_set;

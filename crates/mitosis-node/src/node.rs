@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub store: Store,
     /// Descriptors of other nodes' seeds.
     pub nodes: ControlClient,
+    /// Vdsos of other kernels.
+    pub vdsos: crate::vdso::Vdsos,
     /// What children of seeds begin with.
     pub working_sets: WorkingSets,
     /// What they said about RDMA.
@@ -87,6 +89,7 @@ impl Node {
             pager: PagerSlot::default(),
             store: parts.store,
             nodes: ControlClient::new(),
+            vdsos: crate::vdso::Vdsos::default(),
             working_sets: WorkingSets::default(),
             offers: crate::rdma::Offers::default(),
             stop: parts.stop,

@@ -10,16 +10,21 @@ mod files;
 mod frame;
 mod hooks;
 mod identity;
+mod machine;
 mod memory;
 mod plan;
 mod rare;
 mod shared;
 mod signals;
 mod start;
+mod vdso;
 mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
 pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
 pub use start::{StartFds, Started, await_hooks, start};
+pub use vdso::{
+    VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, is_parents as is_parents_vdso,
+};
 pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};

@@ -2,7 +2,7 @@
 //! mapped, and what is missing is registered with a userfaultfd.
 
 use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, rare, shared, working_set};
+use crate::{RestoreError, rare, shared, vdso, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
 };
@@ -65,12 +65,15 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
         };
         Some((backing, vdso - m.start, m.end - m.start))
     };
+    let image = procfs::vdso(pid).map_err(fail)?;
     let limits = hard_limits();
     let status = procfs::Status::read(pid).map_err(fail)?;
     let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
     let sched = mitosis_sys::sched::scheduling(0).map_err(fail)?;
     Ok(NodeFacts {
-        vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(fail)?),
+        vdso_crc: crc32fast::hash(&image),
+        // A kernel can be told to have none (`vdso=0`).
+        vdso_functions: vdso::functions(&image).unwrap_or_default(),
         xcr0: mitosis_sys::cpu::xcr0(),
         vdso_parts: ranges.iter().filter_map(part).collect(),
         hard_limits: limits,
@@ -174,6 +177,7 @@ impl<'a> Memory<'a> {
         &mut self,
         program: &mut Program,
         node: &NodeFacts,
+        kept: Option<&vdso::Kept>,
         provided: &mut Vec<Provided>,
     ) -> Result<(), RestoreError> {
         self.clear(program, node);
@@ -182,7 +186,10 @@ impl<'a> Memory<'a> {
             self.map(program, vma, provided);
         }
         rare::memory(program, self.descriptor, node);
-        self.place_vdso(program, node)?;
+        match kept {
+            Some(kept) => kept.map(program, self.fd_base),
+            None => self.place_vdso(program, node)?,
+        }
         self.layout(program, provided);
         self.register(program, provided);
         shared::fill(program, self.descriptor);
@@ -422,7 +429,7 @@ impl<'a> Memory<'a> {
 }
 
 /// Where a part of the vdso waits: same distances as in the node's own process.
-fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
+pub(crate) fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
     let deepest = node.vdso_parts.iter().map(|p| p.1).max().unwrap_or(0);
     base + STAGE + deepest - below
 }

@@ -1,7 +1,8 @@
 //! From a descriptor to a table of operations.
 
 use crate::{
-    Placement, RestoreError, files, frame, hooks, identity, memory, rare, signals, working_set,
+    Placement, RestoreError, VdsoFunction, files, frame, hooks, identity, machine, memory, rare,
+    signals, vdso, working_set,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
@@ -13,6 +14,8 @@ use std::sync::Arc;
 pub struct NodeFacts {
     /// CRC-32 of the vdso.
     pub vdso_crc: u32,
+    /// What it exports.
+    pub vdso_functions: Vec<VdsoFunction>,
     /// XSAVE features.
     pub xcr0: u64,
     /// The node's own vdso parts relative to the vdso: name, distance below it, length.
@@ -72,6 +75,8 @@ pub struct Request {
     pub time: Time,
     /// Leave out what the program is told to call before it goes on.
     pub no_hooks: bool,
+    /// The image of the parent's vdso, where it is not this node's: see [`crate::vdso_differs`].
+    pub vdso: Option<Arc<[u8]>>,
 }
 
 /// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
@@ -156,8 +161,10 @@ pub fn plan(
     request: &Request,
     proven: &dyn ProvenFiles,
 ) -> Result<RestorePlan, RestoreError> {
-    compatible(descriptor, node)?;
+    machine::compatible(descriptor, node)?;
     let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
+    let here = memory::stage(base, node, 0);
+    let kept = vdso::Kept::of(descriptor, node, request.vdso.as_deref(), here)?;
     let hooks_len = hooks::len(descriptor, request);
     let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
@@ -174,7 +181,7 @@ pub fn plan(
     let mut provided = Vec::new();
     let monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
     let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
-    memory.plan(&mut program, node, &mut provided)?;
+    memory.plan(&mut program, node, kept.as_ref(), &mut provided)?;
     program.time(List::Build, 1);
     files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
     program.time(List::Build, 2);
@@ -259,34 +266,6 @@ fn enter_time(
 /// Number of the first provided descriptor in the child.
 pub(crate) fn provided_base(fd_base: u32) -> u32 {
     fd_base + FD_PROVIDED as u32
-}
-
-fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<(), RestoreError> {
-    let origin = &descriptor.origin;
-    if origin.vdso_crc != node.vdso_crc {
-        return Err(RestoreError::Incompatible(format!(
-            "the parent's kernel ({}) has another vdso than this node's: its clock code would \
-             not work here",
-            origin.kernel
-        )));
-    }
-    let creds = &descriptor.process.creds;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let may_filter = creds.no_new_privs || creds.caps[2] & CAP_SYS_ADMIN != 0;
-    if !descriptor.process.seccomp.is_empty() && !may_filter {
-        return Err(RestoreError::Incompatible(
-            "the parent has seccomp filters, but neither no_new_privs nor CAP_SYS_ADMIN: its \
-             child could not install them"
-                .into(),
-        ));
-    }
-    let missing = origin.xcr0 & !node.xcr0 & !((1 << 17) | (1 << 18));
-    if missing != 0 {
-        return Err(RestoreError::Incompatible(format!(
-            "the parent's CPU has register state that this node's lacks (XCR0 bits {missing:#x})"
-        )));
-    }
-    Ok(())
 }
 
 /// The lowest free range for the restore region.

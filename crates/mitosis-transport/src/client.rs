@@ -3,6 +3,7 @@
 use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
+use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -157,6 +158,33 @@ impl ControlClient {
         }
     }
 
+    /// Fetches the image of the vdso that a seed's parent has, over a connection of its own: it is
+    /// wanted once from each kernel.
+    ///
+    /// # Errors
+    /// As [`ControlClient::fork`].
+    pub fn vdso(
+        &self,
+        address: &str,
+        seed: SeedId,
+        secret: &Secret,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, ForkError> {
+        let deadline = Instant::now() + timeout;
+        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
+        let ask = wire::Access { seed, secret: *secret };
+        let stream = connect(address, deadline).map_err(unreachable)?;
+        let header = request(&stream, Kind::Vdso, &ask, true, deadline).map_err(unreachable)?;
+        let image = match header.kind {
+            Kind::Refused => return Err(ForkError::Refused { address: address.to_owned() }),
+            Kind::VdsoImage => body(&stream, header.length as usize, deadline),
+            other => Err(unexpected(other)),
+        };
+        let image = image.map_err(unreachable)?;
+        self.keep(address, stream);
+        Ok(image)
+    }
+
     /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.
     ///
     /// # Errors
@@ -211,19 +239,38 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
     Err(last)
 }
 
-/// One request and its answer, a descriptor; `None` is a refusal.
+/// A request for a descriptor and the answer; `None` is a refusal.
 fn exchange(
     stream: &TcpStream,
     ask: &wire::ForkAsk,
     fresh: bool,
     deadline: Instant,
 ) -> Result<Option<(Vec<u8>, OwnerClocks)>, SourceError> {
+    let header = request(stream, Kind::Fork, ask, fresh, deadline)?;
+    match header.kind {
+        Kind::Refused => Ok(None),
+        Kind::Descriptor => {
+            let bytes = body(stream, header.length as usize, deadline)?;
+            Ok(Some((bytes, OwnerClocks::of(&header))))
+        }
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Sends a request, after a greeting over a fresh connection, and gives the header of the answer.
+fn request<T: Serialize>(
+    stream: &TcpStream,
+    kind: Kind,
+    ask: &T,
+    fresh: bool,
+    deadline: Instant,
+) -> Result<Header, SourceError> {
     let mut out = Vec::new();
     if fresh {
         let hello = wire::Hello { version: wire::VERSION };
         out.extend(wire::control(Header::new(Kind::Hello), &hello)?);
     }
-    out.extend(wire::control(Header { tag: TAG, ..Header::new(Kind::Fork) }, ask)?);
+    out.extend(wire::control(Header { tag: TAG, ..Header::new(kind) }, ask)?);
     stream.set_write_timeout(Some(left(deadline)?)).map_err(|e| SourceError::io("send", e))?;
     let mut writer = stream;
     writer.write_all(&out).map_err(|e| SourceError::io("send", e))?;
@@ -240,15 +287,7 @@ fn exchange(
             return Err(SourceError::Protocol(text));
         }
     }
-    let header = header(stream, deadline)?;
-    match header.kind {
-        Kind::Refused => Ok(None),
-        Kind::Descriptor => {
-            let bytes = body(stream, header.length as usize, deadline)?;
-            Ok(Some((bytes, OwnerClocks::of(&header))))
-        }
-        other => Err(unexpected(other)),
-    }
+    header(stream, deadline)
 }
 
 fn take_list(stream: &TcpStream, most: usize, deadline: Instant) -> Result<Vec<u64>, SourceError> {
