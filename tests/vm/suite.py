@@ -1,0 +1,219 @@
+"""The suite between two kernels. Runs on the last of two guests and has the other do things through its
+agent. Usage: suite.py MITOSIS PROGRAMS NAMES ADDRESS ADDRESS, where PROGRAMS is a directory of built
+conformance programs and NAMES a comma-separated choice of them, or `all`.
+
+Each program is a parent on one guest, two children on the other, and a grandchild on the first again,
+in both directions. What cannot be is listed below with the word that says so, and must be refused with
+it. A failed check ends the suite with status 1; what it started is ended."""
+
+import json
+import os
+import sys
+import time
+import traceback
+
+from lab import Agent, Node, check, until
+
+MITOSIS, PROGRAMS, NAMES, *ADDRESSES = sys.argv[1:]
+SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../conformance")
+PORT = 8000
+
+# What a kernel without it says in a parent, or a node in refusing a child: program, word.
+NOT_HERE = {}
+
+
+class Wrong(Exception):
+    pass
+
+
+def right(who, line, said):
+    if said != "right":
+        raise Wrong(f"{who}: {line}: {said}")
+
+
+def flags(name):
+    """What `prepare` is to be told: a line `/* Prepared with FLAG ... */` of the program."""
+    with open(f"{SOURCES}/{name}.c") as source:
+        for line in source:
+            if line.startswith("/* Prepared with "):
+                return line.removeprefix("/* Prepared with ").removesuffix(" */\n").split()
+    return []
+
+
+class Child:
+    def __init__(self, node, started, seed):
+        self.node, self.started, self.seed = node, started, seed
+
+    def ask(self, line):
+        return self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
+
+    def end(self):
+        self.node.agent.ask(run=[MITOSIS, "kill", str(self.started["pid"]), "-s", "KILL", "--socket",
+                                 self.node.socket])
+
+
+class Course:
+    """What a program goes through."""
+
+    def __init__(self, name, first, second):
+        self.name, self.first, self.second = name, first, second
+        self.children, self.seeds, self.pid = [], [], None
+        self.dir = f"/tmp/conform/{name}"
+
+    def begin(self):
+        make = f"mkdir -p {self.dir}; cp {PROGRAMS}/{self.name} {self.dir}/program; " \
+               f"cd {self.dir}; ./program files"
+        for node in (self.first, self.second):
+            node.agent.run("sh", "-c", make)
+        log = f"{self.dir}/log"
+        self.pid = self.first.agent.spawn(log, "sh", "-c", f"cd {self.dir}; exec ./program {PORT}")
+        said = until("the parent", lambda: self.first.agent.read(log))
+        if said != "ready\n":
+            raise Wrong(f"no parent: {said}")
+
+    def prepare(self, node, pid):
+        done = node.agent.ask(run=[MITOSIS, "prepare", str(pid), *flags(self.name), "-o", "json",
+                                   "--socket", node.socket])
+        if done["status"] != 0:
+            raise Wrong(f"prepare: {done['err']}")
+        seed = json.loads(done["out"])
+        self.seeds.append((node, seed["seed"]))
+        return seed
+
+    def fork(self, node, seed):
+        done = node.agent.ask(input=seed["ref"], run=[
+            MITOSIS, "fork", "--detach", "--net", "own", "--transport", "tcp", "-o", "json",
+            "--socket", node.socket, "-"])
+        if done["status"] != 0:
+            raise Wrong(f"fork: {done['err']}")
+        child = Child(node, json.loads(done["out"])["children"][0], seed)
+        self.children.append(child)
+        return child
+
+    def ask_parent(self, when):
+        said = self.first.agent.ask(ask="check", port=PORT)["said"]
+        right(f"parent {when}", "check", said)
+
+    def run(self):
+        self.begin()
+        self.ask_parent("alone")
+        seed = self.prepare(self.first, self.pid)
+        self.ask_parent("after prepare")
+        children = [self.fork(self.second, seed) for _ in range(2)]
+        for at, line in ((0, "check"), (1, "check"), (0, "change 1"), (1, "check"), (1, "change 2"),
+                         (0, "verify 1"), (1, "verify 2")):
+            right(f"child {at + 1}", line, children[at].ask(line))
+        self.ask_parent("while children live")
+        again = self.prepare(self.second, children[0].started["pid"])
+        right("child 1 after prepare", "verify 1", children[0].ask("verify 1"))
+        grandchild = self.fork(self.first, again)
+        right("grandchild", "verify 1", grandchild.ask("verify 1"))
+        right("child 2", "verify 2", children[1].ask("verify 2"))
+        self.ask_parent("at the end")
+
+    def end(self):
+        for child in self.children:
+            child.end()
+        for node, seed in self.seeds:
+            node.agent.ask(run=[MITOSIS, "seed", "rm", seed, "--socket", node.socket])
+        if self.pid is not None:
+            self.first.agent.ask(run=["kill", "-9", str(self.pid)])
+        for node in (self.first, self.second):
+            node.agent.ask(run=["rm", "-rf", self.dir])
+
+
+def conformance(names, first, second):
+    """The programs one after another; what came of each."""
+    results = {}
+    for name in names:
+        since = time.monotonic()
+        course = Course(name, first, second)
+        try:
+            course.run()
+            result = "right"
+        except (Wrong, AssertionError) as error:
+            result = str(error).strip()
+        finally:
+            course.end()
+        results[name] = result
+        took = time.monotonic() - since
+        print(f"program {first.name}-{second.name} {name} {took:.1f} s: {result}", flush=True)
+    return results
+
+
+def http_server(first, second):
+    """CPython's http.server, which knows nothing of this, answers from the other kernel."""
+    agent = first.agent
+    agent.run("sh", "-c", "mkdir -p /tmp/www; echo hello from a file >/tmp/www/hello")
+    second.agent.run("sh", "-c", "mkdir -p /tmp/www; echo hello from a file >/tmp/www/hello")
+    pid = agent.spawn("/tmp/http.log", "/usr/bin/python3", "-m", "http.server", "8080", "-d",
+                      "/tmp/www")
+    get = ["/usr/bin/python3", "-c", "import urllib.request as r; "
+           "print(r.urlopen('http://127.0.0.1:8080/hello', timeout=60).read().decode())"]
+    until("http.server", lambda: agent.ask(run=get)["status"] == 0)
+    seed = first.prepare(pid)
+    started = second.json("fork", "--detach", "--transport", "tcp", "-", input=seed["ref"])
+    child = started["children"][0]
+    said = second.agent.run(*get)
+    check(said.strip() == "hello from a file", said)
+    row = [row for row in second.json("ps") if row["pid"] == child["pid"]][0]
+    print(f"http.server {first.name}-{second.name}: descriptor {seed['descriptor_bytes']} bytes, "
+          f"first instruction after {child['start_us'] / 1000:.1f} ms, "
+          f"{row['pages_fetched'] + row['pages_prefetched']} pages", flush=True)
+    second.call("kill", str(child["pid"]))
+    first.call("seed", "rm", seed["seed"])
+    agent.run("kill", str(pid))
+    return {"descriptor_bytes": seed["descriptor_bytes"], "start_us": child["start_us"]}
+
+
+def expected(name, kernel, result):
+    """Whether that may come of a program whose parent is on such a kernel."""
+    if result == "right":
+        return True
+    return any(word in result for word in NOT_HERE.get(name, []))
+
+
+def main():
+    agents = [Agent(address) for address in ADDRESSES]
+    nodes, status = [], 1
+    try:
+        for number, agent in enumerate(agents):
+            nodes.append(Node(agent, MITOSIS, f"node{number + 1}", 7001 + number))
+        kernels = [agent.run("uname", "-r").strip() for agent in agents]
+        clocks = [int(agent.run("date", "+%s")) for agent in agents]
+        check(kernels[0] != kernels[1], kernels)
+        check(abs(clocks[0] - clocks[1]) > 3600, "clocks are to be hours apart:", clocks)
+        print("kernels:", *kernels, "clocks apart by", abs(clocks[0] - clocks[1]), "s", flush=True)
+        names = sorted(os.listdir(PROGRAMS)) if NAMES == "all" else NAMES.split(",")
+        report = {"kernels": kernels, "directions": {}}
+        wrong = []
+        for first, second in ((0, 1), (1, 0)):
+            way = f"{kernels[first]} to {kernels[second]}"
+            first, second = nodes[first], nodes[second]
+            served = http_server(first, second)
+            results = conformance(names, first, second)
+            wrong += [f"{way}: {name}: {result}" for name, result in results.items()
+                      if not expected(name, way, result)]
+            rights = sum(result == "right" for result in results.values())
+            print(f"{way}: {rights} of {len(results)} programs right", flush=True)
+            report["directions"][way] = {
+                "right": rights, "of": len(results), "http.server": served,
+                "not": {name: result for name, result in results.items() if result != "right"}}
+        print("lab-result:", json.dumps(report), flush=True)
+        check(not wrong, "\n".join(wrong))
+        print("suite: all passed")
+        status = 0
+    except (AssertionError, Wrong) as error:
+        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[1])
+        for node in nodes:
+            print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-3000:])
+    finally:
+        for node in nodes:
+            node.stop()
+        for agent in agents:
+            agent.end()
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+main()
