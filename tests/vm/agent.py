@@ -39,7 +39,18 @@ def ask(port, line, netns):
     return said[0]
 
 
+def control(path, request):
+    """A request to a node over its control socket (docs/protocol.md), and its reply."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(path)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        return json.loads(connection.makefile("r").readline())
+
+
 def answer(request):
+    if "control" in request:
+        return {"reply": control(request["socket"], request["control"])}
     if "ask" in request:
         return {"said": ask(request["port"], request["ask"], request.get("netns"))}
     if "spawn" in request:

@@ -70,8 +70,16 @@ class Node:
     def json(self, *argv, **more):
         return json.loads(self.call(*argv, "-o", "json", **more))
 
-    def prepare(self, pid, *flags):
-        return self.json("prepare", str(pid), *flags)
+    def prepare(self, pid):
+        return self.json("prepare", str(pid))
+
+    def request(self, **request):
+        """A request over the control socket: quicker than the command line, which under emulation takes
+        half a second to start. The reply's name and what it says."""
+        name, body = request.popitem()
+        request = {name.replace("_", "-"): body} if body is not None else name
+        reply = self.agent.ask(control=request, socket=self.socket)["reply"]
+        return next(iter(reply.items())) if isinstance(reply, dict) else (reply, None)
 
     def stop(self):
         self.agent.ask(run=[self.mitosis, "node", "stop", "--socket", self.socket])

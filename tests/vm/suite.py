@@ -33,23 +33,29 @@ def right(who, line, said):
 
 def flags(name):
     """What `prepare` is to be told: a line `/* Prepared with FLAG ... */` of the program."""
+    said = {}
     with open(f"{SOURCES}/{name}.c") as source:
         for line in source:
             if line.startswith("/* Prepared with "):
-                return line.removeprefix("/* Prepared with ").removesuffix(" */\n").split()
-    return []
+                words = line.removeprefix("/* Prepared with ").removesuffix(" */\n").split()
+                if words[0] == "--privileged":
+                    said["privileged"] = True
+                elif words[0] == "--content-max":
+                    said["content_max"] = int(words[1]) << 20
+                else:
+                    raise AssertionError(f"{name}: what is {words}?")
+    return said
 
 
 class Child:
-    def __init__(self, node, started, seed):
-        self.node, self.started, self.seed = node, started, seed
+    def __init__(self, node, started):
+        self.node, self.started = node, started
 
     def ask(self, line):
         return self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
 
     def end(self):
-        self.node.agent.ask(run=[MITOSIS, "kill", str(self.started["pid"]), "-s", "KILL", "--socket",
-                                 self.node.socket])
+        self.node.request(kill={"pid": self.started["pid"], "signal": 9})
 
 
 class Course:
@@ -72,21 +78,17 @@ class Course:
             raise Wrong(f"no parent: {said}")
 
     def prepare(self, node, pid):
-        done = node.agent.ask(run=[MITOSIS, "prepare", str(pid), *flags(self.name), "-o", "json",
-                                   "--socket", node.socket])
-        if done["status"] != 0:
-            raise Wrong(f"prepare: {done['err']}")
-        seed = json.loads(done["out"])
+        name, seed = node.request(prepare={"pid": pid, **flags(self.name)})
+        if name != "prepared":
+            raise Wrong(f"prepare: {seed}")
         self.seeds.append((node, seed["seed"]))
         return seed
 
     def fork(self, node, seed):
-        done = node.agent.ask(input=seed["ref"], run=[
-            MITOSIS, "fork", "--detach", "--net", "own", "--transport", "tcp", "-o", "json",
-            "--socket", node.socket, "-"])
-        if done["status"] != 0:
-            raise Wrong(f"fork: {done['err']}")
-        child = Child(node, json.loads(done["out"])["children"][0], seed)
+        name, forked = node.request(fork={"reference": seed["ref"], "net": "own", "transport": "tcp"})
+        if name != "forked":
+            raise Wrong(f"fork: {forked}")
+        child = Child(node, forked["children"][0])
         self.children.append(child)
         return child
 
@@ -115,7 +117,7 @@ class Course:
         for child in self.children:
             child.end()
         for node, seed in self.seeds:
-            node.agent.ask(run=[MITOSIS, "seed", "rm", seed, "--socket", node.socket])
+            node.request(remove_seed={"seed": seed})
         if self.pid is not None:
             self.first.agent.ask(run=["kill", "-9", str(self.pid)])
         for node in (self.first, self.second):
@@ -132,7 +134,7 @@ def conformance(names, first, second):
             course.run()
             result = "right"
         except (Wrong, AssertionError) as error:
-            result = str(error).strip()
+            result = str(error).strip().replace("\n", " ")
         finally:
             course.end()
         results[name] = result
