@@ -15,6 +15,7 @@ use mitosis_proto::{Reply, Request};
 use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
+use mitosis_sys::kernel::Kernel;
 use mitosis_transport::ReadError;
 use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
 
@@ -62,7 +63,7 @@ fn node(d: &Descriptor) -> NodeFacts {
         oom_score_adj: 0,
         cpus: vec![3],
         nice: 0,
-        timer_ids: true,
+        kernel: Kernel::FULL,
         cap_bounding: u64::MAX,
         memory_nodes: vec![u64::MAX],
     }

@@ -1,7 +1,7 @@
 //! What must fit between the parent's machine and this one, and cannot be made to.
 
-use crate::RestoreError;
 use crate::plan::NodeFacts;
+use crate::{RestoreError, rare};
 use mitosis_descriptor::Descriptor;
 
 /// Register state that travels cut away: AMX.
@@ -42,7 +42,32 @@ pub(crate) fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<()
             "the parent's CPU has register state that this node's lacks: {names}"
         ));
     }
-    Ok(())
+    match lacking(descriptor, node) {
+        Some(what) => wrong(format!("the parent has {what}, which this node's kernel has not")),
+        None => Ok(()),
+    }
+}
+
+/// What the parent has of its kernel, and this node's lacks.
+fn lacking(descriptor: &Descriptor, node: &NodeFacts) -> Option<String> {
+    let (rare, kernel) = (&descriptor.rare, &node.kernel);
+    let sealed = descriptor.vmas.iter().any(rare::is_sealed);
+    let table = [
+        (sealed && !kernel.seals, "sealed memory (mseal, Linux 6.10)"),
+        (
+            !rare.guards.is_empty() && !kernel.guards,
+            "guard regions (MADV_GUARD_INSTALL, Linux 6.13)",
+        ),
+        (rare.values.mdwe != 0 && !kernel.mdwe, "PR_SET_MDWE (Linux 6.3)"),
+        (rare.values.merge && !kernel.merge, "PR_SET_MEMORY_MERGE (Linux 6.4, CONFIG_KSM)"),
+        (rare.values.xcomp & !node.xcr0 != 0, "permission for AMX"),
+    ];
+    if let Some((_, what)) = table.iter().find(|(lacks, _)| *lacks) {
+        return Some((*what).to_owned());
+    }
+    let largest = descriptor.threads.iter().map(|thread| thread.rseq.1).max();
+    let rseq = largest.filter(|bytes| *bytes > kernel.rseq_bytes);
+    rseq.map(|bytes| format!("an rseq area of {bytes} bytes"))
 }
 
 /// Names of register state, and the bits of what has none here.

@@ -80,7 +80,7 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
         oom_score_adj: oom.trim().parse().unwrap_or(0),
         cpus: sched.cpus,
         nice: sched.nice,
-        timer_ids: mitosis_sys::sched::chooses_timer_ids(),
+        kernel: mitosis_sys::kernel::Kernel::probe(),
         cap_bounding: status.number("CapBnd", 16),
         memory_nodes: memory_nodes(status.field("Mems_allowed")),
     })
@@ -130,6 +130,8 @@ pub(crate) struct Memory<'a> {
     runs: Vec<PageRun>,
     /// See [`crate::Request`].
     working_set: usize,
+    /// The node's kernel has `MAP_DROPPABLE`.
+    droppable: bool,
 }
 
 impl<'a> Memory<'a> {
@@ -158,6 +160,7 @@ impl<'a> Memory<'a> {
             areas: Vec::new(),
             runs: Vec::new(),
             working_set,
+            droppable: false,
         }
     }
 
@@ -180,6 +183,7 @@ impl<'a> Memory<'a> {
         kept: Option<&vdso::Kept>,
         provided: &mut Vec<Provided>,
     ) -> Result<(), RestoreError> {
+        self.droppable = node.kernel.droppable;
         self.clear(program, node);
         shared::map(program, self.descriptor, self.fd_base);
         for vma in &self.descriptor.vmas {
@@ -199,7 +203,7 @@ impl<'a> Memory<'a> {
 
     /// What nobody may change any more: when all is in place.
     fn seal(&self, program: &mut Program) {
-        for vma in self.descriptor.vmas.iter().filter(|v| v.flags & vma_flags::SEALED != 0) {
+        for vma in self.descriptor.vmas.iter().filter(|vma| rare::is_sealed(vma)) {
             let detail = Detail::Range(vma.start, vma.end);
             let args = [vma.start, vma.end - vma.start, 0];
             program.call(List::Build, MSEAL, &args, "map-vmas: mseal", detail);
@@ -255,7 +259,7 @@ impl<'a> Memory<'a> {
     fn map(&mut self, program: &mut Program, vma: &Vma, provided: &mut Vec<Provided>) {
         match vma.backing {
             Backing::Anonymous => {
-                map_anonymous(program, vma, vma.start, vma.end);
+                map_anonymous(program, vma, (vma.start, vma.end), self.droppable);
                 self.missing_in(vma, None);
             }
             // Mapped already, object by object.
@@ -285,7 +289,7 @@ impl<'a> Memory<'a> {
             }
             Backing::File { file, offset } => {
                 // Nothing here is proven to be the parent's file: its bytes come from the owner.
-                map_anonymous(program, vma, vma.start, vma.end);
+                map_anonymous(program, vma, (vma.start, vma.end), self.droppable);
                 let size = self.descriptor.files[file as usize].size;
                 self.missing_in(vma, Some(size.saturating_sub(offset)));
             }
@@ -312,7 +316,7 @@ impl<'a> Memory<'a> {
                 end += 1;
             }
             let (first, last) = (runs[at].start, runs[end - 1].end());
-            map_anonymous(program, vma, first.addr(), last.addr());
+            map_anonymous(program, vma, (first.addr(), last.addr()), self.droppable);
             self.areas.push(Area { start: first, count: last.0 - first.0, grows_down: false });
             at = end;
         }
@@ -446,9 +450,11 @@ fn noreserve(vma: &Vma) -> u64 {
     if vma.flags & vma_flags::NORESERVE != 0 { MAP_NORESERVE } else { 0 }
 }
 
-fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
+fn map_anonymous(program: &mut Program, vma: &Vma, (start, end): (u64, u64), droppable: bool) {
     let grows = if vma.flags & vma_flags::GROWSDOWN != 0 { MAP_GROWSDOWN | MAP_STACK } else { 0 };
-    let kind = if vma.flags & vma_flags::DROPPABLE != 0 { MAP_DROPPABLE } else { MAP_PRIVATE };
+    // A kernel that has none would drop none: what it also means, the other flags say.
+    let droppable = droppable && vma.flags & vma_flags::DROPPABLE != 0;
+    let kind = if droppable { MAP_DROPPABLE } else { MAP_PRIVATE };
     let flags = kind | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
     let args = [start, end - start, u64::from(vma.prot), flags, u64::MAX, 0];
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));

@@ -7,6 +7,7 @@ use crate::{
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
 use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS, Gate};
+use mitosis_sys::kernel::Kernel;
 use std::sync::Arc;
 
 /// What of this node matters to a plan.
@@ -28,8 +29,8 @@ pub struct NodeFacts {
     pub cpus: Vec<u64>,
     /// Nice value of this node's daemon.
     pub nice: i32,
-    /// A process can choose the ids of its timers here.
-    pub timer_ids: bool,
+    /// What its kernel can do.
+    pub kernel: Kernel,
     /// Capability bounding set of this node's daemon.
     pub cap_bounding: u64,
     /// Memory nodes that this node's daemon may use, one bit each.

@@ -242,8 +242,9 @@ fn a_child_reads_clocks_through_the_vdso_of_another_kernel() {
         node.vdso_functions.truncate(keep);
         let request = Request { vdso: Some(image.clone().into()), ..Request::default() };
         let mut fixture = fork(parent.0.id() as i32, true, &request, &node);
-        let maps =
-            std::fs::read_to_string(format!("/proc/{}/maps", fixture.child.pid)).expect("maps");
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", fixture.child.pid));
+        let maps = maps.expect("maps");
+        assert_ne!(vdso_of(fixture.child.pid), vdso_of(parent.0.id() as i32), "{maps}");
         let mut to_child = fixture.to_child.take().expect("pipe");
         for _ in 0..3 {
             to_child.write_all(b"x\n").expect("write");

@@ -3,8 +3,9 @@
 #![allow(clippy::expect_used)]
 
 use mitosis_capture::{NoInheritance, Options, Seeded, prepare};
-use mitosis_descriptor::{Backing, Descriptor, MappedFile};
+use mitosis_descriptor::{Backing, Descriptor, MappedFile, PosixTimer, vma_flags};
 use mitosis_restore::{NodeFacts, ProvenFiles, Request, plan};
+use mitosis_sys::kernel::Kernel;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +77,57 @@ fn what_differs_between_machines_is_named() {
     parts.iter_mut().for_each(|part| part.2 += 4096);
     let said = refusal(descriptor, &NodeFacts { vdso_parts: parts, ..node });
     assert!(said.contains("another size"), "{said}");
+}
+
+/// The name of something, a change of a kernel that lacks it, one of a parent that has it.
+type Lack = (&'static str, fn(&mut Kernel), fn(&mut Descriptor));
+
+#[test]
+fn what_a_kernel_lacks_is_named() {
+    let (_parent, seed) = seed();
+    let node = NodeFacts { kernel: Kernel::FULL, ..NodeFacts::read().expect("facts") };
+    let lacks: [Lack; 6] = [
+        ("mseal", |k| k.seals = false, |d| d.vmas[0].flags |= vma_flags::SEALED),
+        ("guard regions", |k| k.guards = false, |d| d.rare.guards = vec![(0x1000, 0x2000)]),
+        ("PR_SET_MDWE", |k| k.mdwe = false, |d| d.rare.values.mdwe = 1),
+        ("PR_SET_MEMORY_MERGE", |k| k.merge = false, |d| d.rare.values.merge = true),
+        ("rseq area of 64 bytes", |k| k.rseq_bytes = 32, |d| d.threads[0].rseq.1 = 64),
+        ("id above 4095", |k| k.timer_ids = false, |d| d.process.timers = vec![timer(4096)]),
+    ];
+    for (word, lack, have) in lacks {
+        let (mut older, mut descriptor) = (node.clone(), seed.0.descriptor.clone());
+        lack(&mut older.kernel);
+        assert_eq!(refusal(&descriptor, &older), "it was planned", "{word}");
+        have(&mut descriptor);
+        assert_eq!(refusal(&descriptor, &node), "it was planned", "{word}");
+        let said = refusal(&descriptor, &older);
+        assert!(said.contains(word), "{word}: {said}");
+    }
+}
+
+fn timer(id: u32) -> PosixTimer {
+    PosixTimer { id, clock: 1, notify: 1, signal: 0, value: 0, tid: 0, interval_ns: 0, value_ns: 0 }
+}
+
+#[test]
+fn memory_that_may_be_dropped_is_kept_where_the_kernel_drops_none() {
+    const MAP_DROPPABLE: u64 = 8;
+    let (_parent, seed) = seed();
+    let node = NodeFacts::read().expect("facts");
+    let mut descriptor = seed.0.descriptor.clone();
+    let heap = descriptor.vmas.iter_mut().find(|vma| vma.backing == Backing::Anonymous);
+    let heap = heap.expect("memory");
+    heap.flags |= vma_flags::DROPPABLE;
+    let start = heap.start;
+    for droppable in [true, false] {
+        let mut node = node.clone();
+        node.kernel.droppable = droppable;
+        let planned = plan(&descriptor, &node, &Request::default(), &Unproven).expect("plan");
+        let mut labels = planned.program.labels();
+        let mapped = labels.find(|(_, op, _)| op.nr == 9 && op.args[0] == start);
+        let flags = mapped.expect("its mmap").1.args[3];
+        assert_eq!(flags & 0xf == MAP_DROPPABLE, droppable, "{flags:#x}");
+    }
 }
 
 /// A node whose kernel has another vdso, which it has as `mitosis_restore` needs it.
