@@ -9,8 +9,8 @@ target=${CARGO_TARGET_DIR:-target}
 mitosis=$(realpath "${MITOSIS:-$target/release/mitosis}")
 [ -x "$mitosis" ] || { echo "vm: build $mitosis first (make build)" >&2; exit 1; }
 scripts/vm/setup.sh
-scripts/vm/kernel.sh debian linux-image-amd64
-scripts/vm/kernel.sh other "${MITOSIS_VM_KERNEL:-linux-image-6.12-amd64}"
+scripts/vm/kernel.sh debian linux-image-amd64 unix_diag
+scripts/vm/kernel.sh other "${MITOSIS_VM_KERNEL:-linux-image-6.12-amd64}" unix_diag
 
 LAB=${MITOSIS_VM_LAB:-target/vm-lab}
 work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")

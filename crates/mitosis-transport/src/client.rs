@@ -20,6 +20,8 @@ const GROW: usize = 256 << 10;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Pages given out at a time.
 const CHUNK_PAGES: usize = 32;
+/// What each MiB of a descriptor may take longer.
+const MIB_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tag of the one request under way on a connection.
 const TAG: u64 = 1;
 
@@ -250,6 +252,8 @@ fn exchange(
     match header.kind {
         Kind::Refused => Ok(None),
         Kind::Descriptor => {
+            // A large one, with what files held, takes its time over a slow link.
+            let deadline = deadline + MIB_TIMEOUT * (header.length >> 20);
             let bytes = body(stream, header.length as usize, deadline)?;
             Ok(Some((bytes, OwnerClocks::of(&header))))
         }
