@@ -133,7 +133,9 @@ fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
         Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
-        Kind::Open | Kind::Vdso => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Open | Kind::Vdso | Kind::Lease => {
+            same_again(kind, body, wire::body::<Access>(kind, body))
+        }
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
         Kind::Learn | Kind::Trail | Kind::WorkingSet => {
@@ -145,7 +147,7 @@ fn check_body(kind: Kind, body: &[u8]) {
             check_descriptor(body);
         }
         Kind::VdsoImage => check_vdso(body),
-        Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping => {}
+        Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping | Kind::Leased => {}
     }
 }
 

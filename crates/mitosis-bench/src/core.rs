@@ -1,5 +1,6 @@
 //! `bench core`: the promises of the primitive, each beside its peer, in one run.
 
+mod copies;
 mod fault;
 mod freeze;
 mod response;
@@ -21,13 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One part of it: adds its figures to the section.
 type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("freeze", freeze::run),
     ("start", start::run),
     ("response", response::run),
     ("fault", fault::run),
     ("stream", stream::run),
+    (COPIES, copies::run),
 ];
+
+/// The part that is not of `core`.
+const COPIES: &str = "copies";
 
 /// What every part works on: the owner of the parents, and the node of the children.
 pub(crate) struct Bed<'lab> {
@@ -50,7 +55,9 @@ pub fn parts() -> impl Iterator<Item = &'static str> {
 /// section and in `failures`, and the others still run.
 pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Section, BenchError> {
     let mut section = Section::new(name);
-    for (part, work) in PARTS.iter().filter(|(part, _)| name == "core" || name == *part) {
+    for (part, work) in
+        PARTS.iter().filter(|(part, _)| name == *part || (name == "core" && *part != COPIES))
+    {
         eprintln!("bench {part}: {runs} runs");
         // A lab for each part: what one leaves in memory or caches is not the next one's.
         let lab = Lab::new("bench", 2)?;

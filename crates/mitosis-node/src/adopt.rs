@@ -71,7 +71,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         (None, None) => return Err("its pages were in the memory of the daemon that ended".into()),
     };
     let at = |ms: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
-    Ok(Seed::new(SeedParts {
+    let seed = Seed::new(SeedParts {
         id: reference.seed,
         secret: reference.secret,
         name: record.name.clone(),
@@ -83,7 +83,9 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         descriptor: bytes.into(),
         home: record.home,
         bound: if record.bound { Bound::Bound } else { Bound::Free },
-    }))
+    });
+    seed.adopted();
+    Ok(seed)
 }
 
 /// The file at the path, if it is still the one that was mapped.

@@ -4,7 +4,7 @@ use crate::listeners::Listener;
 use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
 use rustix::process::{Signal, pidfd_send_signal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -93,8 +93,13 @@ struct Child {
 #[derive(Default)]
 pub(crate) struct Children {
     table: Mutex<BTreeMap<u64, Child>>,
+    /// Ends of children that are not in the table: told before whoever starts them adds them.
+    early: Mutex<VecDeque<(u64, End)>>,
     changed: Condvar,
 }
+
+/// Most of them. Most starts take a millisecond or two; those that fail leave theirs behind.
+const EARLY_MAX: usize = 2048;
 
 /// Exit status as a shell has it.
 pub(crate) fn shell_status(end: &End) -> i32 {
@@ -165,6 +170,13 @@ impl Children {
         self.table().insert(child.start.id, child);
     }
 
+    /// The end of a child that was told before it was added.
+    pub fn early(&self, id: u64) -> Option<End> {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = early.iter().position(|(early, _)| *early == id)?;
+        early.remove(at).map(|(_, end)| end)
+    }
+
     /// Ids of the children that have not ended, namespaces kept included.
     pub fn live(&self) -> Vec<u64> {
         let table = self.table();
@@ -228,6 +240,15 @@ impl Children {
     /// time, and its guard, to be reaped.
     pub fn ended(&self, id: u64, end: End) -> Option<(Start, Option<Guarded>)> {
         let mut table = self.table();
+        if !table.contains_key(&id) {
+            // Under the lock of the table, so that whoever adds it finds this.
+            let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+            if early.len() == EARLY_MAX {
+                early.pop_front();
+            }
+            early.push_back((id, end));
+            return None;
+        }
         let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
         // One that exited by itself earlier was not ended by what ended its kept namespace.
         let end = match child.exited {
@@ -359,6 +380,17 @@ mod tests {
         let end = End { status: None, reason: None };
         assert!(children.ended(1, end.clone()).is_some());
         assert!(children.ended(1, end).is_none());
+        assert!(children.early(1).is_none());
+    }
+
+    #[test]
+    fn an_end_that_comes_before_its_child_is_not_lost() {
+        let children = Children::default();
+        assert!(children.ended(1, End { status: Some(0), reason: None }).is_none());
+        children.add(start(1, 5), None, None, Vec::new());
+        let end = children.early(1).unwrap();
+        assert!(children.ended(1, end).is_some());
+        assert!(children.early(1).is_none());
     }
 
     #[test]

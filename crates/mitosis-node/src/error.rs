@@ -21,6 +21,9 @@ pub enum NodeError {
         /// Why.
         cause: String,
     },
+    /// A template was ended by somebody else while it made a child.
+    #[error("sandbox: template: it was ended")]
+    TemplateEnded,
     /// The process cannot be captured.
     #[error(transparent)]
     Capture(#[from] mitosis_capture::CaptureError),

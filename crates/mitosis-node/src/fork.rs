@@ -5,27 +5,23 @@ use crate::error::NodeError;
 use crate::listeners::Listener;
 use crate::node::Node;
 use crate::pager::Pager;
-use crate::paging::{self, Paging};
 use crate::prepare::start_ticks;
-use crate::time::{Reading, Space};
-use crate::working_set::{Rest, WorkingSet};
+use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
+use crate::template::Template;
+use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
-use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
+use mitosis_descriptor::{PageIndex, Phase, Reference};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
-use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
-use mitosis_restore::{Provided, RestorePlan, StartFds};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
+use mitosis_restore::{Maker, Part, Provided, StartFds};
 use mitosis_sandbox::{Guard, Network};
-use mitosis_sys::clock::Clocks;
 use mitosis_transport::Want;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long the seed's node may take to answer.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest host name the kernel takes.
 const HOSTNAME_BYTES_MAX: usize = 64;
 
@@ -44,11 +40,10 @@ struct Batch<'a> {
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     seed: String,
-    descriptor: Descriptor,
-    plan: RestorePlan,
-    paging: Paging,
+    recipe: Arc<Recipe>,
     working_set: WorkingSet<'a>,
-    space: Option<Arc<Space>>,
+    /// What they are copied from, if there is a template.
+    template: Option<Arc<Template>>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -64,7 +59,27 @@ pub(crate) fn fork(
     refuse(request)?;
     let reference: Reference =
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
-    let batch = batch(node, request, stdio, &reference, arrived)?;
+    let attempt = || -> Result<Forked, NodeError> {
+        let template = node.templates.choose(node, request, &reference)?;
+        let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
+        fork_batch(&batch).map_err(|error| match template {
+            // It may be ended by whoever runs out of memory: it is only a cache.
+            Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
+            _ => error,
+        })
+    };
+    let done = match attempt() {
+        Err(NodeError::TemplateEnded) => attempt(),
+        done => done,
+    };
+    if done.is_ok() {
+        node.templates.forked(node, request, &reference);
+    }
+    done
+}
+
+fn fork_batch(batch: &Batch<'_>) -> Result<Forked, NodeError> {
+    let Batch { node, request, .. } = *batch;
     let mut started: Vec<(u64, ForkedChild)> = Vec::new();
     for _ in 0..request.count {
         match batch.start_one() {
@@ -100,10 +115,9 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
         return Err(NodeError::Usage(format!("--count {}: want 1 to 1024", request.count)));
     }
     match request.via {
-        Via::Auto | Via::Direct => {}
-        Via::Shadow | Via::Template => {
-            let via = request.via.name();
-            return Err(NodeError::step(Phase::Plan, format!("--via {via}"), "not available yet"));
+        Via::Auto | Via::Direct | Via::Template => {}
+        Via::Shadow => {
+            return Err(NodeError::step(Phase::Plan, "--via shadow", "not available yet"));
         }
     }
     let bad = |name: &String| {
@@ -115,74 +129,38 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// One round trip: capability check, descriptor, what the clocks show meanwhile, and behind it what
-/// this node lacks of the working set.
-fn fetch(
-    node: &Node,
-    reference: &Reference,
-    want: Want,
-) -> Result<(Descriptor, Reading, Option<Rest>), NodeError> {
-    let limits = Limits::default();
-    let asked = Clocks::now();
-    if reference.address == node.address {
-        let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
-        let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
-        let reading = Reading { asked, owner: asked, answered: asked };
-        let descriptor = decode(&seed.descriptor, &limits)?;
-        return Ok((descriptor, reading, (want.want > 0).then_some(Rest::Local(seed, want))));
-    }
-    let Reference { address, seed, secret } = reference;
-    let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
-    let answered = Clocks::now();
-    let owner = Clocks { monotonic: fetched.clocks.monotonic, boottime: fetched.clocks.boottime };
-    let descriptor = decode(&fetched.descriptor, &limits)?;
-    Ok((descriptor, Reading { asked, owner, answered }, fetched.incoming.map(Rest::Remote)))
-}
-
-/// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.
-fn in_bulk(node: &Node, reference: &Reference, transport: Transport) -> bool {
-    match transport {
-        Transport::Tcp => reference.address != node.address,
-        Transport::Auto | Transport::Local => node.seeds.rdma().is_err(),
-        Transport::Rdma => false,
-    }
-}
-
 fn batch<'a>(
     node: &'a Arc<Node>,
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     reference: &Reference,
+    copied: Option<(Arc<Template>, Arc<Recipe>)>,
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
     let key = (reference.address.clone(), reference.seed);
-    let (working_set, want) = match in_bulk(node, reference, request.transport) {
-        true => {
-            let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
-            let want = kept.want();
-            (kept, want)
+    let none = |key| WorkingSet::none(&node.nodes, &node.working_sets, key);
+    let (fetched, working_set, template, recipe) = match copied {
+        Some((template, recipe)) => (arrived.elapsed(), none(key), Some(template), recipe),
+        None => {
+            let (working_set, want) = match in_bulk(node, reference, request.transport) {
+                true => {
+                    let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
+                    let want = kept.want();
+                    (kept, want)
+                }
+                false => (none(key), Want::default()),
+            };
+            let (descriptor, reading, rest) = fetch(node, reference, want)?;
+            rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
+            let fetched = arrived.elapsed();
+            let clocks = node.times.of(&reading, &descriptor.clocks)?;
+            let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
+            let (part, proven) = (Part::Whole, &node.hashes);
+            let recipe = Recipe::new(node, request, descriptor, part, parts, &[], clocks, proven)?;
+            (fetched, working_set, None, Arc::new(recipe))
         }
-        false => (WorkingSet::none(&node.nodes, &node.working_sets, key), Want::default()),
     };
-    let (descriptor, reading, rest) = fetch(node, reference, want)?;
-    rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
-    let fetched = arrived.elapsed();
-    let (time, space) = node.times.of(&reading, &descriptor.clocks)?;
-    let (nodes, facts) = (&node.nodes, &node.facts);
-    let vdso = node.vdsos.of(nodes, reference, &descriptor, facts, FETCH_TIMEOUT)?;
-    let wanted = mitosis_restore::Request {
-        // Pid 1 of a child's namespace is its guard.
-        new_pid: request.new_pid || descriptor.process.pid == 1,
-        hostname: request.hostname.clone(),
-        own_net: request.net == Net::Own,
-        working_set: working_set.len(),
-        time,
-        no_hooks: request.hooks == mitosis_proto::Hooks::None,
-        vdso,
-    };
-    let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, &node.hashes)?;
-    let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
     let plan_us = (arrived.elapsed() - fetched).as_micros() as u64;
     Ok(Batch {
         node,
@@ -190,11 +168,9 @@ fn batch<'a>(
         request,
         stdio,
         seed: reference.seed.to_string(),
-        descriptor,
-        plan,
-        paging,
+        recipe,
         working_set,
-        space,
+        template,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -233,11 +209,8 @@ impl Batch<'_> {
     }
 
     fn build(&self, id: u64, network: Network) -> Result<(u64, ForkedChild), NodeError> {
+        let plan = &self.recipe.plan;
         let mut held = Held(Some(self.pager.pool.take(network)?));
-        let pair = || {
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| NodeError::step(Phase::Sandbox, "socketpair", e))
-        };
         let (uffd_rx, uffd_tx) = pair()?;
         let (table_rx, table_tx) = pair()?;
         let (provided, shares) = self.provide(id, &table_rx)?;
@@ -251,12 +224,24 @@ impl Batch<'_> {
         let mut added = None;
         let mut placed = Ok(());
         let page = || {
-            placed = self.place(&table_tx, |pages, bytes| {
+            let mut announce = |pages, bytes| {
                 added = Some(self.page(id, guard, &uffd_rx, pages, bytes));
-            });
+            };
+            match &self.template {
+                Some(_) => announce(Vec::new(), 0),
+                None => placed = recipe::place(&self.working_set, plan, &table_tx, announce),
+            }
             placed.is_ok()
         };
-        let started = mitosis_restore::start(&self.plan, guard.control.as_fd(), fds, page);
+        let maker = match &self.template {
+            Some(template) => Maker::Template {
+                orders: template.orders.as_fd(),
+                guard: guard.pidfd.as_fd(),
+                generation: guard.generation,
+            },
+            None => Maker::Guard,
+        };
+        let started = mitosis_restore::start(plan, guard.control.as_fd(), maker, fds, page);
         drop(uffd_rx);
         if let Some(added) = added {
             added?.done()?;
@@ -272,9 +257,9 @@ impl Batch<'_> {
             pid: started.pid,
             start_ticks: start_ticks(started.pid).unwrap_or(0),
             seed: self.seed.clone(),
-            via: Via::Direct.name().to_owned(),
-            transport: self.paging.transport.to_owned(),
-            transport_why: self.paging.why.clone(),
+            via: self.via().name().to_owned(),
+            transport: self.recipe.paging.transport.to_owned(),
+            transport_why: self.recipe.paging.why.clone(),
             netns,
             generation,
             start_us,
@@ -282,35 +267,22 @@ impl Batch<'_> {
             started_unix_ms: millis(SystemTime::now()),
             log: self.node.store.log_path(id),
             // What OpenSSL or CPython may still call stays in its children.
-            resident: self.plan.hooks.is_empty().then_some(started.resident),
-            functions: self.descriptor.hooks.functions.clone(),
+            resident: plan.hooks.is_empty().then_some(started.resident),
+            functions: self.recipe.descriptor.hooks.functions.clone(),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
         // The guard's control socket is the pager's alone from here on: its end is a message.
         let guarded = held.0.take().map(|guard| Guarded { pidfd: guard.pidfd });
         self.node.children.add(start, pidfd, guarded, shares);
+        if let Some(end) = self.node.children.early(id) {
+            self.node.child_ended(id, end);
+        }
         Ok((id, child))
     }
 
-    /// Lets the child put the working set in place once all of it is here. Then `announce` is told
-    /// which pages that are, and how many bytes were fetched for them: not earlier, for the pager
-    /// would only take the processor from what the child waits for.
-    fn place(
-        &self,
-        child: &OwnedFd,
-        announce: impl FnOnce(Vec<u64>, u64),
-    ) -> Result<(), NodeError> {
-        let (parts, coming) = self.working_set.list()?;
-        let placement = self.plan.placement(&parts);
-        let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
-        let come = coming.map(|coming| coming.receive()).transpose()?;
-        if self.working_set.len() > 0 {
-            let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
-            rustix::net::send(child, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
-        }
-        announce(placement.pages, bytes);
-        come.map_or(Ok(()), |come| come.keep())
+    fn via(&self) -> Via {
+        if self.template.is_some() { Via::Template } else { Via::Direct }
     }
 
     /// Hands the child to the pager, with the pages that it puts in place itself.
@@ -322,14 +294,20 @@ impl Batch<'_> {
         placed: Vec<u64>,
         placed_bytes: u64,
     ) -> Result<Asked<'_>, NodeError> {
+        let paging = &self.recipe.paging;
+        let template = self.template.as_ref();
+        let shape = template.map(|_| self.recipe.shape(self.node, &self.pager)).transpose()?;
+        let told = shape.is_some();
         let add = AddChild {
             child: ChildId(id),
             seed: self.seed.clone(),
-            areas: self.paging.areas.clone(),
-            index: self.paging.index.clone(),
-            owners: self.paging.owners.clone(),
+            areas: if told { Vec::new() } else { paging.areas.clone() },
+            index: if told { PageIndex::default() } else { paging.index.clone() },
+            owners: if told { Vec::new() } else { paging.owners.clone() },
             placed,
             placed_bytes,
+            held: template.map_or(0, |template| template.pages.len() as u64),
+            shape,
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,
         };
@@ -337,7 +315,7 @@ impl Batch<'_> {
             uffd_rx: uffd_rx.as_fd(),
             guard: guard.control.as_fd(),
             guard_pidfd: guard.pidfd.as_fd(),
-            local: self.paging.local.iter().map(|shadow| shadow.mem.as_fd()).collect(),
+            local: paging.local.iter().map(|shadow| shadow.mem.as_fd()).collect(),
         };
         Ok(self.pager.client.add_child(add, &fds)?)
     }
@@ -359,7 +337,7 @@ impl Batch<'_> {
 
     /// Waits until the hooks of a child are done; gives the microseconds that it took.
     fn await_hooks(&self, id: u64, pid: i32) -> Result<u64, NodeError> {
-        match mitosis_restore::await_hooks(&self.plan, pid)? {
+        match mitosis_restore::await_hooks(&self.recipe.plan, pid)? {
             Some(us) => Ok(us),
             None => self.hooks_crashed(id).map(|()| 0),
         }
@@ -425,8 +403,8 @@ impl Batch<'_> {
             Stdio::Caller(_) => None,
         };
         let mut shares = Vec::new();
-        let mut fds = Vec::with_capacity(self.plan.provided.len());
-        for wanted in &self.plan.provided {
+        let mut fds = Vec::with_capacity(self.recipe.plan.provided.len());
+        for wanted in &self.recipe.plan.provided {
             let object = || format!("{wanted:?}");
             let failed = |e| NodeError::step(Phase::Build, object(), e);
             fds.push(match wanted {
@@ -439,16 +417,15 @@ impl Batch<'_> {
                     shares.push(share);
                     copy
                 }
-                Provided::MappedFile(path) => self.mapped_file(path)?,
-                Provided::WorkingSet(number) => self.working_set.file(*number).map_err(failed)?,
-                Provided::PlaceTable => table.try_clone().map_err(failed)?,
-                Provided::Executable(path) => File::open(path)
-                    .map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?
-                    .into(),
                 Provided::TimeNamespace => {
                     let gone = || NodeError::step(Phase::Sandbox, "time namespace", "gone");
-                    let space = self.space.as_ref().ok_or_else(gone)?;
+                    let space = self.recipe.space.as_ref().ok_or_else(gone)?;
                     space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
+                }
+                other => {
+                    let (descriptor, set) = (&self.recipe.descriptor, &self.working_set);
+                    recipe::provide_memory(self.node, descriptor, set, other, table)?
+                        .ok_or_else(|| NodeError::step(Phase::Build, object(), "unknown"))?
                 }
             });
         }
@@ -461,18 +438,6 @@ impl Batch<'_> {
             (Stdio::Log, Some(log)) if stream > 0 => Ok(log.try_clone()?.into()),
             (Stdio::Log, _) => Ok(File::open("/dev/null")?.into()),
         }
-    }
-
-    /// Opens a file that was proven to be the parent's, and proves it again: the path may lead to
-    /// another one by now.
-    fn mapped_file(&self, path: &str) -> Result<OwnedFd, NodeError> {
-        let failed = |cause: String| NodeError::step(Phase::Build, path, cause);
-        let file = File::open(path).map_err(|e| failed(e.to_string()))?;
-        let mut wanted = self.descriptor.files.iter().filter(|file| file.path == path);
-        if !wanted.any(|wanted| self.node.hashes.proven_open(&file, wanted)) {
-            return Err(failed("changed while the child was being made".into()));
-        }
-        Ok(file.into())
     }
 }
 

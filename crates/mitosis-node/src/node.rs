@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub vdsos: crate::vdso::Vdsos,
     /// What children of seeds begin with.
     pub working_sets: WorkingSets,
+    /// Processes to copy children from.
+    pub templates: crate::template::Templates,
     /// What they said about RDMA.
     pub offers: crate::rdma::Offers,
     /// Set when the daemon ends.
@@ -69,6 +71,7 @@ pub(crate) struct Parts {
     pub hashes: Hashes,
     pub facts: NodeFacts,
     pub store: Store,
+    pub templates: crate::template::Templates,
     pub stop: Arc<AtomicBool>,
     pub ended: SyncSender<()>,
 }
@@ -91,6 +94,7 @@ impl Node {
             nodes: ControlClient::new(),
             vdsos: crate::vdso::Vdsos::default(),
             working_sets: WorkingSets::default(),
+            templates: parts.templates,
             offers: crate::rdma::Offers::default(),
             stop: parts.stop,
             pages_closed: AtomicBool::new(false),
@@ -123,12 +127,16 @@ impl Node {
         }
     }
 
-    /// Revokes a seed: no new child, no further page. Children that still need it are ended by
-    /// whoever pages them.
+    /// Revokes a seed: no further page from now on, and no new child anywhere once this returns.
+    /// Children that still need it are ended by whoever pages them.
     pub fn revoke(&self, id: SeedId) -> Result<(), NodeError> {
         let seed = self.seeds.remove(id);
         let seed = seed.ok_or_else(|| NodeError::control("seed", "no such seed on this node"))?;
         self.end_seed(&seed, SeedState::Revoked, "seed revoked");
+        // Until then other nodes may start children, which do not live long. Half a second at most.
+        if let Some(leased) = seed.leased() {
+            std::thread::sleep(leased.saturating_duration_since(Instant::now()));
+        }
         Ok(())
     }
 
@@ -145,6 +153,7 @@ impl Node {
         if let Place::Shadow(shadow) = place {
             self.drop_shadow(&shadow);
         }
+        self.templates.drop_seed(&(self.address.clone(), seed.id));
         self.store.drop_seed(seed.id);
         self.release_home(seed);
         self.log.info(format_args!("seed {}: {reason}", seed.id));
@@ -224,6 +233,7 @@ impl Node {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.stop.store(true, Ordering::Release);
+        self.templates.clear();
         if let Some(pager) = self.pager.set(None) {
             match pager.client.shutdown() {
                 Ok(()) => pager.reap(),

@@ -7,7 +7,7 @@ use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
 use mitosis_transport::wire::{TRAIL_PAGES_MAX, WORKING_SET_MAX};
-use mitosis_transport::{OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
+use mitosis_transport::{Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,8 @@ const REWRITTEN_MAX: usize = 768;
 const REWRITTEN_AGE: Duration = Duration::from_millis(100);
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
+/// How long another node may start children without asking again: what `seed rm` may have to wait.
+const LEASE: Duration = Duration::from_millis(500);
 /// Most seeds of a node.
 pub(crate) const SEEDS_MAX: usize = 4096;
 
@@ -35,6 +37,8 @@ struct Life {
     bound: Bound,
     expired_at: Option<SystemTime>,
     idle_since: Option<SystemTime>,
+    /// When the last lease is over.
+    leased: Option<Instant>,
 }
 
 /// A seed of this node.
@@ -119,6 +123,7 @@ impl Seed {
             bound: parts.bound,
             expired_at: None,
             idle_since: None,
+            leased: None,
         };
         Seed {
             id: parts.id,
@@ -172,6 +177,36 @@ impl Seed {
         }
         *self.image.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.memory.replace(Place::Gone(reason.to_owned()))
+    }
+
+    /// Lets another node start children without asking, for [`LEASE`], not beyond its own time.
+    ///
+    /// # Errors
+    /// It is not alive any more.
+    fn lease(&self) -> Result<Lease, Refused> {
+        let working_set = self.trail_pages() as u32;
+        let mut life = self.life();
+        if life.state != SeedState::Alive {
+            return Err(Refused);
+        }
+        let left = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
+        let time = self.expires.map_or(LEASE, |end| left(end).min(LEASE));
+        life.leased = Some(Instant::now() + time);
+        Ok(Lease { time, working_set })
+    }
+
+    /// When the last lease of a seed that has ended is over.
+    pub fn leased(&self) -> Option<Instant> {
+        self.life().leased
+    }
+
+    /// An earlier daemon may have given leases.
+    pub fn adopted(&self) {
+        self.life().leased = Some(Instant::now() + LEASE);
+    }
+
+    fn trail_pages(&self) -> usize {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
     }
 
     /// What its children will need, in the order in which it became known. The parent goes the way
@@ -286,8 +321,7 @@ impl Seed {
             readers: self.readers(),
             forks: self.forks.load(Ordering::Relaxed),
             pages_rdma: 0,
-            working_set: self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
-                as u64,
+            working_set: self.trail_pages() as u64,
         }
     }
 }
@@ -467,6 +501,10 @@ impl SeedService for Registry {
         // Every process of this machine has the same.
         let own = mitosis_sys::procfs::vdso(std::process::id() as i32);
         own.map(Arc::from).map_err(|_| Refused)
+    }
+
+    fn lease(&self, seed: SeedId, secret: &Secret) -> Result<Lease, Refused> {
+        self.find(seed, secret)?.lease()
     }
 
     fn rdma(&self) -> Result<String, String> {

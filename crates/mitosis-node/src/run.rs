@@ -93,11 +93,13 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
         .map_err(|e| NodeError::control(format!("--listen {listen}"), e))?;
     let bound = pages.local_addr().map_err(|e| NodeError::control("--listen", e))?;
     let (ended, end) = sync_channel(4);
+    let (templates, jobs) = crate::template::Templates::new()?;
     let node = Arc::new(Node::new(Parts {
         address: config.advertise.clone().unwrap_or_else(|| bound.to_string()),
         hashes: Hashes::start(usual_files()).map_err(|e| NodeError::control("thread", e))?,
         facts: NodeFacts::read()?,
         store,
+        templates,
         stop: Arc::new(AtomicBool::new(false)),
         ended: ended.clone(),
         config,
@@ -111,7 +113,7 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
     adopt::seeds(&node, &pager);
     adopt::children(&node, &pager);
     node.pager.set(Some(pager));
-    let threads = threads(&node, pages, socket)?;
+    let threads = threads(&node, pages, socket, jobs)?;
     node.log.info(format_args!(
         "node {} serves {} and listens at {}",
         node.config.name,
@@ -145,6 +147,7 @@ fn threads(
     node: &Arc<Node>,
     pages: TcpListener,
     socket: &UnixListener,
+    jobs: crate::template::Jobs,
 ) -> Result<Vec<JoinHandle<()>>, NodeError> {
     let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
         let builder = std::thread::Builder::new().name(name.to_owned());
@@ -153,9 +156,11 @@ fn threads(
     let service: Arc<dyn SeedService> = Arc::clone(&node.seeds) as Arc<dyn SeedService>;
     let socket = socket.try_clone().map_err(|e| NodeError::control("socket", e))?;
     let (a, b, c, d) = (node.clone(), node.clone(), node.clone(), node.clone());
+    let e = node.clone();
     Ok(vec![
         thread("pager-watch", Box::new(move || watch::pager(&a)))?,
         thread("time", Box::new(move || watch::time(&b)))?,
+        thread("templates", Box::new(move || crate::template::work(&e, &jobs)))?,
         thread("control", Box::new(move || control::serve(&c, &socket)))?,
         thread(
             "pages",
@@ -181,6 +186,7 @@ fn finish(node: &Node) {
         return;
     }
     node.stop.store(true, Ordering::Release);
+    node.templates.clear();
     let _ = std::fs::remove_file(&node.config.socket);
     node.log.info(format_args!(
         "leaving {children} children and {seeds} seeds to the pager for {} s",

@@ -1,7 +1,7 @@
 //! Vdsos of the kernels of other nodes: each is fetched once.
 
 use crate::error::NodeError;
-use mitosis_descriptor::{Descriptor, Reference};
+use mitosis_descriptor::{Descriptor, Owner};
 use mitosis_restore::{NodeFacts, is_parents_vdso, vdso_differs};
 use mitosis_transport::ControlClient;
 use std::collections::HashMap;
@@ -11,6 +11,9 @@ use std::time::Duration;
 /// Kernels whose vdso is kept: more than a cluster has during an upgrade. The next one takes the
 /// place of all.
 const KEPT_MAX: usize = 16;
+
+/// How long the seed's node may take to give it.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Images by their CRC-32, as descriptors name them.
 #[derive(Debug, Default)]
@@ -24,10 +27,8 @@ impl Vdsos {
     pub fn of(
         &self,
         nodes: &ControlClient,
-        reference: &Reference,
         descriptor: &Descriptor,
         facts: &NodeFacts,
-        timeout: Duration,
     ) -> Result<Option<Arc<[u8]>>, NodeError> {
         if !vdso_differs(descriptor, facts) {
             return Ok(None);
@@ -37,8 +38,11 @@ impl Vdsos {
         if let Some(image) = kept().get(&crc) {
             return Ok(Some(Arc::clone(image)));
         }
-        let Reference { address, seed, secret } = reference;
-        let image: Arc<[u8]> = nodes.vdso(address, *seed, secret, timeout)?.into();
+        // The first owner of pages is the seed itself; without one there is no descriptor.
+        let Some(Owner { address, seed, secret }) = descriptor.owners.first() else {
+            return Ok(None);
+        };
+        let image: Arc<[u8]> = nodes.vdso(address, *seed, secret, TIMEOUT)?.into();
         // What is another one is for the plan to refuse.
         if is_parents_vdso(descriptor, &image) {
             let mut kept = kept();

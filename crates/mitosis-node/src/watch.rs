@@ -40,9 +40,10 @@ fn follow(node: &Node, events: &PagerEvents) {
             Ok(Some(Event::Exited { child: ChildId(id), status })) => {
                 node.children.exited(id, status);
             }
-            Ok(Some(Event::Ended { child: ChildId(id), exit, reason })) => {
-                node.refresh();
-                node.child_ended(id, End { status: exit, reason });
+            Ok(Some(Event::Ended { stats })) => {
+                let (ChildId(id), status, reason) = (stats.child, stats.exit, stats.reason.clone());
+                node.children.update(vec![*stats]);
+                node.child_ended(id, End { status, reason });
             }
             Ok(Some(Event::Independent { child: ChildId(id) })) => {
                 if let Some(start) = node.children.start_of(id) {
@@ -73,6 +74,7 @@ fn replace(node: &Node) {
         return;
     }
     node.log.error("the pager died: its children are ended");
+    node.templates.clear();
     dead.kill();
     for id in node.children.live() {
         let end = End { status: None, reason: Some("pager died".into()) };
@@ -107,6 +109,7 @@ fn replace(node: &Node) {
 pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         node.note("make a spare working set", node.working_sets.sweep());
+        node.templates.sweep();
         std::thread::sleep(TICK);
         shadows(node);
         node.note("keep a working set", node.seeds.make_images());

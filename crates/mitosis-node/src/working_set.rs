@@ -165,9 +165,8 @@ impl<'a> WorkingSet<'a> {
 
     /// What to ask of the seed's node.
     pub fn want(&self) -> Want {
-        let parts = self.parts.borrow();
-        let have: usize = parts.iter().map(|part| part.pages.len()).sum();
-        let more = parts.len() < PARTS_MAX && have < WORKING_SET_MAX;
+        let have = self.pages();
+        let more = self.len() < PARTS_MAX && have < WORKING_SET_MAX;
         Want { have: have as u32, want: if more { WORKING_SET_MAX as u32 } else { 0 } }
     }
 
@@ -192,6 +191,11 @@ impl<'a> WorkingSet<'a> {
     /// Number of parts, the one that is coming included.
     pub fn len(&self) -> usize {
         self.parts.borrow().len()
+    }
+
+    /// Number of pages, as far as their list is known.
+    pub fn pages(&self) -> usize {
+        self.parts.borrow().iter().map(|part| part.pages.len()).sum()
     }
 
     /// The file of a part.

@@ -35,6 +35,17 @@ pub struct Source {
     pub begun: bool,
 }
 
+/// What children lack at the beginning.
+#[derive(Debug)]
+pub struct Shape {
+    /// Where pages are missing.
+    pub areas: Areas,
+    /// Which, and whose they are.
+    pub map: Arc<PageMap>,
+    /// The owners, by number.
+    pub owners: Vec<OwnerSource>,
+}
+
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
@@ -121,17 +132,17 @@ fn transport(owners: &[OwnerSource]) -> &'static str {
 }
 
 impl Child {
-    /// A child that was just announced.
-    pub fn new(add: AddChild, fds: [OwnedFd; 3], now: Instant) -> Child {
+    /// A child that was just announced, which lacks that.
+    pub fn new(add: AddChild, shape: &Shape, fds: [OwnedFd; 3], now: Instant) -> Child {
         let [uffd_rx, guard, guard_pidfd] = fds;
-        let mut map = PageMap::new(&add.index, add.owners.len());
-        let pages_total = map.pages();
+        let mut map = Arc::clone(&shape.map);
+        let pages_total = map.pages() + add.held;
         for run in add.placed.chunk_by(|a, b| a + 1 == *b) {
-            map.remove(run[0], run[0] + run.len() as u64);
+            Arc::make_mut(&mut map).remove(run[0], run[0] + run.len() as u64);
         }
-        let transport = transport(&add.owners);
+        let transport = transport(&shape.owners);
         let source = |owner| Source { owner, via: None, begun: false };
-        let sources = add.owners.into_iter().map(source).collect();
+        let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
             id: add.child,
             seed: add.seed,
@@ -143,7 +154,7 @@ impl Child {
                 bytes_fetched: add.placed_bytes,
                 ..Counters::default()
             },
-            waiting: Some((Areas::new(&add.areas), Arc::new(map))),
+            waiting: Some((shape.areas.clone(), map)),
             early_left: EARLY_PAGES,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),

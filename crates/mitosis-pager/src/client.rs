@@ -1,8 +1,10 @@
 //! The daemon's side of the control socket.
 
-use crate::message::{AddChild, ChildId, ChildStats, Event, Reply, Request, Snapshot, VERSION};
+use crate::message::{
+    AddChild, Area, ChildId, ChildStats, Event, OwnerSource, Reply, Request, Snapshot, VERSION,
+};
 use crate::{PagerError, packet};
-use mitosis_descriptor::SeedId;
+use mitosis_descriptor::{PageIndex, SeedId};
 use mitosis_transport::SeedState;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -152,6 +154,28 @@ impl PagerClient {
         let mut all = vec![fds.uffd_rx, fds.guard, fds.guard_pidfd];
         all.extend_from_slice(&fds.local);
         self.begin(&Request::AddChild(child), &all)
+    }
+
+    /// Tells once what many children will lack, see [`Request::AddShape`].
+    ///
+    /// # Errors
+    /// If the pager is gone, or what it was told contradicts itself.
+    pub fn add_shape(
+        &self,
+        shape: u64,
+        areas: Vec<Area>,
+        index: PageIndex,
+        owners: Vec<OwnerSource>,
+    ) -> Result<(), PagerError> {
+        self.command(&Request::AddShape { shape, areas, index, owners }, &[])
+    }
+
+    /// Ends [`PagerClient::add_shape`]; an unknown one is no error.
+    ///
+    /// # Errors
+    /// If the pager is gone.
+    pub fn drop_shape(&self, shape: u64) -> Result<(), PagerError> {
+        self.command(&Request::DropShape { shape }, &[])
     }
 
     /// What of a child is still remote, see [`Request::Snapshot`].

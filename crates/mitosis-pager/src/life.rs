@@ -1,11 +1,13 @@
 //! Children come, become independent, and end.
 
-use crate::child::{Child, Via};
+use crate::child::{Child, Shape, Via};
 use crate::guard::{self, FromGuard};
-use crate::message::{AddChild, ChildId, Event, OwnerSource};
+use crate::map::PageMap;
+use crate::message::{AddChild, Area, ChildId, Event, OwnerSource};
 use crate::pager::{ID_BITS, Pager, Token, unwatch, watch};
 use crate::peer::Peer;
 use crate::space::{Role, Space};
+use mitosis_descriptor::PageIndex;
 use mitosis_sys::uffd::Uffd;
 use mitosis_transport::Handle;
 use rustix::io::Errno;
@@ -15,6 +17,7 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a userfaultfd is served on after the guard was told to drop its duplicate: closed by
@@ -46,23 +49,25 @@ fn receive_uffd(socket: BorrowedFd<'_>) -> Result<Option<Uffd>, String> {
     }
 }
 
-fn validate(add: &AddChild, locals: usize) -> Result<(), String> {
-    if add.child.0 >> ID_BITS != 0 {
-        return Err(format!("child id {:#x} has more than {ID_BITS} bits", add.child.0));
-    }
-    let owners = add.owners.len();
+/// What children lack, checked: areas in order, every page of the index in one of them, every owner
+/// known.
+pub(crate) fn shape(
+    areas: &[Area],
+    index: &PageIndex,
+    owners: Vec<OwnerSource>,
+) -> Result<Shape, String> {
     let end = |start: u64, count: u64| start.checked_add(count).filter(|end| *end <= 1 << 52);
     let mut last = 0;
-    for area in &add.areas {
+    for area in areas {
         let end = end(area.start.0, area.count).filter(|_| area.count > 0);
         match end {
             Some(end) if area.start.0 >= last => last = end,
             _ => return Err(format!("area {:?} is empty or out of order", area.start)),
         }
     }
-    let areas = crate::areas::Areas::new(&add.areas);
-    for run in add.index.runs() {
-        if usize::from(run.owner) >= owners {
+    let areas = crate::areas::Areas::new(areas);
+    for run in index.runs() {
+        if usize::from(run.owner) >= owners.len() {
             return Err(format!("run at page {:#x} names owner {}", run.start.0, run.owner));
         }
         if end(run.start.0, run.count.into()).is_none()
@@ -78,19 +83,26 @@ fn validate(add: &AddChild, locals: usize) -> Result<(), String> {
             return Err(format!("page {at:#x} is to be fetched but lies in no area"));
         }
     }
-    if add.placed.iter().any(|page| *page >= 1 << 52) {
-        return Err("a page put in place is out of range".into());
-    }
-    for owner in &add.owners {
-        let known = match owner.local {
-            Some(index) => (index as usize) < locals,
-            None => owner.address.is_some(),
-        };
-        if !known {
+    for owner in &owners {
+        if owner.local.is_none() && owner.address.is_none() {
             return Err(format!("owner {} cannot be reached", owner.owner.address));
         }
     }
-    Ok(())
+    let map = Arc::new(PageMap::new(index, owners.len()));
+    Ok(Shape { areas, map, owners })
+}
+
+fn validate(add: &AddChild, shape: &Shape, locals: usize) -> Result<(), String> {
+    if add.child.0 >> ID_BITS != 0 {
+        return Err(format!("child id {:#x} has more than {ID_BITS} bits", add.child.0));
+    }
+    if add.placed.iter().any(|page| *page >= 1 << 52) {
+        return Err("a page put in place is out of range".into());
+    }
+    match shape.owners.iter().find(|o| o.local.is_some_and(|index| index as usize >= locals)) {
+        Some(owner) => Err(format!("owner {} cannot be reached", owner.owner.address)),
+        None => Ok(()),
+    }
 }
 
 impl Pager {
@@ -105,8 +117,12 @@ impl Pager {
             return Err("descriptors are missing".into());
         };
         let locals: Vec<File> = fds.map(File::from).collect();
-        validate(&add, locals.len())?;
-        let child = Child::new(add, [uffd_rx, guard, pidfd], Instant::now());
+        let shape = match add.shape {
+            Some(known) => self.shapes.get(&known).cloned().ok_or("a shape that is not known")?,
+            None => Arc::new(shape(&add.areas, &add.index, add.owners.clone())?),
+        };
+        validate(&add, &shape, locals.len())?;
+        let child = Child::new(add, &shape, [uffd_rx, guard, pidfd], Instant::now());
         let watched = self.watch_child(&child).map_err(|e| format!("watching the child: {e}"));
         self.children.insert(id, child);
         let result = watched.and_then(|()| self.open_sources(id, &locals));
@@ -411,7 +427,7 @@ impl Pager {
         for key in std::mem::take(&mut child.spaces) {
             self.spaces.remove(&key);
         }
-        let (exit, reason) = (child.exit, child.reason.clone());
-        self.events.push(Event::Ended { child: id, exit, reason });
+        let stats = self.children.get(&id).map(|child| Box::new(child.stats(0)));
+        self.events.extend(stats.map(|stats| Event::Ended { stats }));
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,6 +85,11 @@ pub struct AddChild {
     pub placed: Vec<u64>,
     /// Bytes that were fetched for that.
     pub placed_bytes: u64,
+    /// Pages that were remote when the seed was new and are in no index here: the template has them.
+    pub held: u64,
+    /// What it lacks was told before, see [`Request::AddShape`]: then areas, index and owners here are
+    /// empty.
+    pub shape: Option<u64>,
     /// Fetch everything at once (`--paging eager`).
     pub eager: bool,
     /// Fill the rest in the background (`--independent`).
@@ -106,6 +111,22 @@ pub enum Request {
     /// Serve a child. Descriptors: the socket on which its userfaultfd will arrive, the guard's
     /// control socket, the guard's pidfd, then the local page files.
     AddChild(AddChild),
+    /// What children will lack that are all made in one way: told once for all of them.
+    AddShape {
+        /// Names it in [`AddChild`]; never reused while the pager lives.
+        shape: u64,
+        /// See [`AddChild`].
+        areas: Vec<Area>,
+        /// See [`AddChild`].
+        index: PageIndex,
+        /// See [`AddChild`].
+        owners: Vec<OwnerSource>,
+    },
+    /// No more children will have it. Those that have it go on.
+    DropShape {
+        /// Its name; an unknown one is no error.
+        shape: u64,
+    },
     /// What of a child is still remote; answered with [`Reply::Snapshot`].
     Snapshot {
         /// The child; its main process is stopped.
@@ -269,12 +290,8 @@ pub enum Event {
     },
     /// A child and everything in its namespace ended.
     Ended {
-        /// The child.
-        child: ChildId,
-        /// Wait status of the main process, if it exited by itself.
-        exit: Option<i32>,
-        /// Why it was killed, if it was.
-        reason: Option<String>,
+        /// Its books, closed.
+        stats: Box<ChildStats>,
     },
     /// A child needs no owner any more.
     Independent {

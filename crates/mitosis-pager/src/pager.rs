@@ -1,6 +1,6 @@
 //! The process: one thread, one epoll, everything else hangs on it.
 
-use crate::child::{Child, Via};
+use crate::child::{Child, Shape, Via};
 use crate::message::{ChildId, Event};
 use crate::peer::Peer;
 use crate::serve::Client;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Ready descriptors taken at a time.
@@ -127,6 +128,8 @@ pub(crate) struct Pager {
     /// Children whose missing pages may have run out, or whose fill may go on.
     pub review: BTreeSet<ChildId>,
     pub shadows: HashMap<u32, OwnedFd>,
+    /// What children lack that are made in one way, by name.
+    pub shapes: HashMap<u64, Arc<Shape>>,
     pub events: Vec<Event>,
     pub next_id: u64,
     pub last_client: Instant,
@@ -167,6 +170,7 @@ impl Pager {
             faults: VecDeque::new(),
             review: BTreeSet::new(),
             shadows: HashMap::new(),
+            shapes: HashMap::new(),
             events: Vec::new(),
             next_id: 1,
             last_client: now,

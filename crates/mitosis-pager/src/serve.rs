@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Most connections at once.
@@ -101,6 +102,13 @@ impl Pager {
     fn perform(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> Result<Reply, String> {
         match request {
             Request::AddChild(add) => self.add_child(add, fds)?,
+            Request::AddShape { shape, areas, index, owners } => {
+                let made = crate::life::shape(&areas, &index, owners)?;
+                self.shapes.insert(shape, Arc::new(made));
+            }
+            Request::DropShape { shape } => {
+                self.shapes.remove(&shape);
+            }
             Request::Snapshot { child, shadow_follows } => {
                 return self.snapshot(child, shadow_follows).map(Reply::Snapshot);
             }

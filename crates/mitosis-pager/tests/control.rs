@@ -15,6 +15,14 @@ fn next(events: &PagerEvents) -> Event {
     events.next(WAIT).unwrap().expect("an event")
 }
 
+/// The end of a child, as the next event tells it: status, and reason.
+fn end(events: &PagerEvents, child: ChildId) -> (Option<i32>, Option<String>) {
+    match next(events) {
+        Event::Ended { stats } if stats.child == child => (stats.exit, stats.reason),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn ends_are_told_with_status_or_reason() {
     let (server, rig) = (Server::start(), Rig::start());
@@ -27,19 +35,18 @@ fn ends_are_told_with_status_or_reason() {
     rustix::net::send(&first.guard, &message, SendFlags::empty()).unwrap();
     assert_eq!(next(&events), Event::Exited { child: first.id, status: 0x300 });
     let _ = first.puppet.order(Order::Exit, [0; 4], WAIT);
-    let ended = Event::Ended { child: first.id, exit: Some(0x300), reason: None };
-    assert_eq!(next(&events), ended);
+    assert_eq!(end(&events, first.id), (Some(0x300), None));
 
     let second = child(&rig, server.owner(), Wanted::default());
     rig.client.end(second.id, "asked to").unwrap();
     let reason = Some("asked to".to_owned());
-    assert_eq!(next(&events), Event::Ended { child: second.id, exit: None, reason });
+    assert_eq!(end(&events, second.id), (None, reason));
     assert!(rig.client.snapshot(second.id, false).is_err());
 
     let third = child(&rig, server.owner(), Wanted::default());
     let _ = third.puppet.order(Order::Exit, [9, 0, 0, 0], WAIT);
     let reason = Some("guard died".to_owned());
-    assert_eq!(next(&events), Event::Ended { child: third.id, exit: None, reason });
+    assert_eq!(end(&events, third.id), (None, reason));
 
     rig.client.forget(second.id).unwrap();
     assert!(rig.client.forget(second.id).is_err());
@@ -66,6 +73,8 @@ fn contradictions_are_refused() {
         owners: vec![OwnerSource::remote(server.owner()).unwrap()],
         placed: Vec::new(),
         placed_bytes: 0,
+        held: 0,
+        shape: None,
         eager: false,
         independent: false,
     };
@@ -74,11 +83,17 @@ fn contradictions_are_refused() {
         AddChild { index: run(105, 1), ..good.clone() },
         AddChild { areas: vec![area, area], ..good.clone() },
         AddChild { owners: vec![OwnerSource::local(server.owner(), 0)], ..good.clone() },
+        AddChild { shape: Some(7), ..good.clone() },
     ];
     for add in bad {
         let refused = rig.client.add_child(add, &fds).and_then(Asked::done);
         assert!(matches!(refused, Err(PagerError::Failed(_))), "{refused:?}");
     }
+    let shape = |pages| {
+        let owner = OwnerSource::remote(server.owner()).unwrap();
+        rig.client.add_shape(7, vec![area], run(pages, 0), vec![owner])
+    };
+    assert!(matches!(shape(106), Err(PagerError::Failed(_))), "a page outside of all areas");
     assert!(rig.client.make_independent(good.child).is_err());
     assert_eq!(rig.client.stats().unwrap(), []);
 }
@@ -100,6 +115,8 @@ fn a_large_index_passes() {
         owners: vec![OwnerSource::remote(server.owner()).unwrap()],
         placed: Vec::new(),
         placed_bytes: 0,
+        held: 0,
+        shape: None,
         eager: false,
         independent: false,
     };

@@ -22,8 +22,8 @@ mod working_set;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;
-pub use plan::{Area, NodeFacts, ProvenFiles, Request, RestorePlan, Time, plan};
-pub use start::{StartFds, Started, await_hooks, start};
+pub use plan::{Area, NodeFacts, Part, ProvenFiles, Request, RestorePlan, Time, plan};
+pub use start::{Maker, StartFds, Started, await_hooks, start, start_template};
 pub use vdso::{
     VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, is_parents as is_parents_vdso,
 };

@@ -1,7 +1,7 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::plan::{Area, HOLE, NodeFacts, ProvenFiles, STAGE, provided_base};
+use crate::plan::{Area, HOLE, NodeFacts, Part, ProvenFiles, STAGE, provided_base};
 use crate::{RestoreError, rare, shared, vdso, working_set};
 use mitosis_descriptor::{
     Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
@@ -41,6 +41,7 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
 /// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP
 const UFFD_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
+const PR_SET_THP_DISABLE: u64 = 41;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 /// Slot of the fresh userfaultfd's number.
@@ -132,6 +133,8 @@ pub(crate) struct Memory<'a> {
     working_set: usize,
     /// The node's kernel has `MAP_DROPPABLE`.
     droppable: bool,
+    /// See [`crate::Request`].
+    pub placed: &'a [u64],
 }
 
 impl<'a> Memory<'a> {
@@ -161,6 +164,7 @@ impl<'a> Memory<'a> {
             runs: Vec::new(),
             working_set,
             droppable: false,
+            placed: &[],
         }
     }
 
@@ -182,23 +186,60 @@ impl<'a> Memory<'a> {
         node: &NodeFacts,
         kept: Option<&vdso::Kept>,
         provided: &mut Vec<Provided>,
+        part: Part,
     ) -> Result<(), RestoreError> {
         self.droppable = node.kernel.droppable;
-        self.clear(program, node);
-        shared::map(program, self.descriptor, self.fd_base);
+        if part == Part::Rest {
+            // The template has mapped all this: here only what is missing in it counts.
+            let mut done = Program::new(program.region);
+            self.map_all(&mut done, &mut Vec::new(), part);
+            self.leave_out();
+        } else {
+            self.clear(program, node);
+            if part == Part::Memory {
+                // A huge page would hold zeros where pages are missing.
+                let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
+                program.call(List::Build, PRCTL, &args, "template: thp_disable", Detail::None);
+            } else {
+                shared::map(program, self.descriptor, self.fd_base);
+            }
+            self.map_all(program, provided, part);
+            rare::memory(program, self.descriptor, node);
+            match kept {
+                Some(kept) => kept.map(program, self.fd_base),
+                None => self.place_vdso(program, node)?,
+            }
+            self.layout(program, provided);
+        }
+        if part == Part::Memory {
+            self.register(program, provided, part);
+            return Ok(());
+        }
+        if part == Part::Rest {
+            shared::map(program, self.descriptor, self.fd_base);
+        }
+        self.register(program, provided, part);
+        if part == Part::Rest {
+            let args = [PR_SET_THP_DISABLE, 0, 0, 0, 0];
+            program.call(List::Build, PRCTL, &args, "register: thp_disable", Detail::None);
+        }
         for vma in &self.descriptor.vmas {
-            self.map(program, vma, provided);
+            if !matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock) {
+                advise(program, vma, &FORK_ADVICE);
+            }
         }
-        rare::memory(program, self.descriptor, node);
-        match kept {
-            Some(kept) => kept.map(program, self.fd_base),
-            None => self.place_vdso(program, node)?,
-        }
-        self.layout(program, provided);
-        self.register(program, provided);
         shared::fill(program, self.descriptor);
         self.seal(program);
         Ok(())
+    }
+
+    fn map_all(&mut self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
+        for vma in &self.descriptor.vmas {
+            // Each child has shared memory of its own.
+            if part != Part::Memory || !matches!(vma.backing, Backing::Shared { .. }) {
+                self.map(program, vma, provided);
+            }
+        }
     }
 
     /// What nobody may change any more: when all is in place.
@@ -295,7 +336,7 @@ impl<'a> Memory<'a> {
             }
             Backing::Vdso | Backing::Vvar | Backing::VvarVclock => return,
         }
-        advise(program, vma);
+        advise(program, vma, &ADVICE);
     }
 
     fn number(&mut self, file: u32, provided: &mut Vec<Provided>) -> u32 {
@@ -321,6 +362,38 @@ impl<'a> Memory<'a> {
             at = end;
         }
         self.runs.extend(runs);
+    }
+
+    /// What the template has is not missing, and where nothing else is, nothing is registered.
+    fn leave_out(&mut self) {
+        let mut placed = self.placed.iter().copied().peekable();
+        let mut runs = Vec::with_capacity(self.runs.len());
+        for run in std::mem::take(&mut self.runs) {
+            while placed.next_if(|page| *page < run.start.0).is_some() {}
+            let mut from = run.start;
+            while let Some(page) = placed.next_if(|page| *page < run.end().0) {
+                runs.extend((from.0 < page).then(|| run.clip(from, Vpn(page))));
+                from = Vpn(page + 1);
+            }
+            runs.extend((from < run.end()).then(|| run.clip(from, run.end())));
+        }
+        self.runs = runs;
+        let runs = &self.runs;
+        self.areas.retain_mut(|area| {
+            let end = area.start.0 + area.count;
+            let first = runs.partition_point(|run| run.end() <= area.start);
+            let after = runs.partition_point(|run| run.start.0 < end);
+            if first >= after {
+                return false;
+            }
+            // A stack keeps its room to grow.
+            if !area.grows_down {
+                let last = runs[after - 1].end().0.min(end);
+                area.start = area.start.max(runs[first].start);
+                area.count = last - area.start.0;
+            }
+            true
+        });
     }
 
     fn runs_of(&self, vma: &Vma) -> impl Iterator<Item = PageRun> + use<'a> {
@@ -391,8 +464,9 @@ impl<'a> Memory<'a> {
     }
 
     /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
-    /// is here of the working set is put in place: nobody else knows of the descriptor yet.
-    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>) {
+    /// is here of the working set is put in place: nobody else knows of the descriptor yet. A template
+    /// has one for that alone.
+    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
         if self.areas.is_empty() {
             return;
         }
@@ -416,15 +490,18 @@ impl<'a> Memory<'a> {
             let args = [uffd, UFFDIO_REGISTER, range];
             program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
         }
-        working_set::place(program, self.working_set, uffd, |wanted| {
-            provided.push(wanted);
-            provided_base(self.fd_base) + provided.len() as u32 - 1
-        });
+        if part != Part::Rest {
+            working_set::place(program, self.working_set, uffd, |wanted| {
+                provided.push(wanted);
+                provided_base(self.fd_base) + provided.len() as u32 - 1
+            });
+        }
         let message = rights(program, uffd as u32);
-        for (to, what) in [
+        let receivers = [
             (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),
             (FD_PAGER, "register: give the userfaultfd to the pager"),
-        ] {
+        ];
+        for (to, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
             let to = u64::from(self.fd_base) + to as u64;
             program.call_expect(List::Build, SENDMSG, &[to, message, 0], 1, what, Detail::None);
         }
@@ -460,16 +537,14 @@ fn map_anonymous(program: &mut Program, vma: &Vma, (start, end): (u64, u64), dro
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));
 }
 
-/// madvise(2) and mlock(2) state.
-fn advise(program: &mut Program, vma: &Vma) {
+/// madvise(2) of the kernel, by the flag that it leaves.
+const ADVICE: [(u16, u64); 3] =
+    [(vma_flags::HUGEPAGE, 14), (vma_flags::NOHUGEPAGE, 15), (vma_flags::DONTDUMP, 16)];
+/// What would not reach a process that is forked: last, in the child itself.
+const FORK_ADVICE: [(u16, u64); 2] = [(vma_flags::WIPEONFORK, 18), (vma_flags::DONTFORK, 10)];
+
+fn advise(program: &mut Program, vma: &Vma, table: &[(u16, u64)]) {
     let (start, len) = (vma.start, vma.end - vma.start);
-    let table = [
-        (vma_flags::HUGEPAGE, 14),
-        (vma_flags::NOHUGEPAGE, 15),
-        (vma_flags::DONTDUMP, 16),
-        (vma_flags::WIPEONFORK, 18),
-        (vma_flags::DONTFORK, 10),
-    ];
     for (_, advice) in table.iter().filter(|(flag, _)| vma.flags & flag != 0) {
         let args = [start, len, *advice];
         program.call_ignore(List::Build, MADVISE, &args, "map-vmas: madvise");

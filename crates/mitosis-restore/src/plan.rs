@@ -4,11 +4,17 @@ use crate::{
     Placement, RestoreError, VdsoFunction, files, frame, hooks, identity, machine, memory, rare,
     signals, vdso, working_set,
 };
-use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Vpn};
-use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len};
-use mitosis_stub::abi::{FD_PROVIDED, FD_STATUS, Gate};
+use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
+use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op};
+use mitosis_stub::abi::{
+    FD_PROVIDED, FD_STATUS, Gate, OP_ADOPTED, TEMPLATE_REGION, TEMPLATE_STACKS,
+};
+use mitosis_sys::SysError;
 use mitosis_sys::kernel::Kernel;
-use std::sync::Arc;
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Arc, OnceLock};
 
 /// What of this node matters to a plan.
 #[derive(Clone, Debug)]
@@ -78,6 +84,10 @@ pub struct Request {
     pub no_hooks: bool,
     /// The image of the parent's vdso, where it is not this node's: see [`crate::vdso_differs`].
     pub vdso: Option<Arc<[u8]>>,
+    /// What is to be planned.
+    pub part: Part,
+    /// Pages that are in place already, ascending: for a [`Part::Rest`].
+    pub placed: Vec<u64>,
 }
 
 /// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
@@ -123,6 +133,8 @@ pub struct RestorePlan {
     pub owners: Vec<Owner>,
     /// Wanted pid, 0 for any.
     pub pid: i32,
+    /// A pid that neither it nor its threads have: for whoever makes it from a template.
+    pub maker_pid: i32,
     /// Number of the first attached descriptor in the child.
     pub fd_base: u32,
     /// What stays of us in the child: to be left out when it is itself captured.
@@ -133,9 +145,50 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
+    /// The image in a file, once somebody needed it.
+    file: OnceLock<Arc<File>>,
+}
+
+/// What a plan does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Part {
+    /// All, in a process that has nothing yet.
+    #[default]
+    Whole,
+    /// The memory that children begin with, and no more: a template.
+    Memory,
+    /// The rest, in a copy of a template.
+    Rest,
 }
 
 impl RestorePlan {
+    /// The image in a sealed file in memory, made once.
+    ///
+    /// # Errors
+    /// No memory, or no descriptor.
+    pub fn image_file(&self) -> Result<Arc<File>, RestoreError> {
+        if let Some(file) = self.file.get() {
+            return Ok(Arc::clone(file));
+        }
+        let failed = |call| {
+            move |e: rustix::io::Errno| RestoreError::Sys {
+                phase: Phase::Sandbox,
+                source: SysError::io(call, "plan", e),
+            }
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file =
+            rustix::fs::memfd_create("mitosis-plan", flags).map_err(failed("memfd_create"))?;
+        let mut file = File::from(file);
+        file.write_all(&self.image.bytes).map_err(|e| RestoreError::Sys {
+            phase: Phase::Sandbox,
+            source: SysError::io("write", "plan", e),
+        })?;
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals).map_err(failed("F_ADD_SEALS"))?;
+        Ok(Arc::clone(self.file.get_or_init(|| Arc::new(file))))
+    }
+
     /// What the child is to put in place of the working set, whose `parts` it gets in files: what it
     /// waits for. The pages are in the index, too.
     pub fn placement(&self, parts: &[Arc<[u64]>]) -> Placement {
@@ -166,41 +219,58 @@ pub fn plan(
     let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
     let here = memory::stage(base, node, 0);
     let kept = vdso::Kept::of(descriptor, node, request.vdso.as_deref(), here)?;
+    let part = request.part;
     let hooks_len = hooks::len(descriptor, request);
     let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
-    let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
-    let seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
-    let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
-    let hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
-    open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
-
     let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
     let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
     let mut provided = Vec::new();
-    let monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
     let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
-    memory.plan(&mut program, node, kept.as_ref(), &mut provided)?;
-    program.time(List::Build, 1);
-    files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
-    program.time(List::Build, 2);
-    identity::plan(descriptor, node, request, &mut program);
-    if !hooks.names.is_empty() {
-        signals::block_all(&mut program);
+    let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
+    if part == Part::Memory {
+        program.thread(0, 0);
+        memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
+    } else {
+        let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
+        seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
+        let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
+        hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
+        open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
+        monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
+        memory.placed = &request.placed;
+        memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
+        program.time(List::Build, 1);
+        files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
+        program.time(List::Build, 2);
+        identity::plan(descriptor, node, request, &mut program);
+        if !hooks.names.is_empty() {
+            signals::block_all(&mut program);
+        }
+        signals::plan(descriptor, node, request, &mut program)?;
+        identity::plan_threads(descriptor, request, &mut program);
+        rare::registers(&mut program, descriptor);
+        rare::threads(&mut program, descriptor, node);
+        if part == Part::Rest {
+            let what = "sandbox: become the guard's";
+            program.push(List::Build, op(0, OP_ADOPTED, &[]), what, Detail::None);
+        }
+        // Limits and the like must not stand in the way of what comes before.
+        identity::limits(&descriptor.process, node, &mut program);
+        files::change_root(descriptor, &mut program);
+        files::finish(&mut program, fd_base);
+        rare::process(&mut program, descriptor);
     }
-    signals::plan(descriptor, node, request, &mut program)?;
-    identity::plan_threads(descriptor, request, &mut program);
-    rare::registers(&mut program, descriptor);
-    rare::threads(&mut program, descriptor, node);
-    // Limits and the like must not stand in the way of what comes before.
-    identity::limits(&descriptor.process, node, &mut program);
-    files::change_root(descriptor, &mut program);
-    files::finish(&mut program, fd_base);
-    rare::process(&mut program, descriptor);
-    let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp);
+    let room = if part == Part::Whole { 0 } else { TEMPLATE_REGION };
+    let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp, room);
+    if room > 0 && image.region_len > room - TEMPLATE_STACKS {
+        let text = format!("a plan of {} bytes is too large for a template", image.region_len);
+        return Err(RestoreError::Incompatible(text));
+    }
     let (areas, index) = memory.missing()?;
+    let (pid, maker_pid) = pids(descriptor, request);
     Ok(RestorePlan {
         resident: (region.base, region.resident_end()),
         program,
@@ -209,12 +279,29 @@ pub fn plan(
         areas,
         index,
         owners: descriptor.owners.clone(),
-        pid: if request.new_pid { 0 } else { descriptor.process.pid },
+        pid,
+        maker_pid,
         fd_base,
         monotonic_shift,
         gate,
         hooks: hooks.names,
+        file: OnceLock::new(),
     })
+}
+
+/// The child's pid, and one for whoever makes it. A guard is told the pid of a template's child
+/// before there is one, so it cannot be left to the kernel.
+fn pids(descriptor: &Descriptor, request: &Request) -> (i32, i32) {
+    let pid = match (request.new_pid, request.part) {
+        (false, _) => descriptor.process.pid,
+        (true, Part::Rest) => 2,
+        (true, _) => 0,
+    };
+    let taken = |candidate: i32| {
+        candidate == pid || descriptor.threads.iter().any(|thread| thread.tid == candidate)
+    };
+    let maker = (2..).find(|candidate| !taken(*candidate)).unwrap_or(0);
+    (pid, maker)
 }
 
 /// Where the main thread's calls have room: on its stack, below the red zone of the function that is

@@ -1,15 +1,17 @@
-//! Performing a plan: one message to a guard, one answer from the child.
+//! Performing a plan: one message to a guard or a template, one answer from the child.
 
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::Phase;
-use mitosis_stub::abi::{FD_PROVIDED, Gate, guard_message};
+use mitosis_stub::abi::{
+    FD_PROVIDED, Gate, LIST_MAKE, MAKE_CHILD, MAKE_ENTER, MAKE_ENTER_PID, TEMPLATE_REGION,
+    guard_message,
+};
 use mitosis_sys::SysError;
-use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
 };
-use std::io::{IoSlice, IoSliceMut, Write};
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -38,6 +40,22 @@ pub struct Started {
     pub resident: (u64, u64),
 }
 
+/// Who makes a child.
+#[derive(Clone, Copy, Debug)]
+pub enum Maker<'a> {
+    /// Its guard. The plan is a [`crate::Part::Whole`].
+    Guard,
+    /// A template, in its guard's namespaces. The plan is a [`crate::Part::Rest`].
+    Template {
+        /// Where the template takes orders.
+        orders: BorrowedFd<'a>,
+        /// The guard.
+        guard: BorrowedFd<'a>,
+        /// The child's generation number.
+        generation: u64,
+    },
+}
+
 /// Bound on building a child.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bound on the hooks of the program.
@@ -48,39 +66,21 @@ const STATUS_STARTED: u64 = 1;
 
 /// Makes the child under the guard behind `control` and waits until it runs. What the caller has to
 /// do besides, it does in `meanwhile`, while the guard and the child work; if that is `false` the child
-/// is not waited for. On error the caller ends the guard; `meanwhile` has not run if the guard could
-/// not be told.
+/// is not waited for. On error the caller ends the guard; `meanwhile` has not run if nobody could be
+/// told.
 ///
 /// # Errors
 /// [`RestoreError`], with the operation that failed.
 pub fn start(
     plan: &RestorePlan,
     control: BorrowedFd<'_>,
+    maker: Maker<'_>,
     fds: StartFds,
     meanwhile: impl FnOnce() -> bool,
 ) -> Result<Started, RestoreError> {
     let begun = Instant::now();
-    let fail = |call| {
-        move |e: rustix::io::Errno| RestoreError::Sys {
-            phase: Phase::Sandbox,
-            source: SysError::io(call, "child", e),
-        }
-    };
-    let image = rustix::fs::memfd_create("mitosis-plan", MemfdFlags::CLOEXEC)
-        .map_err(fail("memfd_create"))?;
-    let mut image = std::fs::File::from(image);
-    image.write_all(&plan.image.bytes).map_err(|e| RestoreError::Sys {
-        phase: Phase::Sandbox,
-        source: SysError::io("write", "plan", e),
-    })?;
-    let (status, status_child) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(fail("socketpair"))?;
-    sockopt::set_socket_passcred(&status, true).map_err(fail("SO_PASSCRED"))?;
+    let (status, status_child) = status_pair()?;
+    let image = plan.image_file()?;
     let attached = [image.as_fd(), status_child.as_fd(), fds.pager.as_fd()];
     let mut attached: Vec<BorrowedFd<'_>> = attached.to_vec();
     attached.extend(fds.provided.iter().map(AsFd::as_fd));
@@ -88,14 +88,36 @@ pub fn start(
         attached.push(fd.as_fd());
         attached.len() as u32 - 1
     });
-    send_order(control, plan, &attached, cgroup).map_err(fail("sendmsg to the guard"))?;
+    let order = order(plan, attached.len(), cgroup);
+    match maker {
+        Maker::Guard => {
+            let head = [u64::from(guard_message::FORK), 0];
+            send(control, &[&head[..], &order[..]].concat(), &attached)
+                .map_err(failed("sendmsg", "guard"))?;
+        }
+        Maker::Template { orders, guard, generation } => {
+            let (never_read, queue) = rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .map_err(failed("socketpair", "child"))?;
+            let adopt = [u64::from(guard_message::ADOPT) | u64::from(plan.pid as u32) << 32, 0];
+            send(control, &adopt, &[never_read.as_fd()]).map_err(failed("sendmsg", "guard"))?;
+            let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
+            let behind = [guard, queue.as_fd()];
+            send(orders, &[&order[..], &rest[..]].concat(), &[&attached[..], &behind[..]].concat())
+                .map_err(failed("sendmsg", "template"))?;
+        }
+    }
     drop(attached);
     if !meanwhile() {
         return Err(RestoreError::Silent("given up".into()));
     }
-    drop((image, status_child, fds));
+    drop((status_child, fds));
     let sent = Instant::now();
-    let (pid, words) = receive(&status, control, begun + BUILD_TIMEOUT)?;
+    let (pid, words) = receive(&status, Some(control), begun + BUILD_TIMEOUT)?;
     let word = |n: usize| words[n];
     if word(0) & 0xffff_ffff != STATUS_STARTED {
         return Err(operation_error(plan, &words));
@@ -155,36 +177,91 @@ pub fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreE
     Ok(Some(begun.elapsed().as_micros() as u64))
 }
 
-fn send_order(
-    control: BorrowedFd<'_>,
-    plan: &RestorePlan,
-    attached: &[BorrowedFd<'_>],
-    cgroup: Option<u32>,
-) -> Result<(), rustix::io::Errno> {
-    let mut packet = Vec::with_capacity(80);
-    packet.extend(guard_message::FORK.to_le_bytes());
-    packet.extend([0; 12]);
-    let order = [
+/// `ForkOrder` in words.
+fn order(plan: &RestorePlan, fds: usize, cgroup: Option<u32>) -> [u64; 6] {
+    [
         plan.program.region.base,
         plan.image.region_len,
         plan.image.bytes.len() as u64,
         plan.image.plan_offset,
         u64::from(plan.pid as u32) | u64::from(plan.fd_base) << 32,
-        attached.len() as u64 | u64::from(cgroup.unwrap_or(u32::MAX)) << 32,
-    ];
-    packet.extend(order.iter().flat_map(|w| w.to_le_bytes()));
+        fds as u64 | u64::from(cgroup.unwrap_or(u32::MAX)) << 32,
+    ]
+}
+
+fn failed(
+    call: &'static str,
+    object: &'static str,
+) -> impl FnOnce(rustix::io::Errno) -> RestoreError {
+    move |e| RestoreError::Sys { phase: Phase::Sandbox, source: SysError::io(call, object, e) }
+}
+
+/// The ends of the node and of the child of its status socket.
+fn status_pair() -> Result<(OwnedFd, OwnedFd), RestoreError> {
+    let (status, child) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(failed("socketpair", "child"))?;
+    sockopt::set_socket_passcred(&status, true).map_err(failed("SO_PASSCRED", "child"))?;
+    Ok((status, child))
+}
+
+fn send(
+    socket: BorrowedFd<'_>,
+    words: &[u64],
+    attached: &[BorrowedFd<'_>],
+) -> Result<(), rustix::io::Errno> {
+    let packet: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(attached.len()))];
     let mut control_data = SendAncillaryBuffer::new(&mut space);
     control_data.push(SendAncillaryMessage::ScmRights(attached));
     let iov = [IoSlice::new(&packet)];
-    rustix::net::sendmsg(control, &iov, &mut control_data, SendFlags::empty())?;
+    rustix::net::sendmsg(socket, &iov, &mut control_data, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// Lets a process that has nothing yet, behind `control`, become a template: it performs the plan, a
+/// [`crate::Part::Memory`]. `meanwhile` is as in [`start`]. Returns the socket on which it takes orders;
+/// when that is closed, the template ends.
+///
+/// # Errors
+/// [`RestoreError`], with the operation that failed.
+pub fn start_template(
+    plan: &RestorePlan,
+    control: BorrowedFd<'_>,
+    provided: Vec<OwnedFd>,
+    meanwhile: impl FnOnce() -> bool,
+) -> Result<OwnedFd, RestoreError> {
+    let deadline = Instant::now() + BUILD_TIMEOUT;
+    let (status, status_child) = status_pair()?;
+    let image = plan.image_file()?;
+    // It has no pager: its one userfaultfd is its own.
+    let mut attached = vec![image.as_fd(), status_child.as_fd(), status_child.as_fd()];
+    attached.extend(provided.iter().map(AsFd::as_fd));
+    let mut order = order(plan, attached.len(), None);
+    order[1] = TEMPLATE_REGION;
+    let head = [u64::from(guard_message::FORK), 0];
+    send(control, &[&head[..], &order[..]].concat(), &attached)
+        .map_err(failed("sendmsg", "template"))?;
+    drop(attached);
+    if !meanwhile() {
+        return Err(RestoreError::Silent("given up".into()));
+    }
+    drop((status_child, provided));
+    let (_, words) = receive(&status, None, deadline)?;
+    if words[0] & 0xffff_ffff != STATUS_STARTED {
+        return Err(operation_error(plan, &words));
+    }
+    Ok(status)
 }
 
 /// Waits for the child's word, or the guard's that there will be none.
 fn receive(
     status: &OwnedFd,
-    control: BorrowedFd<'_>,
+    control: Option<BorrowedFd<'_>>,
     deadline: Instant,
 ) -> Result<(i32, [u64; STATUS_WORDS]), RestoreError> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -195,19 +272,20 @@ fn receive(
         }
         let timeout =
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let mut polled =
-            [PollFd::new(status, PollFlags::IN), PollFd::from_borrowed_fd(control, PollFlags::IN)];
+        let mut polled = vec![PollFd::new(status, PollFlags::IN)];
+        polled.extend(control.map(|control| PollFd::from_borrowed_fd(control, PollFlags::IN)));
         match poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(RestoreError::Silent(e.to_string())),
         }
-        let (told, guard) = (polled[0].revents(), polled[1].revents());
+        let told = polled[0].revents();
+        let guard = polled.get(1).map_or(PollFlags::empty(), PollFd::revents);
         if told.contains(PollFlags::IN) {
             if let Some(answer) = read_status(status)? {
                 return Ok(answer);
             }
         }
-        if !guard.is_empty() {
+        if let (Some(control), false) = (control, guard.is_empty()) {
             return Err(guard_error(control));
         }
         if told.contains(PollFlags::HUP) {
@@ -252,16 +330,8 @@ fn guard_error(control: BorrowedFd<'_>) -> RestoreError {
     match got {
         Ok((16, _)) if word(0) == guard_message::FORK_FAILED => {
             let errno = word(4) as i32;
-            let hint = match errno {
-                17 => " (a thread or process id is taken in the namespace)",
-                1 => " (choosing a pid needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)",
-                22 => {
-                    " (the parent's pid is above this node's pid_max, or clone3 set_tid is missing)"
-                }
-                11 => " (this node's pids limit is reached)",
-                _ => "",
-            };
-            RestoreError::Guard { source: std::io::Error::from_raw_os_error(errno), hint }
+            let source = std::io::Error::from_raw_os_error(errno);
+            RestoreError::Guard { source, hint: clone_hint(errno) }
         }
         Ok((16, _)) if word(0) == guard_message::CHILD_EXITED => {
             let code = (word(4) >> 8) & 0xff;
@@ -277,8 +347,29 @@ fn guard_error(control: BorrowedFd<'_>) -> RestoreError {
     }
 }
 
+/// What may help when clone3(2) failed.
+fn clone_hint(errno: i32) -> &'static str {
+    match errno {
+        17 => " (a thread or process id is taken in the namespace)",
+        1 => " (choosing a pid needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)",
+        22 => " (the parent's pid is above this node's pid_max, or clone3 set_tid is missing)",
+        11 => " (this node's pids limit is reached)",
+        _ => "",
+    }
+}
+
 fn operation_error(plan: &RestorePlan, words: &[u64; STATUS_WORDS]) -> RestoreError {
     let list = (words[0] >> 32) as u32;
+    if list == LIST_MAKE {
+        let errno = -(words[2] as i64) as i32;
+        let what = match words[1] {
+            MAKE_ENTER_PID => "template: enter the guard's pid namespace".to_owned(),
+            MAKE_ENTER => "template: enter the guard's namespaces".to_owned(),
+            MAKE_CHILD => format!("template: make the child{}", clone_hint(errno)),
+            _ => "template: make the process that makes the child".to_owned(),
+        };
+        return RestoreError::Operation { what, source: std::io::Error::from_raw_os_error(errno) };
+    }
     let what = match plan.program.label(list, words[1]) {
         Some(label) => label.to_string(),
         None => format!("threads: clone of thread {}", list.saturating_sub(3)),

@@ -9,7 +9,7 @@
 use crate::plan::{Area, HOLE, STAGE};
 use mitosis_descriptor::PageIndex;
 use mitosis_state::{Detail, List, Program, Provided, op};
-use mitosis_stub::abi::{OP_PLACE, PLACE_ENTRY, PLACE_MAGIC, PlaceTable};
+use mitosis_stub::abi::{OP_PLACE, PLACE_ENTRY, PLACE_MAGIC, PlaceTable, TEMPLATE_REGION};
 use std::sync::Arc;
 
 const READ: u16 = 0;
@@ -33,6 +33,7 @@ const WINDOW: u64 = HOLE / 4;
 const STEP: u64 = WORKING_SET_PAGES as u64 * PAGE;
 const TABLE_MAX: usize = size_of::<PlaceTable>() + WORKING_SET_PAGES * PLACE_ENTRY;
 const _: () = assert!(TABLE_MAX as u64 <= STEP);
+const _: () = assert!(TEMPLATE_REGION <= WINDOW);
 const _: () = assert!(WINDOW + STEP * (WORKING_SET_PARTS as u64 + 1) < STAGE / 4 * 3);
 
 /// Appends what puts a working set of `parts` files in place.

@@ -3,7 +3,7 @@
 
 use mitosis_capture::{NoInheritance, Options, Seeded, prepare};
 use mitosis_descriptor::{MappedFile, Vpn};
-use mitosis_restore::{NodeFacts, ProvenFiles, Provided, Request, StartFds, plan, start};
+use mitosis_restore::{Maker, NodeFacts, ProvenFiles, Provided, Request, StartFds, plan, start};
 use mitosis_sandbox::{Guard, Network, Pool, PoolConfig};
 use mitosis_sys::uffd::{Event, Uffd};
 use rustix::net::{
@@ -188,7 +188,7 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
         serve(ours, mem, clean, index);
     });
     let fds = StartFds { pager: theirs, provided, cgroup: None };
-    let child = match start(&plan, guard.control.as_fd(), fds, || true) {
+    let child = match start(&plan, guard.control.as_fd(), Maker::Guard, fds, || true) {
         Ok(child) => child,
         Err(e) => panic!("start: {e}\n{plan}"),
     };

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// The guard program in a sealed memfd, from which guards are executed.
+/// The guest program in a sealed memfd, from which guards and templates are executed.
 #[derive(Debug)]
 pub struct GuardImage(OwnedFd);
 
@@ -31,6 +31,10 @@ impl GuardImage {
         rustix::fs::fcntl_add_seals(&fd, seals)
             .map_err(|e| SysError::io("F_ADD_SEALS", "guard image", e))?;
         Ok(GuardImage(fd))
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

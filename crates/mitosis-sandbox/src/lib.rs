@@ -10,8 +10,10 @@
 mod error;
 mod guard;
 mod pool;
+mod template;
 
 pub use error::SandboxError;
 pub use guard::{Guard, GuardImage, generation_text};
 pub use mitosis_sys::spawn::Network;
 pub use pool::{Pool, PoolConfig};
+pub use template::Blank;

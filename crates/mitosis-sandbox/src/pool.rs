@@ -1,12 +1,13 @@
-//! Guards made ahead of time. One thread makes them; takers wait only when none is ready.
+//! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
 use crate::{Guard, GuardImage, Network, SandboxError};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How many guards are kept ready.
+/// How many guards are kept ready at least.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
     /// With the node's network.
@@ -21,15 +22,101 @@ impl Default for PoolConfig {
     }
 }
 
+const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the makers let others work when nobody waits for a guard: a child that has just got one
+/// starts meanwhile, and answers.
+const PAUSE: Duration = Duration::from_millis(40);
+/// How long they do when less than half of the guards are left.
+const PAUSE_SHORT: Duration = Duration::from_millis(5);
+/// As many as were taken in so long are kept ready,
+const RECENT: Duration = Duration::from_millis(100);
+/// but not more than this.
+const DEMAND_MAX: usize = 64;
+/// With so many taken lately there is no pause: somebody is waiting all the time.
+const BUSY: usize = 6;
+/// How long nobody takes one until those that are too many are ended.
+const SURPLUS: Duration = Duration::from_secs(2);
+/// Threads that make guards. Most of the time they wait for the kernel.
+const MAKERS: usize = 2;
+
+/// Guards of one kind.
+#[derive(Default)]
+struct Shelf {
+    ready: Vec<Guard>,
+    least: usize,
+    waiting: usize,
+    making: usize,
+    taken: VecDeque<Instant>,
+}
+
+impl Shelf {
+    /// How many were taken lately.
+    fn recent(&self) -> usize {
+        self.taken.iter().filter(|at| at.elapsed() < RECENT).count()
+    }
+
+    fn target(&self) -> usize {
+        self.least.max(self.waiting).max(self.recent())
+    }
+
+    fn lacks(&self) -> bool {
+        self.ready.len() + self.making < self.target()
+    }
+
+    fn note_taken(&mut self) {
+        if self.taken.len() == DEMAND_MAX {
+            self.taken.pop_front();
+        }
+        self.taken.push_back(Instant::now());
+    }
+
+    /// One that is too many, if nobody wanted any for a while.
+    fn surplus(&mut self) -> Option<Guard> {
+        let rest = self.taken.back().is_none_or(|at| at.elapsed() >= SURPLUS);
+        if rest && self.ready.len() > self.target() { self.ready.pop() } else { None }
+    }
+}
+
 #[derive(Default)]
 struct State {
-    node: Vec<Guard>,
-    own: Vec<Guard>,
-    own_wanted: bool,
-    waiting_node: usize,
-    waiting_own: usize,
+    node: Shelf,
+    own: Shelf,
     failed: Option<String>,
     closed: bool,
+}
+
+impl State {
+    fn shelf(&mut self, network: Network) -> &mut Shelf {
+        if network == Network::Own { &mut self.own } else { &mut self.node }
+    }
+
+    fn waiting(&self) -> usize {
+        self.node.waiting + self.own.waiting
+    }
+
+    /// What to make next, if anything.
+    fn wanted(&self) -> Option<Network> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let urgent = |shelf: &Shelf| shelf.ready.len() + shelf.making < shelf.waiting;
+        match (&self.node, &self.own) {
+            (_, own) if urgent(own) => Some(Network::Own),
+            (node, _) if node.lacks() => Some(Network::Node),
+            (_, own) if own.lacks() => Some(Network::Own),
+            _ => None,
+        }
+    }
+
+    /// How long to let others work first.
+    fn pause(&self) -> Duration {
+        let shelves = [&self.node, &self.own];
+        if shelves.iter().any(|shelf| shelf.recent() >= BUSY) {
+            return Duration::ZERO;
+        }
+        let short = shelves.iter().any(|shelf| 2 * shelf.ready.len() < shelf.least);
+        if short { PAUSE_SHORT } else { PAUSE }
+    }
 }
 
 struct Shared {
@@ -46,31 +133,31 @@ impl Shared {
 /// The pool. Dropping it ends the guards that were not taken.
 pub struct Pool {
     shared: Arc<Shared>,
-    maker: Option<JoinHandle<()>>,
+    own_least: usize,
+    makers: Vec<JoinHandle<()>>,
 }
-
-const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the maker lets others work when nobody waits for a guard: a child that has just got one
-/// starts meanwhile, and answers.
-const PAUSE: Duration = Duration::from_millis(40);
-/// How long it does when less than half of the guards are left.
-const PAUSE_SHORT: Duration = Duration::from_millis(5);
 
 impl Pool {
     /// Starts making guards that watch the pager behind `pager` (a pidfd).
     ///
     /// # Errors
-    /// The guard image cannot be made, or the thread not be started.
+    /// No thread, or no memory for the guard's program.
     pub fn new(config: PoolConfig, pager: OwnedFd) -> Result<Pool, SandboxError> {
-        let image = GuardImage::new()?;
-        let shared =
-            Arc::new(Shared { state: Mutex::new(State::default()), changed: Condvar::new() });
-        let theirs = shared.clone();
-        let maker = std::thread::Builder::new()
-            .name("guard-pool".into())
-            .spawn(move || fill(&theirs, config, &image, &pager))
-            .map_err(|e| SandboxError::NotReady(e.to_string()))?;
-        Ok(Pool { shared, maker: Some(maker) })
+        let image = Arc::new(GuardImage::new()?);
+        let node = Shelf { least: config.node_net, ..Shelf::default() };
+        let state = Mutex::new(State { node, ..State::default() });
+        let shared = Arc::new(Shared { state, changed: Condvar::new() });
+        let pager = Arc::new(pager);
+        let mut pool = Pool { shared, own_least: config.own_net, makers: Vec::new() };
+        for _ in 0..MAKERS {
+            let (shared, image, pager) = (pool.shared.clone(), image.clone(), pager.clone());
+            let maker = std::thread::Builder::new()
+                .name("guard-pool".into())
+                .spawn(move || make(&shared, &image, &pager))
+                .map_err(|e| SandboxError::NotReady(e.to_string()))?;
+            pool.makers.push(maker);
+        }
+        Ok(pool)
     }
 
     /// Takes a guard; waits (at most 10 s) if none is ready.
@@ -79,10 +166,12 @@ impl Pool {
     /// Guards cannot be made (the reason is in the error), or the pool is closed.
     pub fn take(&self, network: Network) -> Result<Guard, SandboxError> {
         let mut state = self.shared.lock();
-        state.own_wanted |= network == Network::Own;
+        if network == Network::Own {
+            state.own.least = self.own_least;
+        }
         loop {
-            let list = if network == Network::Own { &mut state.own } else { &mut state.node };
-            if let Some(guard) = list.pop() {
+            if let Some(guard) = state.shelf(network).ready.pop() {
+                state.shelf(network).note_taken();
                 self.shared.changed.notify_all();
                 return Ok(guard);
             }
@@ -92,7 +181,7 @@ impl Pool {
             if let Some(reason) = state.failed.take() {
                 return Err(SandboxError::NotReady(reason));
             }
-            *waiting(&mut state, network) += 1;
+            state.shelf(network).waiting += 1;
             self.shared.changed.notify_all();
             let (back, timeout) = self
                 .shared
@@ -100,7 +189,7 @@ impl Pool {
                 .wait_timeout(state, TAKE_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner);
             state = back;
-            *waiting(&mut state, network) -= 1;
+            state.shelf(network).waiting -= 1;
             if timeout.timed_out() {
                 return Err(SandboxError::NotReady("none in 10 s".into()));
             }
@@ -108,53 +197,44 @@ impl Pool {
     }
 }
 
-fn waiting(state: &mut State, network: Network) -> &mut usize {
-    if network == Network::Own { &mut state.waiting_own } else { &mut state.waiting_node }
-}
-
-/// What to make next, if anything.
-fn wanted(state: &State, config: PoolConfig) -> Option<Network> {
-    if state.failed.is_some() {
-        return None;
-    }
-    let own = if state.own_wanted { config.own_net.max(state.waiting_own) } else { 0 };
-    if state.waiting_own > state.own.len() {
-        return Some(Network::Own);
-    }
-    if state.node.len() < config.node_net.max(state.waiting_node) {
-        return Some(Network::Node);
-    }
-    (state.own.len() < own).then_some(Network::Own)
-}
-
-fn fill(shared: &Shared, config: PoolConfig, image: &GuardImage, pager: &OwnedFd) {
+/// Makes what is wanted, and ends what nobody wants any more, until the pool is closed.
+fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd) {
     let mut state = shared.lock();
     let mut rested = true;
-    loop {
-        if state.closed {
-            break;
-        }
-        if wanted(&state, config).is_none() {
+    while !state.closed {
+        if state.wanted().is_none() {
             rested = false;
-            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = shared.changed.wait_timeout(state, SURPLUS);
+            let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = back;
+            while timeout.timed_out() {
+                let surplus = state.node.surplus().or_else(|| state.own.surplus());
+                let Some(guard) = surplus else { break };
+                drop(state);
+                guard.end();
+                state = shared.lock();
+            }
             continue;
         }
-        if !rested && state.waiting_node + state.waiting_own == 0 {
+        let pause = state.pause();
+        if !rested && state.waiting() == 0 && !pause.is_zero() {
             // A guard was just taken: the child that it was taken for comes first.
-            let pause = if 2 * state.node.len() < config.node_net { PAUSE_SHORT } else { PAUSE };
-            let pause = shared.changed.wait_timeout_while(state, pause, |state| {
-                state.waiting_node + state.waiting_own == 0 && !state.closed
-            });
+            let pause = shared
+                .changed
+                .wait_timeout_while(state, pause, |state| state.waiting() == 0 && !state.closed);
             state = pause.unwrap_or_else(PoisonError::into_inner).0;
             rested = true;
+            continue;
         }
-        let Some(network) = wanted(&state, config).filter(|_| !state.closed) else { continue };
+        let Some(network) = state.wanted() else { continue };
+        state.shelf(network).making += 1;
         drop(state);
         let made = Guard::start(image, pager.as_fd(), network);
         state = shared.lock();
+        let shelf = state.shelf(network);
+        shelf.making -= 1;
         match made {
-            Ok(guard) if network == Network::Own => state.own.push(guard),
-            Ok(guard) => state.node.push(guard),
+            Ok(guard) => shelf.ready.push(guard),
             Err(e) => state.failed = Some(e.to_string()),
         }
         shared.changed.notify_all();
@@ -163,23 +243,16 @@ fn fill(shared: &Shared, config: PoolConfig, image: &GuardImage, pager: &OwnedFd
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let (node, own) = {
-            let mut state = self.shared.lock();
-            state.closed = true;
-            (std::mem::take(&mut state.node), std::mem::take(&mut state.own))
-        };
+        self.shared.lock().closed = true;
         self.shared.changed.notify_all();
-        node.into_iter().chain(own).for_each(|guard| {
-            let _ = guard.end();
-        });
-        if let Some(maker) = self.maker.take() {
+        for maker in self.makers.drain(..) {
             let _ = maker.join();
         }
         let mut state = self.shared.lock();
-        let late: Vec<Guard> = state.node.drain(..).collect();
-        let late_own: Vec<Guard> = state.own.drain(..).collect();
+        let (node, own) =
+            (std::mem::take(&mut state.node.ready), std::mem::take(&mut state.own.ready));
         drop(state);
-        late.into_iter().chain(late_own).for_each(|guard| {
+        node.into_iter().chain(own).for_each(|guard| {
             let _ = guard.end();
         });
     }

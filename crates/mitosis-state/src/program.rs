@@ -226,8 +226,9 @@ impl Program {
         ops.get(usize::try_from(index).ok()?).map(|(_, label)| label)
     }
 
-    /// Lays out operations, threads and stacks behind the data.
-    pub fn finish(&mut self, gate: u64, status_fd: i32, seccomp: (u64, u64)) -> Image {
+    /// Lays out operations, threads and stacks behind the data. All of the region that there is, and
+    /// of `room` bytes if that is more, is unmapped in the end, but for what stays.
+    pub fn finish(&mut self, gate: u64, status_fd: i32, seccomp: (u64, u64), room: u64) -> Image {
         let build = self.lay_ops(|p| &p.build);
         let identity = self.lay_ops(|p| &p.identity);
         let finish = self.lay_ops(|p| &p.finish);
@@ -258,7 +259,7 @@ impl Program {
             table_at as u64,
             self.threads.len() as u64,
             self.region.resident_end(),
-            self.region.base + region_len,
+            self.region.base + region_len.max(room),
             gate,
             status_fd as u32 as u64,
             seccomp.0,

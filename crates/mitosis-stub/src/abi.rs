@@ -21,6 +21,16 @@ pub const ENTRY_RANDOM: u64 = 96;
 /// Entry: `seed`, `add` and `status` of one: nothing to do, and all is well.
 pub const ENTRY_READY: u64 = 112;
 
+/// Entry: the rest of a template's life, once its region is there: see [`Plan`].
+pub const ENTRY_TEMPLATE: u64 = 128;
+
+/// `argv[0]` of a guard.
+pub const GUARD_NAME: &[u8] = b"mitosis-guard\0";
+/// `argv[0]` of a template. The letter that tells it from a guard is [`NAME_LETTER`].
+pub const TEMPLATE_NAME: &[u8] = b"mitosis-template\0";
+/// Index in `argv[0]` of the letter by which the program knows what it is.
+pub const NAME_LETTER: usize = 8;
+
 /// File descriptor of the guard's control socket.
 pub const GUARD_CONTROL_FD: i32 = 3;
 /// File descriptor of the pidfd of the pager that the guard watches.
@@ -54,6 +64,9 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
+    /// Node to guard: a template makes the child: its pid will be `a`. The attached fd is the read
+    /// side of [`super::FD_GUARD_QUEUE`].
+    pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
     /// Guard to node: ready for an order.
@@ -95,6 +108,29 @@ pub struct ForkOrder {
     /// Index of the attached fd that is a cgroup to be born in, or `u32::MAX`.
     pub cgroup: u32,
 }
+
+/// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
+/// attached fds the last two are the guard's pidfd and the write side for [`FD_GUARD_QUEUE`]; the
+/// others are those of [`TemplateOrder::fork`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TemplateOrder {
+    /// As a guard gets it. The region is there already.
+    pub fork: ForkOrder,
+    /// Bytes at the beginning of the region that are as in the plan file: the code.
+    pub shared_len: u64,
+    /// The child's generation number.
+    pub generation: u64,
+    /// Pid in the child's namespace for the moment in which it is made: not one of its own.
+    pub maker_pid: i32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// Bytes of a template's region: room for its children's plans; untouched memory costs nothing.
+pub const TEMPLATE_REGION: u64 = 48 << 20;
+/// Bytes at the end of it for the stacks of its loop.
+pub const TEMPLATE_STACKS: u64 = 16 << 10;
 
 /// Attached fd 0: the plan file.
 pub const FD_PLAN: i32 = 0;
@@ -237,6 +273,9 @@ pub const OP_TIME: u16 = 0x200;
 /// `Op::flags`: not a system call: put pages in place through the userfaultfd `args[0]`, as the
 /// [`PlaceTable`] at address `args[1]` says.
 pub const OP_PLACE: u16 = 0x400;
+/// `Op::flags`: not a system call: wait until the guard is the parent. Whoever made a child of a
+/// template has then left its namespaces.
+pub const OP_ADOPTED: u16 = 0x800;
 /// Slots of saved results.
 pub const SLOTS: usize = 8;
 /// Slot 0 holds the address of the vdso that exec gave the process.
@@ -290,6 +329,16 @@ pub const LIST_BUILD: u32 = 0;
 pub const LIST_IDENTITY: u32 = 1;
 /// See [`LIST_BUILD`].
 pub const LIST_FINISH: u32 = 2;
+/// See [`LIST_BUILD`]: a template could not make the child; `op` is one of `MAKE_*`.
+pub const LIST_MAKE: u32 = u32::MAX;
+/// See [`LIST_MAKE`]: enter the pid namespace.
+pub const MAKE_ENTER_PID: u64 = 0;
+/// See [`LIST_MAKE`]: make the process that enters the other namespaces.
+pub const MAKE_MAKER: u64 = 1;
+/// See [`LIST_MAKE`]: enter the other namespaces.
+pub const MAKE_ENTER: u64 = 2;
+/// See [`LIST_MAKE`]: make the child.
+pub const MAKE_CHILD: u64 = 3;
 /// See [`LIST_BUILD`]: thread `n` is `LIST_THREAD + n`.
 pub const LIST_THREAD: u32 = 3;
 

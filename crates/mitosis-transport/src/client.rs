@@ -1,9 +1,8 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
 use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
-use crate::{ForkError, SourceError};
+use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
-use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -101,18 +100,17 @@ impl ControlClient {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
         let ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want };
+        let (stream, head) = self.ask(address, Kind::Fork, &ask, deadline)?;
+        // A large one, with what files held, takes its time over a slow link.
+        let deadline = deadline + MIB_TIMEOUT * (head.length >> 20);
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
-        // A pooled connection may have been closed by the other side meanwhile: only then is a
-        // second attempt made, over a new connection.
-        let pooled = self.pooled(address);
-        let reused = pooled.as_ref().map(|stream| exchange(stream, &ask, false, deadline));
-        let (stream, answer) = match (pooled, reused) {
-            (Some(stream), Some(Ok(answer))) => (stream, answer),
-            _ => {
-                let stream = connect(address, deadline).map_err(unreachable)?;
-                let answer = exchange(&stream, &ask, true, deadline).map_err(unreachable)?;
-                (stream, answer)
+        let answer = match head.kind {
+            Kind::Refused => None,
+            Kind::Descriptor => {
+                let bytes = body(&stream, head.length as usize, deadline).map_err(unreachable)?;
+                Some((bytes, OwnerClocks::of(&head)))
             }
+            other => return Err(unreachable(unexpected(other))),
         };
         let Some((descriptor, clocks)) = answer else {
             self.keep(address, stream);
@@ -126,6 +124,58 @@ impl ControlClient {
             Some(Incoming { stream, address: address.to_owned(), most, deadline })
         };
         Ok(Fetched { descriptor, clocks, incoming })
+    }
+
+    /// Asks the node at `address` for the right to start children of a seed for a while.
+    ///
+    /// # Errors
+    /// As [`ControlClient::fork`].
+    pub fn lease(
+        &self,
+        address: &str,
+        seed: SeedId,
+        secret: &Secret,
+        timeout: Duration,
+    ) -> Result<Lease, ForkError> {
+        let deadline = Instant::now() + timeout;
+        let access = wire::Access { seed, secret: *secret };
+        let (stream, head) = self.ask(address, Kind::Lease, &access, deadline)?;
+        match head.kind {
+            Kind::Leased => {
+                self.keep(address, stream);
+                let time = Duration::from_millis(head.a.into());
+                Ok(Lease { time, working_set: head.b })
+            }
+            Kind::Refused => {
+                self.keep(address, stream);
+                Err(ForkError::Refused { address: address.to_owned() })
+            }
+            other => {
+                let cause = unexpected(other);
+                Err(ForkError::Unreachable { address: address.to_owned(), cause })
+            }
+        }
+    }
+
+    /// Asks, and waits for the head of the answer.
+    fn ask<T: serde::Serialize>(
+        &self,
+        address: &str,
+        kind: Kind,
+        ask: &T,
+        deadline: Instant,
+    ) -> Result<(TcpStream, Header), ForkError> {
+        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
+        // A pooled connection may have been closed by the other side meanwhile: only then is a
+        // second attempt made, over a new connection.
+        if let Some(stream) = self.pooled(address)
+            && let Ok(head) = exchange(&stream, kind, ask, false, deadline)
+        {
+            return Ok((stream, head));
+        }
+        let stream = connect(address, deadline).map_err(unreachable)?;
+        let head = exchange(&stream, kind, ask, true, deadline).map_err(unreachable)?;
+        Ok((stream, head))
     }
 
     /// Which pages of the seed follow, ascending.
@@ -160,8 +210,7 @@ impl ControlClient {
         }
     }
 
-    /// Fetches the image of the vdso that a seed's parent has, over a connection of its own: it is
-    /// wanted once from each kernel.
+    /// Fetches the image of the vdso that a seed's parent has.
     ///
     /// # Errors
     /// As [`ControlClient::fork`].
@@ -173,18 +222,18 @@ impl ControlClient {
         timeout: Duration,
     ) -> Result<Vec<u8>, ForkError> {
         let deadline = Instant::now() + timeout;
+        let access = wire::Access { seed, secret: *secret };
+        let (stream, head) = self.ask(address, Kind::Vdso, &access, deadline)?;
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
-        let ask = wire::Access { seed, secret: *secret };
-        let stream = connect(address, deadline).map_err(unreachable)?;
-        let header = request(&stream, Kind::Vdso, &ask, true, deadline).map_err(unreachable)?;
-        let image = match header.kind {
-            Kind::Refused => return Err(ForkError::Refused { address: address.to_owned() }),
-            Kind::VdsoImage => body(&stream, header.length as usize, deadline),
-            other => Err(unexpected(other)),
+        let image = match head.kind {
+            Kind::Refused => None,
+            Kind::VdsoImage => {
+                Some(body(&stream, head.length as usize, deadline).map_err(unreachable)?)
+            }
+            other => return Err(unreachable(unexpected(other))),
         };
-        let image = image.map_err(unreachable)?;
         self.keep(address, stream);
-        Ok(image)
+        image.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
     }
 
     /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.
@@ -241,28 +290,8 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
     Err(last)
 }
 
-/// A request for a descriptor and the answer; `None` is a refusal.
-fn exchange(
-    stream: &TcpStream,
-    ask: &wire::ForkAsk,
-    fresh: bool,
-    deadline: Instant,
-) -> Result<Option<(Vec<u8>, OwnerClocks)>, SourceError> {
-    let header = request(stream, Kind::Fork, ask, fresh, deadline)?;
-    match header.kind {
-        Kind::Refused => Ok(None),
-        Kind::Descriptor => {
-            // A large one, with what files held, takes its time over a slow link.
-            let deadline = deadline + MIB_TIMEOUT * (header.length >> 20);
-            let bytes = body(stream, header.length as usize, deadline)?;
-            Ok(Some((bytes, OwnerClocks::of(&header))))
-        }
-        other => Err(unexpected(other)),
-    }
-}
-
-/// Sends a request, after a greeting over a fresh connection, and gives the header of the answer.
-fn request<T: Serialize>(
+/// One request and the head of its answer.
+fn exchange<T: serde::Serialize>(
     stream: &TcpStream,
     kind: Kind,
     ask: &T,

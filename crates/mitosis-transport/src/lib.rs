@@ -26,7 +26,7 @@ pub use fault::{Fault, FaultySource};
 pub use local::LocalSource;
 pub use mitosis_rdma_sys::{Device, RdmaError};
 pub use server::{ServerConfig, serve};
-pub use service::{OpenSeed, SeedService, SeedState};
+pub use service::{Lease, OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};
 pub use tcp::TcpSource;
 pub use wire::OwnerClocks;

@@ -4,6 +4,16 @@ use crate::{ReadError, Refused};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The right to start children of a seed without asking again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// For how long, from when it was asked for.
+    pub time: Duration,
+    /// Pages of the seed's working set so far.
+    pub working_set: u32,
+}
 
 /// Whether a seed's pages can still be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,6 +35,14 @@ pub trait SeedService: Send + Sync {
     /// # Errors
     /// [`Refused`], the same for an unknown seed, a wrong capability and an ended seed.
     fn fork(&self, seed: SeedId, secret: &Secret) -> Result<Arc<[u8]>, Refused>;
+
+    /// Lets another node start children of a seed for a while without asking again.
+    ///
+    /// # Errors
+    /// [`Refused`], as [`SeedService::fork`].
+    fn lease(&self, _seed: SeedId, _secret: &Secret) -> Result<Lease, Refused> {
+        Err(Refused)
+    }
 
     /// Opens a seed for page reads. An expiring seed can still be opened: a child that was started
     /// in time may connect after the TTL.

@@ -189,6 +189,7 @@ impl Session {
         match header.kind {
             Kind::Fork => self.fork(header, body),
             Kind::Vdso => self.vdso(header, body),
+            Kind::Lease => self.lease(header, body),
             Kind::Open => self.open(header, body),
             Kind::Close => {
                 self.links.close(header.a);
@@ -259,6 +260,20 @@ impl Session {
     fn refuse(&mut self, tag: u64) {
         let head = Header { tag, ..Header::new(Kind::Refused) };
         self.output.push(&head.encode());
+    }
+
+    fn lease(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let access: wire::Access = wire::body(Kind::Lease, body)?;
+        let head = match self.service.lease(access.seed, &access.secret) {
+            Ok(lease) => {
+                let time = u32::try_from(lease.time.as_millis()).unwrap_or(u32::MAX);
+                let head = Header { tag: header.tag, ..Header::new(Kind::Leased) };
+                Header { a: time, b: lease.working_set, ..head }
+            }
+            Err(_) => Header { tag: header.tag, ..Header::new(Kind::Refused) },
+        };
+        self.output.push(&head.encode());
+        Ok(())
     }
 
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.

@@ -14,7 +14,7 @@ use mitosis_descriptor::{Secret, SeedId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Protocol version spoken by this build.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 32;
 /// Bytes of a page.
@@ -48,7 +48,7 @@ pub enum Kind {
     Fork = 2,
     /// Answer: the descriptor's bytes; `tag`. If pages were asked for, [`Kind::WorkingSet`] follows.
     Descriptor = 3,
-    /// The one refusal: `tag` of a fork, or `a` = handle of an open (`b` = 1).
+    /// The one refusal: `tag` of a fork or a lease, or `a` = handle of an open (`b` = 1).
     Refused = 4,
     /// Opens a seed: `a` = handle, body [`Access`]. Answered only when refused.
     Open = 5,
@@ -72,11 +72,16 @@ pub enum Kind {
     /// The part of the working set that was asked for: `tag`, body [`Pages`], ascending. These pages
     /// follow in this order, as [`Kind::Data`] with the same `tag`, or [`Kind::Error`].
     WorkingSet = 15,
+    /// Asks for the right to start children of a seed without further questions for a while: `tag`,
+    /// body [`Access`].
+    Lease = 16,
+    /// Answer: `tag`, `a` = milliseconds from the question on, `b` = pages of the working set so far.
+    Leased = 17,
     /// Asks for the image of the vdso of the seed's node: `tag`, body [`Access`]. Answered by
     /// [`Kind::VdsoImage`] or [`Kind::Refused`].
-    Vdso = 16,
+    Vdso = 18,
     /// The image; `tag`.
-    VdsoImage = 17,
+    VdsoImage = 19,
     /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
@@ -87,15 +92,16 @@ impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
-        let all = old.into_iter().chain([Learn, Trail, WorkingSet, Vdso, VdsoImage]);
-        let all = all.chain([Rdma, RdmaAnswer]);
+        let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
+        let all = all.chain([Vdso, VdsoImage, Rdma, RdmaAnswer]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
         match self {
-            Kind::Hello | Kind::Fork | Kind::Open | Kind::Vdso | Kind::Rdma => REQUEST_BODY_MAX,
-            Kind::Refused | Kind::Close | Kind::Read | Kind::Ping => 0,
+            Kind::Hello | Kind::Fork | Kind::Open | Kind::Rdma => REQUEST_BODY_MAX,
+            Kind::Lease | Kind::Vdso => REQUEST_BODY_MAX,
+            Kind::Refused | Kind::Close | Kind::Read | Kind::Ping | Kind::Leased => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
             Kind::Learn => LEARN_BODY_MAX,

@@ -5,15 +5,15 @@ use super::freeze::{Gaps, SPINNER};
 use crate::cluster::{ANSWER_BOUND, Member, ask_json, monotonic_ns, python};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
-use mitosis_proto::{Net, PhaseTime, Prepared};
+use mitosis_proto::{Net, PhaseTime, Prepared, Via};
 use std::time::Instant;
 
 const PORT: u16 = 7102;
 
 /// Both views of one start, in microseconds, with where the node says the time went.
-struct Start {
-    seen_us: f64,
-    said_us: f64,
+pub struct Start {
+    pub seen_us: f64,
+    pub said_us: f64,
     phases: Vec<PhaseTime>,
 }
 
@@ -26,8 +26,8 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         let seed = bed.owner.prepare(parent.pid)?;
         parent.pause()?;
         bed.quiet.wait(0);
-        first.push(one(&bed.host, &seed)?);
-        nth.push(one(&bed.host, &seed)?);
+        first.push(one(&bed.host, &seed, PORT, Via::Auto)?);
+        nth.push(one(&bed.host, &seed, PORT, Via::Auto)?);
         parent.resume()?;
         bed.owner.remove(&seed.seed)?;
     }
@@ -59,17 +59,18 @@ fn add(section: &mut Section, name: &str, starts: &[Start], target: Option<Targe
 }
 
 /// Forks one child and asks it when it first looked at the clock.
-fn one(host: &Member<'_>, seed: &Prepared) -> Result<Start, BenchError> {
+pub fn one(host: &Member<'_>, seed: &Prepared, port: u16, via: Via) -> Result<Start, BenchError> {
     // The connection stands before the clock starts, as a runner's would.
     let mut client = host.client()?;
     let request = mitosis_proto::ForkRequest {
         net: Net::Node,
+        via,
         ..mitosis_proto::ForkRequest::new(&seed.reference)
     };
     let asked = monotonic_ns();
     let mut forked = client.fork(request).map_err(BenchError::node("fork"))?;
     let child = forked.children.pop().ok_or_else(|| BenchError::wrong("fork", "no child"))?;
-    let seen = first_look(host, asked);
+    let seen = first_look(host, port, asked);
     host.end(child.pid)?;
     Ok(Start {
         seen_us: seen? as f64 / 1000.0,
@@ -79,10 +80,10 @@ fn one(host: &Member<'_>, seed: &Prepared) -> Result<Start, BenchError> {
 }
 
 /// Nanoseconds from `asked` to the child's first look at the clock.
-fn first_look(host: &Member<'_>, asked: u64) -> Result<u64, BenchError> {
+fn first_look(host: &Member<'_>, port: u16, asked: u64) -> Result<u64, BenchError> {
     let end = Instant::now() + ANSWER_BOUND;
     loop {
-        let gaps: Result<Gaps, BenchError> = ask_json(host.node, PORT, b"gaps\n");
+        let gaps: Result<Gaps, BenchError> = ask_json(host.node, port, b"gaps\n");
         match gaps {
             // The jump begins before the request: the parent's last look before it was frozen.
             Ok(gaps) => {

@@ -311,6 +311,8 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         owners: vec![source],
         placed_bytes: wanted.placed.len() as u64 * 4096,
         placed: wanted.placed.iter().map(|page| base.0 + page).collect(),
+        held: 0,
+        shape: None,
         eager: wanted.eager,
         independent: false,
     };

@@ -1,12 +1,13 @@
-//! Pid 1 of a child's pid namespace. It makes the child on order, holds a copy of every
-//! userfaultfd so that a missing page never reads as zero, and empties the namespace when the
-//! pager is gone.
+//! Pid 1 of a child's pid namespace. It makes the child on order, or adopts the one that a template
+//! makes, holds a copy of every userfaultfd so that a missing page never reads as zero, and empties
+//! the namespace when the pager is gone.
 
 use crate::abi::*;
+use crate::restore::CloneArgs;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
 use core::mem::MaybeUninit;
 
-const FDS_MAX: usize = 240;
+pub const FDS_MAX: usize = 240;
 const SCM_RIGHTS: u32 = 1;
 const SOL_SOCKET: u32 = 1;
 const MSG_CMSG_CLOEXEC: u64 = 0x4000_0000;
@@ -20,11 +21,34 @@ struct Packet {
 }
 
 #[repr(C, align(8))]
-struct Control {
+pub struct Control {
     len: u64,
     level: u32,
     kind: u32,
-    fds: [i32; FDS_MAX],
+    pub fds: [i32; FDS_MAX],
+}
+
+/// One message into `len` bytes at `to`, with descriptors: how many bytes and descriptors came.
+/// `control` is not initialised: that would be a call to memset, which would need a relocation.
+pub fn receive(
+    socket: i32,
+    to: u64,
+    len: u64,
+    control: &mut MaybeUninit<Control>,
+) -> Option<(usize, usize)> {
+    let iov = IoVec { base: to, len };
+    let mut header = MsgHdr {
+        name: 0, namelen: 0, iov: &raw const iov as u64, iovlen: 1,
+        control: control.as_mut_ptr() as u64, controllen: size_of::<Control>() as u64, flags: 0,
+    };
+    let n = syscall!(sys::RECVMSG, socket, &raw mut header, MSG_CMSG_CLOEXEC);
+    if n <= 0 {
+        return None;
+    }
+    // SAFETY: plain integers; only as many fds are counted as the kernel says it wrote.
+    let control = unsafe { &*control.as_ptr() };
+    let has = header.controllen >= 16 && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
+    Some((n as usize, if has { (control.len as usize - 16) / 4 } else { 0 }))
 }
 
 #[repr(C)]
@@ -40,8 +64,8 @@ struct Guard {
     generation: u64,
     /// The main child's pid; 0 before there is one.
     pid: i64,
-    /// The pidfd of the main child, or -1.
-    child: i32,
+    /// Readable when a child has ended (signalfd).
+    ended: i32,
     keep: bool,
     exited: bool,
 }
@@ -54,6 +78,12 @@ pub unsafe extern "C" fn entry() {
 }
 
 unsafe extern "C" fn main(stack: *const u64) -> ! {
+    const TEMPLATE: u8 = TEMPLATE_NAME[NAME_LETTER];
+    // SAFETY: argv[0] is one of the names of `abi`.
+    if unsafe { *(*stack.add(1) as *const u8).add(NAME_LETTER) } == TEMPLATE {
+        // SAFETY: as below.
+        crate::template::begin(unsafe { find_vdso(stack) });
+    }
     if syscall!(bare sys::GETPID) != 1 {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);
@@ -63,14 +93,30 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
     prepare_mounts();
     // SAFETY: as above; a text of the environment ends with a NUL.
     let generation = unsafe { mount_generation(stack) };
-    let mut guard = Guard { vdso, generation, pid: 0, child: -1, keep: false, exited: false };
+    let ended = child_events();
+    let mut guard = Guard { vdso, generation, pid: 0, ended, keep: false, exited: false };
     send(guard_message::READY, 0);
     loop {
         guard.step();
     }
 }
 
-fn exit(code: u64) -> ! {
+/// A signalfd of SIGCHLD, which is blocked from here on.
+fn child_events() -> i32 {
+    let mask = CHILD_ENDED;
+    const NONBLOCK_CLOEXEC: u64 = 0o4000 | 0o2_000_000;
+    syscall!(sys::SIGPROCMASK, 0, &raw const mask, 0, 8);
+    let fd = syscall!(sys::SIGNALFD4, -1i64, &raw const mask, 8, NONBLOCK_CLOEXEC);
+    if fd < 0 {
+        exit(5);
+    }
+    fd as i32
+}
+
+/// The signal set of SIGCHLD.
+const CHILD_ENDED: u64 = 1 << 16;
+
+pub fn exit(code: u64) -> ! {
     loop {
         syscall!(sys::EXIT_GROUP, code);
     }
@@ -200,20 +246,23 @@ impl Guard {
         let mut fds = [
             PollFd { fd: GUARD_CONTROL_FD, events: POLLIN, revents: 0 },
             PollFd { fd: GUARD_PAGER_FD, events: POLLIN, revents: 0 },
-            PollFd { fd: self.child, events: POLLIN, revents: 0 },
+            PollFd { fd: self.ended, events: POLLIN, revents: 0 },
         ];
-        // Wakes at times to reap orphans of the namespace.
-        let timeout: i64 = if self.pid != 0 { 1000 } else { -1 };
-        syscall!(sys::POLL, fds.as_mut_ptr(), 3, timeout);
+        syscall!(sys::POLL, fds.as_mut_ptr(), 3, -1i64);
         if fds[1].revents != 0 {
             empty_namespace();
         }
-        self.reap();
-        if self.exited && !self.keep {
-            exit(0);
-        }
+        // First: a child is announced before it is made, and so before it can end.
         if fds[0].revents != 0 {
             self.receive();
+        }
+        if fds[2].revents != 0 {
+            let mut drained = MaybeUninit::<[u64; 16]>::uninit();
+            syscall!(sys::READ, self.ended, drained.as_mut_ptr(), 128);
+            self.reap();
+        }
+        if self.exited && !self.keep {
+            exit(0);
         }
     }
 
@@ -227,8 +276,6 @@ impl Guard {
                 return;
             }
             if pid == self.pid {
-                syscall!(sys::CLOSE, self.child);
-                self.child = -1;
                 self.exited = true;
                 send(guard_message::CHILD_EXITED, status);
             }
@@ -243,26 +290,19 @@ impl Guard {
                 fd_count: 0, cgroup: 0,
             },
         };
-        // Not initialised: that would be a call to memset, which would need a relocation.
         let mut control = MaybeUninit::<Control>::uninit();
-        let iov = IoVec { base: &raw mut packet as u64, len: size_of::<Packet>() as u64 };
-        let mut header = MsgHdr {
-            name: 0, namelen: 0, iov: &raw const iov as u64, iovlen: 1,
-            control: control.as_mut_ptr() as u64, controllen: size_of::<Control>() as u64, flags: 0,
-        };
-        let n = syscall!(sys::RECVMSG, GUARD_CONTROL_FD, &raw mut header, MSG_CMSG_CLOEXEC);
-        if n <= 0 {
+        let received = receive(GUARD_CONTROL_FD, &raw mut packet as u64,
+            size_of::<Packet>() as u64, &mut control);
+        let Some((_, count)) = received else {
             // Nobody is left who could give orders: without a child there is nothing to guard.
             if self.pid == 0 || self.exited {
                 exit(0);
             }
             // The pager still is there (its pidfd says so) but has let go of the child.
             empty_namespace();
-        }
-        // SAFETY: plain integers; only as many fds are used as the kernel says it wrote.
+        };
+        // SAFETY: plain integers; only `count` of them are used.
         let control = unsafe { &*control.as_ptr() };
-        let count = if header.controllen >= 16 && control.level == SOL_SOCKET
-            && control.kind == SCM_RIGHTS { (control.len as usize - 16) / 4 } else { 0 };
         let a = packet.message.a;
         match packet.message.kind {
             guard_message::HOLD_FD if count == 1 && a < GUARD_SLOTS => {
@@ -274,6 +314,8 @@ impl Guard {
             }
             guard_message::END => empty_namespace(),
             guard_message::KEEP => self.keep = a == 1,
+            // The read side of the queue stays open and is never read.
+            guard_message::ADOPT if self.pid == 0 && count == 1 => self.pid = i64::from(a),
             guard_message::FORK if self.pid == 0 && count as u32 == packet.order.fd_count => {
                 self.fork(&packet.order, &control.fds);
             }
@@ -285,44 +327,47 @@ impl Guard {
         // The read side of this socket is never read: what waits in it stays open.
         let mut queue = [-1i32; 2];
         syscall!(sys::SOCKETPAIR, 1, 5 | 0x80000, 0, queue.as_mut_ptr());
-        let mut pidfd = -1i32;
         let set_tid = order.pid;
-        let in_cgroup = (order.cgroup as usize) < FDS_MAX;
-        let cgroup = if in_cgroup { fds[order.cgroup as usize] } else { 0 };
-        let args: [u64; 11] = [
-            0x1000 | if in_cgroup { 0x2_0000_0000 } else { 0 }, // PIDFD | INTO_CGROUP
-            &raw mut pidfd as u64, 0, 0, 17, 0, 0, 0,
-            if set_tid == 0 { 0 } else { &raw const set_tid as u64 },
-            u64::from(set_tid != 0),
-            cgroup as u64,
-        ];
-        let pid = syscall!(sys::CLONE3, args.as_ptr(), size_of_val(&args));
+        let pid = clone_child(&set_tid, order, fds);
         if pid == 0 {
-            become_child(order, fds, queue[1], self.vdso, self.generation);
+            place_fds(order, fds, queue[1]);
+            map_region(order);
+            enter(order, 0, ENTRY_RESTORE, self.vdso, self.generation);
         }
         syscall!(sys::CLOSE, queue[1]);
-        let mut i = 0;
-        while i < order.fd_count as usize && i < FDS_MAX {
-            syscall!(sys::CLOSE, fds[i]);
-            i += 1;
-        }
+        close_all(fds, order.fd_count);
         if pid < 0 {
             send(guard_message::FORK_FAILED, (-pid) as u32);
             exit(0);
         }
         self.pid = pid;
-        self.child = pidfd;
     }
 }
 
-/// In the new process: fds to their places, the plan to its region, and into it.
-fn become_child(
-    order: &ForkOrder,
-    fds: &[i32; FDS_MAX],
-    queue: i32,
-    vdso: u64,
-    generation: u64,
-) -> ! {
+pub fn close_all(fds: &[i32; FDS_MAX], count: u32) {
+    let mut i = 0;
+    while i < count as usize && i < FDS_MAX {
+        syscall!(sys::CLOSE, fds[i]);
+        i += 1;
+    }
+}
+
+/// A new process, a copy of this one, in the cgroup and with the pid of the order.
+pub fn clone_child(set_tid: &i32, order: &ForkOrder, fds: &[i32; FDS_MAX]) -> i64 {
+    let in_cgroup = (order.cgroup as usize) < FDS_MAX;
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    let args = CloneArgs {
+        flags: if in_cgroup { INTO_CGROUP } else { 0 }, pidfd: 0, child_tid: 0, parent_tid: 0,
+        exit_signal: 17, stack: 0, stack_size: 0, tls: 0,
+        set_tid: if *set_tid == 0 { 0 } else { set_tid as *const i32 as u64 },
+        set_tid_size: u64::from(*set_tid != 0),
+        cgroup: if in_cgroup { fds[order.cgroup as usize] as u64 } else { 0 },
+    };
+    syscall!(sys::CLONE3, &raw const args, size_of::<CloneArgs>())
+}
+
+/// In the new process: the attached descriptors to their places, all others closed.
+pub fn place_fds(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32) {
     let base = order.fd_base;
     let mut i = 0;
     let mut to = base;
@@ -338,17 +383,32 @@ fn become_child(
         }
         i += 1;
     }
-    syscall!(sys::DUP3, queue, base + FD_GUARD_QUEUE, 0);
+    if queue >= 0 {
+        syscall!(sys::DUP3, queue, base + FD_GUARD_QUEUE, 0);
+    }
     syscall!(sys::CLOSE_RANGE, 0, base - 1, 0);
+    // What the guard blocks is not blocked in its child.
+    let none = 0u64;
+    const SETMASK: u64 = 2;
+    syscall!(sys::SIGPROCMASK, SETMASK, &raw const none, 0, 8);
+}
+
+/// In a process just executed: room for the plan.
+pub fn map_region(order: &ForkOrder) {
     const FIXED_NOREPLACE_ANON_PRIVATE: u64 = 0x100000 | 0x20 | 2;
     let at = syscall!(sys::MMAP, order.region, order.region_len, 7,
         FIXED_NOREPLACE_ANON_PRIVATE, -1i64, 0);
     if at as u64 != order.region {
         exit(123);
     }
-    let mut done = 0u64;
+}
+
+/// Reads the plan into its region, from `from` on, and goes to an entry of the code in there.
+pub fn enter(order: &ForkOrder, from: u64, entry: u64, vdso: u64, generation: u64) -> ! {
+    let mut done = from;
     while done < order.image_len {
-        let n = syscall!(sys::PREAD, base + FD_PLAN, order.region + done, order.image_len - done, done);
+        let n = syscall!(sys::PREAD, order.fd_base + FD_PLAN, order.region + done,
+            order.image_len - done, done);
         if n <= 0 {
             exit(122);
         }
@@ -356,7 +416,7 @@ fn become_child(
     }
     // SAFETY: the region begins with a copy of this image; its entry takes the plan and the vdso.
     unsafe {
-        core::arch::asm!("jmp rax", in("rax") order.region + ENTRY_RESTORE,
+        core::arch::asm!("jmp rax", in("rax") order.region + entry,
             in("rdi") order.region + order.plan_offset, in("rsi") vdso,
             in("rcx") generation, options(noreturn));
     }

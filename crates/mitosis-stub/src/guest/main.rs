@@ -10,6 +10,7 @@ mod guard;
 mod hook;
 mod restore;
 mod sys;
+mod template;
 
 use core::arch::global_asm;
 
@@ -42,6 +43,9 @@ global_asm!(
     ".byte 0xe9",
     ".long {ready} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {template} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
@@ -50,6 +54,7 @@ global_asm!(
     pending = sym hook::pending,
     random = sym hook::random,
     ready = sym hook::ready,
+    template = sym template::entry,
 );
 
 #[panic_handler]

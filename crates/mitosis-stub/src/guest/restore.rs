@@ -25,15 +25,15 @@ pub unsafe extern "C" fn entry() {
     );
 }
 
-struct Frame {
-    slots: [u64; SLOTS],
-    status: Status,
+pub struct Frame {
+    pub slots: [u64; SLOTS],
+    pub status: Status,
 }
 
 impl Frame {
     /// All zero. By hand: the compiler would call memset, which would need a relocation.
     #[inline(always)]
-    fn new() -> Frame {
+    pub fn new() -> Frame {
         let mut frame = core::mem::MaybeUninit::<Frame>::uninit();
         let bytes = core::mem::size_of::<Frame>();
         // SAFETY: fills exactly the frame; all-zero integers are valid.
@@ -152,18 +152,18 @@ unsafe extern "C" fn leave_thread(go: u64, frame: u64, spin: u64) -> ! {
 }
 
 #[repr(C)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
 }
 
 /// VM | FS | FILES | SIGHAND | THREAD | SYSVSEM
@@ -211,7 +211,7 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     unsafe { leave_thread(plan.gate + 4, thread.frame + 8, plan.seccomp.1) }
 }
 
-fn run(plan: &Plan, list: (u64, u64), name: u32, frame: &mut Frame) {
+pub fn run(plan: &Plan, list: (u64, u64), name: u32, frame: &mut Frame) {
     let ops = (plan.region + list.0) as *const Op;
     let mut index = 0;
     while index < list.1 {
@@ -245,6 +245,9 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
     if op.flags & OP_PLACE != 0 {
         return place(op.args[0], op.args[1]);
     }
+    if op.flags & OP_ADOPTED != 0 {
+        return adopted();
+    }
     let mut args = op.args;
     let mut bit = 0;
     while bit < 6 {
@@ -255,6 +258,19 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
     }
     // SAFETY: this is the child's own, new address space; the plan may do what it likes in it.
     unsafe { sys::call(u64::from(op.nr), args) }
+}
+
+/// Waits until the process that made this one is gone, and so its parent is the guard.
+fn adopted() -> i64 {
+    let mut turn = 0;
+    while turn < 1_000_000 {
+        if syscall!(bare sys::GETPPID) == 1 {
+            return 0;
+        }
+        syscall!(bare sys::SCHED_YIELD);
+        turn += 1;
+    }
+    -110 // ETIMEDOUT
 }
 
 /// Puts pages in place. A table that has not come is an error: the node counts on these pages.
@@ -324,6 +340,6 @@ fn fail(plan: &Plan, status: &Status, list: u32, op: u64, result: i64) -> ! {
     }
 }
 
-fn report(fd: i32, status: &Status) {
+pub fn report(fd: i32, status: &Status) {
     syscall!(sys::WRITE, fd, status as *const Status, core::mem::size_of::<Status>());
 }

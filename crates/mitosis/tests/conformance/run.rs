@@ -117,8 +117,11 @@ fn flags(name: &str) -> Vec<String> {
     words.split_whitespace().map(str::to_owned).collect()
 }
 
+/// The ways to make a child.
+const VIAS: [&str; 2] = ["direct", "template"];
+
 /// What every program goes through, on three nodes with daemons.
-fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path) {
+fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path, via: &str) {
     let (a, b, c) = (&daemons[0], &daemons[1], &daemons[2]);
     let parent = parent(lab, name, program);
     right("parent", "check", &parent.ask("check"));
@@ -126,7 +129,7 @@ fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path) {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let seed = prepare(a, parent.pid(), &flags);
     right("parent after prepare", "check", &parent.ask("check"));
-    let own = ["--net", "own"];
+    let own = ["--net", "own", "--via", via];
     let children =
         [&fork(b, &seed.reference, &own)[0], &fork(b, &seed.reference, &own)[0]].map(Child::clone);
     let child = |n: usize, line: &str| {
@@ -152,19 +155,19 @@ fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path) {
 }
 
 /// Runs `course` for all programs and gives what went wrong.
-fn work(queue: &Mutex<Vec<String>>, failed: &Mutex<Vec<String>>) {
+fn work(queue: &Mutex<Vec<(String, &str)>>, failed: &Mutex<Vec<String>>) {
     let dir = directory();
     let lab = lab(3);
     let daemons: Vec<Daemon<'_>> = (0..3).map(|index| daemon(&lab, index)).collect();
     loop {
-        let Some(name) = queue.lock().unwrap().pop() else { return };
+        let Some((name, via)) = queue.lock().unwrap().pop() else { return };
         let program = build(&dir, &name);
-        let tried = || course(&lab, &daemons, &name, &program);
+        let tried = || course(&lab, &daemons, &name, &program, via);
         let tried = catch_unwind(AssertUnwindSafe(tried));
         if let Err(panic) = tried {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.unwrap_or_else(|| "it panicked, see above".into());
-            failed.lock().unwrap().push(format!("{name}: {text}"));
+            failed.lock().unwrap().push(format!("{name} via {via}: {text}"));
         }
         for daemon in &daemons {
             end_children(daemon);
@@ -180,12 +183,15 @@ fn every_kind_of_state_is_the_childs_and_the_childs_alone() {
     let mut names = programs(&directory());
     assert!(!names.is_empty(), "no program of that name");
     names.reverse();
-    let (count, queue, failed) = (names.len(), Mutex::new(names), Mutex::new(Vec::new()));
+    // One way after the other: no program is at work twice at a time.
+    let ways = VIAS.iter().flat_map(|via| names.iter().map(|name| (name.clone(), *via)));
+    let all: Vec<(String, &str)> = ways.collect();
+    let (count, queue, failed) = (all.len(), Mutex::new(all), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..LABS.min(count) {
             scope.spawn(|| work(&queue, &failed));
         }
     });
     let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} of {count} programs:\n{}", failed.len(), failed.join("\n"));
+    assert!(failed.is_empty(), "{} of {count} courses:\n{}", failed.len(), failed.join("\n"));
 }

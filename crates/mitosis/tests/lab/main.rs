@@ -21,6 +21,7 @@ mod notice;
 mod pager_kills;
 mod paging;
 mod support;
+mod template;
 mod unique;
 mod whole;
 mod working_set;

@@ -1,0 +1,178 @@
+//! The next children of a seed on a node, which are copies of a template: how soon, how many, and how
+//! much memory, beside fork(2) into the same namespaces of the same process.
+
+use super::Bed;
+use super::freeze::{Gaps, SPINNER};
+use super::start::{Start, one};
+use crate::cluster::{ANSWER_BOUND, Parent, ask_json, python};
+use crate::error::BenchError;
+use crate::report::{Figure, Samples, Section, Target};
+use crate::response::HELLO;
+use mitosis_proto::{ChildState, ForkRequest, Prepared, Via};
+use std::time::{Duration, Instant};
+
+const SPINNER_PORT: u16 = 7106;
+const BRIEF_PORT: u16 = 7107;
+const HELLO_PORT: u16 = 7108;
+/// A parent whose children end at once.
+const BRIEF: &str = include_str!("../python/brief.py");
+/// Children of one request, and requests at a time, while they are counted.
+const BATCH: u32 = 16;
+const CLIENTS: usize = 2;
+/// Most children that have not ended yet, while they are counted.
+const ALIVE_MAX: usize = 256;
+
+pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    latency(bed, section)?;
+    rate(bed, section)?;
+    memory(bed, section)
+}
+
+/// A seed, and a template of it on the other node that knows what children touch.
+fn seed(bed: &Bed<'_>, parent: &Parent) -> Result<Prepared, BenchError> {
+    let seed = bed.owner.prepare(parent.pid)?;
+    for _ in 0..2 {
+        let request = ForkRequest { via: Via::Template, ..ForkRequest::new(&seed.reference) };
+        let mut forked = bed.host.client()?.fork(request).map_err(BenchError::node("fork"))?;
+        std::thread::sleep(Duration::from_millis(500));
+        // One whose code ends it may be gone.
+        let _ = forked.children.pop().map(|child| bed.host.end(child.pid));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(seed)
+}
+
+fn latency(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let parent = python(bed.owner.node, SPINNER, SPINNER_PORT, &[])?;
+    let mut forks = Vec::new();
+    for _ in 0..bed.runs {
+        bed.quiet.wait(1);
+        let gaps: Gaps = ask_json(bed.owner.node, SPINNER_PORT, b"clone\n")?;
+        forks.extend(gaps.iter().map(|gap| gap.1 - gap.0));
+    }
+    let seed = seed(bed, &parent)?;
+    parent.pause()?;
+    let mut starts = Vec::new();
+    for _ in 0..bed.runs {
+        bed.quiet.wait(0);
+        starts.push(one(&bed.host, &seed, SPINNER_PORT, Via::Template)?);
+    }
+    parent.resume()?;
+    bed.owner.remove(&seed.seed)?;
+    let name = "fork() into the same namespaces: to the child's first look at the clock";
+    let peer = section.add(Figure::new(name, Samples::from_ns(&forks)));
+    let samples = |of: fn(&Start) -> f64| Samples::new("us", starts.iter().map(of).collect());
+    let said = "copy of a template: request to first instruction, start_us";
+    section.add(
+        Figure::new(said, samples(|start| start.said_us))
+            .beside("fork()", peer)
+            .promised(Target::RatioMost(1.3)),
+    );
+    let seen = "copy of a template: request to first look at the clock, from outside";
+    section.add(Figure::new(seen, samples(|start| start.seen_us)).beside("fork()", peer));
+    Ok(())
+}
+
+fn rate(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let parent = python(bed.owner.node, BRIEF, BRIEF_PORT, &["0"])?;
+    let count = bed.runs * 100;
+    let (mut plain, mut copies) = (Vec::new(), Vec::new());
+    let seed = seed(bed, &parent)?;
+    for _ in 0..3 {
+        bed.quiet.wait(0);
+        let (made, ns): (u64, u64) = ask_json(bed.owner.node, BRIEF_PORT, b"loop 1\n")?;
+        plain.push(made as f64 * 1e9 / ns as f64);
+        parent.pause()?;
+        bed.quiet.wait(0);
+        copies.push(children_per_second(bed, &seed, count)?);
+        parent.resume()?;
+    }
+    bed.owner.remove(&seed.seed)?;
+    let name = "fork() and exit with the same namespaces, all processors";
+    let peer = section.add(Figure::new(name, Samples::new("1/s", plain)));
+    let name = "children of a template, started and ended";
+    section.add(
+        Figure::new(name, Samples::new("1/s", copies))
+            .beside("fork() and exit", peer)
+            .promised(Target::RatioLeast(0.8)),
+    );
+    Ok(())
+}
+
+/// Starts `count` children, which end by themselves; per second, until the last has ended.
+fn children_per_second(bed: &Bed<'_>, seed: &Prepared, count: usize) -> Result<f64, BenchError> {
+    let share = count.div_ceil(CLIENTS * BATCH as usize);
+    let begun = Instant::now();
+    let made = std::thread::scope(|scope| {
+        let client = || {
+            let mut client = bed.host.client()?;
+            for turn in 0..share {
+                let request = ForkRequest {
+                    count: BATCH,
+                    via: Via::Template,
+                    ..ForkRequest::new(&seed.reference)
+                };
+                client.fork(request).map_err(BenchError::node("fork"))?;
+                if turn % 4 == 3 {
+                    settle(bed, ALIVE_MAX)?;
+                }
+            }
+            Ok::<_, BenchError>(share * BATCH as usize)
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        let failed = |_| BenchError::wrong("rate", "a client panicked");
+        clients
+            .into_iter()
+            .map(|client| client.join().map_err(failed)?)
+            .sum::<Result<usize, BenchError>>()
+    })?;
+    settle(bed, 0)?;
+    Ok(made as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Waits until at most so many children run.
+fn settle(bed: &Bed<'_>, most: usize) -> Result<(), BenchError> {
+    let end = Instant::now() + ANSWER_BOUND;
+    loop {
+        let running = |row: &&mitosis_proto::ChildRow| row.state == ChildState::Running;
+        let alive = bed.host.children()?.iter().filter(running).count();
+        if alive <= most {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(BenchError::wrong("rate", format!("{alive} children do not end")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What one more idle child costs, guard and share of the pager included: what the machine has less.
+fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let parent = python(bed.owner.node, HELLO, HELLO_PORT, &["0"])?;
+    let seed = seed(bed, &parent)?;
+    let count = bed.runs.max(10) * 10;
+    let before = available_kib()?;
+    for _ in 0..count.div_ceil(BATCH as usize) {
+        let request =
+            ForkRequest { count: BATCH, via: Via::Template, ..ForkRequest::new(&seed.reference) };
+        bed.host.client()?.fork(request).map_err(BenchError::node("fork"))?;
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let made = count.div_ceil(BATCH as usize) * BATCH as usize;
+    let each = before.saturating_sub(available_kib()?) as f64 / made as f64;
+    bed.host.end_all()?;
+    bed.owner.remove(&seed.seed)?;
+    let name = format!("memory of each of {made} idle children, everything included");
+    let figure = Figure::new(name, Samples::new("KiB", vec![each]));
+    section.add(figure.promised(Target::Most(350.0)));
+    Ok(())
+}
+
+/// `MemAvailable` of proc_meminfo(5).
+fn available_kib() -> Result<u64, BenchError> {
+    let text = std::fs::read_to_string("/proc/meminfo");
+    let text = text.map_err(BenchError::io("memory", "/proc/meminfo"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| BenchError::wrong("memory", "no MemAvailable"))
+}

@@ -1,0 +1,196 @@
+//! What children of one seed on this node have in common, and getting it.
+
+use crate::error::NodeError;
+use crate::node::Node;
+use crate::pager::Pager;
+use crate::paging::{self, Paging};
+use crate::time::{Reading, Space};
+use crate::working_set::{Rest, WorkingSet};
+use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
+use mitosis_proto::{ForkRequest, Net, Transport};
+use mitosis_restore::{Part, ProvenFiles, Provided, RestorePlan, Time};
+use mitosis_sys::clock::Clocks;
+use mitosis_transport::Want;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long the seed's node may take to answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to make children that were asked for in the same way.
+pub(crate) struct Recipe {
+    /// What they are copies of.
+    pub descriptor: Arc<Descriptor>,
+    /// What each does to become one.
+    pub plan: RestorePlan,
+    /// Whose pages they miss.
+    pub paging: Paging,
+    /// For their clocks.
+    pub space: Option<Arc<Space>>,
+    shape: Mutex<Option<Shape>>,
+}
+
+/// What all children of a recipe lack, as the pager knows it.
+struct Shape {
+    pager: Arc<Pager>,
+    name: u64,
+}
+
+impl Drop for Shape {
+    fn drop(&mut self) {
+        // A pager that is gone knows none any more.
+        let _ = self.pager.client.drop_shape(self.name);
+    }
+}
+
+impl Recipe {
+    /// The name by which the pager knows what its children lack; tells it, the first time.
+    ///
+    /// # Errors
+    /// The pager is gone.
+    pub fn shape(&self, node: &Node, pager: &Arc<Pager>) -> Result<u64, NodeError> {
+        let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shape.as_ref().filter(|known| Arc::ptr_eq(&known.pager, pager)) {
+            return Ok(known.name);
+        }
+        let Paging { areas, index, owners, .. } = &self.paging;
+        let name = node.next_child_id();
+        pager.client.add_shape(name, areas.clone(), index.clone(), owners.clone())?;
+        *shape = Some(Shape { pager: Arc::clone(pager), name });
+        Ok(name)
+    }
+
+    /// Works it out; `working_set` is the number of files with pages that each child will get, `placed`
+    /// are the pages that its template has, and `proven` says which of the parent's files are here.
+    ///
+    /// # Errors
+    /// The machines differ, or something cannot be had here.
+    pub fn new(
+        node: &Node,
+        request: &ForkRequest,
+        descriptor: Arc<Descriptor>,
+        part: Part,
+        working_set: usize,
+        placed: &[u64],
+        (time, space): (Time, Option<Arc<Space>>),
+        proven: &dyn ProvenFiles,
+    ) -> Result<Recipe, NodeError> {
+        let vdso = node.vdsos.of(&node.nodes, &descriptor, &node.facts)?;
+        let wanted = mitosis_restore::Request {
+            // Pid 1 of a child's namespace is its guard.
+            new_pid: request.new_pid || descriptor.process.pid == 1,
+            hostname: request.hostname.clone(),
+            own_net: request.net == Net::Own,
+            working_set,
+            time,
+            no_hooks: request.hooks == mitosis_proto::Hooks::None,
+            part,
+            placed: placed.to_vec(),
+            vdso,
+        };
+        let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, proven)?;
+        let paging = paging::paging(node, request.transport, &descriptor, &plan)?;
+        Ok(Recipe { descriptor, plan, paging, space, shape: Mutex::default() })
+    }
+}
+
+/// One round trip: capability check, descriptor, what the clocks show meanwhile, and behind it what
+/// this node lacks of the working set.
+pub(crate) fn fetch(
+    node: &Node,
+    reference: &Reference,
+    want: Want,
+) -> Result<(Descriptor, Reading, Option<Rest>), NodeError> {
+    let limits = Limits::default();
+    let asked = Clocks::now();
+    if reference.address == node.address {
+        let refused = |_| mitosis_transport::ForkError::Refused { address: node.address.clone() };
+        let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
+        let reading = Reading { asked, owner: asked, answered: asked };
+        let descriptor = decode(&seed.descriptor, &limits)?;
+        return Ok((descriptor, reading, (want.want > 0).then_some(Rest::Local(seed, want))));
+    }
+    let Reference { address, seed, secret } = reference;
+    let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
+    let answered = Clocks::now();
+    let owner = Clocks { monotonic: fetched.clocks.monotonic, boottime: fetched.clocks.boottime };
+    let descriptor = decode(&fetched.descriptor, &limits)?;
+    Ok((descriptor, Reading { asked, owner, answered }, fetched.incoming.map(Rest::Remote)))
+}
+
+/// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.
+pub(crate) fn in_bulk(node: &Node, reference: &Reference, transport: Transport) -> bool {
+    match transport {
+        Transport::Tcp => reference.address != node.address,
+        Transport::Auto | Transport::Local => node.seeds.rdma().is_err(),
+        Transport::Rdma => false,
+    }
+}
+
+/// Descriptors that have to do with memory, and nothing with what else a child is.
+///
+/// # Errors
+/// A file that is not the parent's any more, or no descriptor; `Ok(None)`: it is of another kind.
+pub(crate) fn provide_memory(
+    node: &Node,
+    descriptor: &Descriptor,
+    working_set: &WorkingSet<'_>,
+    wanted: &Provided,
+    table: &OwnedFd,
+) -> Result<Option<OwnedFd>, NodeError> {
+    let failed = |e| NodeError::step(Phase::Build, format!("{wanted:?}"), e);
+    Ok(Some(match wanted {
+        Provided::MappedFile(path) => mapped_file(node, descriptor, path)?,
+        Provided::WorkingSet(number) => working_set.file(*number).map_err(failed)?,
+        Provided::PlaceTable => table.try_clone().map_err(failed)?,
+        Provided::Executable(path) => {
+            File::open(path).map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?.into()
+        }
+        Provided::Stdio(_) | Provided::Listener { .. } | Provided::TimeNamespace => {
+            return Ok(None);
+        }
+    }))
+}
+
+/// Opens a file that was proven to be the parent's, and proves it again: the path may lead to
+/// another one by now.
+fn mapped_file(node: &Node, descriptor: &Descriptor, path: &str) -> Result<OwnedFd, NodeError> {
+    let failed = |cause: String| NodeError::step(Phase::Build, path, cause);
+    let file = File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut wanted = descriptor.files.iter().filter(|file| file.path == path);
+    if !wanted.any(|wanted| node.hashes.proven_open(&file, wanted)) {
+        return Err(failed("changed while the child was being made".into()));
+    }
+    Ok(file.into())
+}
+
+/// A pair of connected sockets that carry messages.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), NodeError> {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|e| NodeError::step(Phase::Sandbox, "socketpair", e))
+}
+
+/// Lets a process put the working set in place once all of it is here. Then `announce` is told
+/// which pages that are, and how many bytes were fetched for them: not earlier, for the pager
+/// would only take the processor from what the child waits for.
+pub(crate) fn place(
+    working_set: &WorkingSet<'_>,
+    plan: &RestorePlan,
+    table: &OwnedFd,
+    announce: impl FnOnce(Vec<u64>, u64),
+) -> Result<(), NodeError> {
+    let (parts, coming) = working_set.list()?;
+    let placement = plan.placement(&parts);
+    let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
+    let come = coming.map(|coming| coming.receive()).transpose()?;
+    if working_set.len() > 0 {
+        let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
+        rustix::net::send(table, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
+    }
+    announce(placement.pages, bytes);
+    come.map_or(Ok(()), |come| come.keep())
+}

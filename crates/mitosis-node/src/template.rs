@@ -1,0 +1,514 @@
+//! Templates: the memory that children of a seed begin with, in a process of this node, to be copied.
+//!
+//! The first child of a seed on a node is built from nothing; the next ones are copies of a template,
+//! which costs what fork(2) costs. A template is a cache: it is made in the background, grows with
+//! what children touch, and is dropped when nobody uses it, when memory is short, or when its seed
+//! ends. Then children are built from nothing again.
+//!
+//! Who has the capability of a seed may have copies of its template without a question to the seed's
+//! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
+//! leases are over.
+
+use crate::error::NodeError;
+use crate::node::Node;
+use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
+use crate::working_set::WorkingSet;
+use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
+use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
+use mitosis_restore::{Part, ProvenFiles, Time, WORKING_SET_PAGES};
+use mitosis_sandbox::{Blank, GuardImage};
+use mitosis_transport::{ForkError, Want};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long after one lease another is asked for, in the background.
+const RENEW: Duration = Duration::from_millis(200);
+/// How long the seed's node may take to answer.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after the first child a template is made: the child comes first.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How long a template is kept that nobody uses.
+const KEPT: Duration = Duration::from_secs(20);
+/// Most templates on a node.
+const TEMPLATES_MAX: usize = 64;
+/// Most ways to ask for children of one template that are remembered.
+const RECIPES_MAX: usize = 16;
+/// A template is made anew when the working set has grown by so many pages.
+const GROWN: usize = 32;
+/// From so many children in one request on, a template is made for them.
+const MANY: u32 = 4;
+/// How long somebody waits for a template that another request makes.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(10);
+/// No template lives on a node with less than this part of its memory available.
+const MEMORY_SHARE: u64 = 16;
+/// Requests that wait for the thread that makes templates.
+const QUEUE: usize = 16;
+
+/// What tells recipes apart.
+#[derive(Clone, PartialEq, Eq)]
+struct Options {
+    new_pid: bool,
+    hostname: Option<String>,
+    own_net: bool,
+    no_hooks: bool,
+    transport: Transport,
+}
+
+impl Options {
+    fn of(request: &ForkRequest) -> Options {
+        Options {
+            new_pid: request.new_pid,
+            hostname: request.hostname.clone(),
+            own_net: request.net == Net::Own,
+            no_hooks: request.hooks == Hooks::None,
+            transport: request.transport,
+        }
+    }
+}
+
+/// What was known of the parent's mapped files when a template mapped them: its children take for
+/// missing what it took for missing, and nothing else.
+struct Files {
+    known: Vec<(MappedFile, bool, bool)>,
+}
+
+impl Files {
+    fn now(node: &Node, descriptor: &Descriptor) -> Files {
+        let known = |file: &MappedFile| {
+            (file.clone(), node.hashes.proven(file), node.hashes.is_elsewhere(file))
+        };
+        Files { known: descriptor.files.iter().map(known).collect() }
+    }
+
+    fn find(&self, file: &MappedFile) -> Option<&(MappedFile, bool, bool)> {
+        self.known.iter().find(|(known, ..)| known == file)
+    }
+
+    /// Whether more of them are proven by now.
+    fn outdated(&self, node: &Node) -> bool {
+        self.known.iter().any(|(file, proven, _)| !proven && node.hashes.proven(file))
+    }
+}
+
+impl ProvenFiles for Files {
+    fn proven(&self, file: &MappedFile) -> bool {
+        self.find(file).is_some_and(|(_, proven, _)| *proven)
+    }
+
+    fn is_elsewhere(&self, file: &MappedFile) -> bool {
+        self.find(file).is_some_and(|(.., elsewhere)| *elsewhere)
+    }
+}
+
+/// A process with the memory of a seed's children.
+pub(crate) struct Template {
+    /// Where it takes orders.
+    pub orders: OwnedFd,
+    /// The pages that are in place in it.
+    pub pages: Arc<[u64]>,
+    /// Pages of the working set that were known.
+    known: usize,
+    descriptor: Arc<Descriptor>,
+    files: Files,
+    clocks: (Time, Option<Arc<crate::time::Space>>),
+    recipes: Mutex<Vec<(Options, Arc<Recipe>)>>,
+    process: Blank,
+}
+
+impl Template {
+    /// How its children are made.
+    ///
+    /// # Errors
+    /// Such children cannot be had here.
+    pub fn recipe(&self, node: &Node, request: &ForkRequest) -> Result<Arc<Recipe>, NodeError> {
+        let options = Options::of(request);
+        let lock = || self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, recipe)) = lock().iter().find(|(known, _)| *known == options) {
+            return Ok(Arc::clone(recipe));
+        }
+        let descriptor = Arc::clone(&self.descriptor);
+        let recipe = Recipe::new(
+            node,
+            request,
+            descriptor,
+            Part::Rest,
+            0,
+            &self.pages,
+            self.clocks.clone(),
+            &self.files,
+        )?;
+        let recipe = Arc::new(recipe);
+        let mut recipes = lock();
+        if recipes.len() == RECIPES_MAX {
+            recipes.remove(0);
+        }
+        recipes.push((options, Arc::clone(&recipe)));
+        Ok(recipe)
+    }
+
+    /// Whether its process lives.
+    pub fn alive(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.process.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
+    }
+}
+
+/// What a node knows of one seed's template.
+struct Entry {
+    secret: Secret,
+    template: Option<Arc<Template>>,
+    /// Somebody makes it, or the next one.
+    building: bool,
+    /// The thread has been told.
+    queued: bool,
+    /// Until when children may be made without asking, and when that was asked.
+    leased: Instant,
+    asked: Instant,
+    used: Instant,
+}
+
+impl Entry {
+    fn new(secret: Secret) -> Entry {
+        let now = Instant::now();
+        let (template, building, queued) = (None, false, false);
+        Entry { secret, template, building, queued, leased: now, asked: now, used: now }
+    }
+}
+
+/// A seed, by its node and its id.
+type Key = (String, SeedId);
+
+fn key(reference: &Reference) -> Key {
+    (reference.address.clone(), reference.seed)
+}
+
+/// What [`work`] is to do: templates for children that were asked for so.
+pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
+
+/// The templates of a node.
+pub(crate) struct Templates {
+    table: Mutex<HashMap<Key, Entry>>,
+    changed: Condvar,
+    image: GuardImage,
+    queue: SyncSender<(ForkRequest, Reference)>,
+}
+
+impl Templates {
+    /// None yet, and the end of the queue of [`work`].
+    ///
+    /// # Errors
+    /// No memory for the program that they run.
+    pub fn new() -> Result<(Templates, Jobs), NodeError> {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let (table, changed, image) = (Mutex::default(), Condvar::new(), GuardImage::new()?);
+        Ok((Templates { table, changed, image, queue }, jobs))
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the children of a request are to be copied from, if there is anything. Whoever has no right to the seed learns
+    /// that from the seed's node.
+    ///
+    /// # Errors
+    /// `--via template`, and there can be none.
+    pub fn choose(
+        &self,
+        node: &Node,
+        request: &ForkRequest,
+        reference: &Reference,
+    ) -> Result<Option<(Arc<Template>, Arc<Recipe>)>, NodeError> {
+        let usual =
+            in_bulk(node, reference, request.transport) || reference.address == node.address;
+        let now = match request.via {
+            Via::Template => true,
+            Via::Auto if usual => request.count >= MANY,
+            _ => return Ok(None),
+        };
+        let known = {
+            let table = self.table();
+            let entry = table.get(&key(reference)).filter(|e| e.secret == reference.secret);
+            entry.and_then(|e| Some((Arc::clone(e.template.as_ref()?), e.leased)))
+        };
+        let known = known.filter(|(template, _)| {
+            let alive = template.alive();
+            if !alive {
+                self.forget(reference, template);
+            }
+            alive
+        });
+        let template = match known {
+            Some((template, leased)) => {
+                if leased <= Instant::now() {
+                    self.lease(node, reference)?;
+                }
+                Ok(template)
+            }
+            None if now => self.build(node, request, reference),
+            None => return Ok(None),
+        };
+        let both = template.and_then(|template| {
+            let recipe = template.recipe(node, request)?;
+            Ok(Some((template, recipe)))
+        });
+        match request.via {
+            Via::Template => both,
+            // Whatever the cause: if it stands in the way of a child too, that will say so.
+            _ => Ok(both.unwrap_or(None)),
+        }
+    }
+
+    /// Asks the seed's node for a lease; how many pages its working set has. A seed of this very node
+    /// gives none: it is asked each time.
+    fn lease(&self, node: &Node, reference: &Reference) -> Result<usize, NodeError> {
+        let Reference { address, seed, secret } = reference;
+        let asked = Instant::now();
+        if *address == node.address {
+            let refused = |_| ForkError::Refused { address: address.clone() };
+            let seed = node.seeds.forkable(*seed, secret).map_err(refused)?;
+            return Ok(seed.row().working_set as usize);
+        }
+        match node.nodes.lease(address, *seed, secret, LEASE_TIMEOUT) {
+            Ok(lease) => {
+                if let Some(entry) = self.table().get_mut(&key(reference)) {
+                    (entry.leased, entry.asked) = (asked + lease.time, asked);
+                }
+                Ok(lease.working_set as usize)
+            }
+            Err(error) => {
+                self.drop_seed(&key(reference));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Children were made: the next ones shall find a template that is up to date.
+    pub fn forked(&self, node: &Node, request: &ForkRequest, reference: &Reference) {
+        if !matches!(request.via, Via::Auto | Via::Template) {
+            return;
+        }
+        let usual =
+            in_bulk(node, reference, request.transport) || reference.address == node.address;
+        let mut table = self.table();
+        if !usual || (table.len() >= TEMPLATES_MAX && !table.contains_key(&key(reference))) {
+            return;
+        }
+        let entry = table.entry(key(reference)).or_insert_with(|| Entry::new(reference.secret));
+        entry.used = Instant::now();
+        let due = entry.template.is_none() || entry.asked.elapsed() > RENEW;
+        if due && !entry.queued && !entry.building {
+            entry.queued = self.queue.try_send((request.clone(), reference.clone())).is_ok();
+        }
+    }
+
+    /// Makes a template, or waits for the one that is being made.
+    fn build(
+        &self,
+        node: &Node,
+        request: &ForkRequest,
+        reference: &Reference,
+    ) -> Result<Arc<Template>, NodeError> {
+        let deadline = Instant::now() + BUILD_TIMEOUT;
+        let mut table = self.table();
+        loop {
+            let entry = table.entry(key(reference)).or_insert_with(|| Entry::new(reference.secret));
+            if entry.secret != reference.secret {
+                // One of both is wrong: the seed's node says which.
+                drop(table);
+                fetch(node, reference, Want::default())?;
+                self.drop_seed(&key(reference));
+                table = self.table();
+                continue;
+            }
+            match &entry.template {
+                Some(template) => return Ok(Arc::clone(template)),
+                None if !entry.building => break entry.building = true,
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(NodeError::step(Phase::Sandbox, "template", "not made in 10 s"));
+            }
+            let waited = self.changed.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(table);
+        let made = self.make(node, request, reference).map(Arc::new);
+        self.made(reference, made.as_ref().ok().cloned());
+        made
+    }
+
+    /// Somebody is done with making one.
+    fn made(&self, reference: &Reference, template: Option<Arc<Template>>) {
+        let mut table = self.table();
+        let before = match (table.get_mut(&key(reference)), template) {
+            (Some(entry), Some(template)) => {
+                entry.building = false;
+                entry.used = Instant::now();
+                entry.template.replace(template)
+            }
+            (Some(entry), None) => {
+                entry.building = false;
+                None
+            }
+            (None, _) => None,
+        };
+        drop(table);
+        self.changed.notify_all();
+        drop(before);
+    }
+
+    fn make(
+        &self,
+        node: &Node,
+        request: &ForkRequest,
+        reference: &Reference,
+    ) -> Result<Template, NodeError> {
+        let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
+        let (descriptor, reading, rest) = fetch(node, reference, working_set.want())?;
+        rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
+        let clocks = node.times.of(&reading, &descriptor.clocks)?;
+        let descriptor = Arc::new(descriptor);
+        let parts = working_set.len();
+        let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
+        let files = Files::now(node, &descriptor);
+        let recipe = Recipe::new(node, request, of, Part::Memory, parts, &[], time, &files)?;
+        let process = Blank::start(&self.image)?;
+        let (table_rx, table_tx) = pair()?;
+        let mut provided = Vec::new();
+        for wanted in &recipe.plan.provided {
+            let one = recipe::provide_memory(node, &descriptor, &working_set, wanted, &table_rx)?;
+            let unknown = || NodeError::step(Phase::Build, format!("{wanted:?}"), "in a template");
+            provided.push(one.ok_or_else(unknown)?);
+        }
+        drop(table_rx);
+        let (mut placed, mut pages) = (Ok(()), Vec::new());
+        let fill = || {
+            placed = recipe::place(&working_set, &recipe.plan, &table_tx, |all, _| pages = all);
+            placed.is_ok()
+        };
+        let control = process.control.as_fd();
+        let orders = mitosis_restore::start_template(&recipe.plan, control, provided, fill);
+        placed?;
+        pages.sort_unstable();
+        Ok(Template {
+            orders: orders?,
+            known: working_set.pages(),
+            pages: Arc::from(pages),
+            descriptor,
+            files,
+            clocks,
+            recipes: Mutex::default(),
+            process,
+        })
+    }
+
+    /// Asks the seed's node for another lease, and makes the template anew if the working set has grown
+    /// by much. The first time, makes it.
+    fn renew(&self, node: &Node, request: &ForkRequest, reference: &Reference) {
+        let known = {
+            let mut table = self.table();
+            let Some(entry) = table.get_mut(&key(reference)) else { return };
+            entry.queued = false;
+            if entry.building {
+                return;
+            }
+            (entry.building, entry.asked) = (true, Instant::now());
+            entry.template.clone()
+        };
+        let made = self.lease(node, reference).and_then(|now| match known {
+            Some(known)
+                if now.min(WORKING_SET_PAGES) < known.known + GROWN
+                    && !known.files.outdated(node) =>
+            {
+                Ok(None)
+            }
+            _ => self.make(node, request, reference).map(Some),
+        });
+        match made {
+            Ok(template) => self.made(reference, template.map(Arc::new)),
+            Err(error) => {
+                node.log.debug(format_args!("template of seed {}: {error}", reference.seed));
+                self.drop_seed(&key(reference));
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    fn is_new(&self, reference: &Reference) -> bool {
+        self.table().get(&key(reference)).is_some_and(|entry| entry.template.is_none())
+    }
+
+    /// Forgets a template that has ended.
+    pub fn forget(&self, reference: &Reference, dead: &Arc<Template>) {
+        let mut table = self.table();
+        let entry = table.get_mut(&key(reference));
+        let entry = entry.filter(|e| e.template.as_ref().is_some_and(|t| Arc::ptr_eq(t, dead)));
+        let gone = entry.and_then(|entry| entry.template.take());
+        drop(table);
+        drop(gone);
+    }
+
+    /// Drops the template of a seed that has ended.
+    pub fn drop_seed(&self, key: &Key) {
+        let gone = self.table().remove(key);
+        drop(gone);
+    }
+
+    /// Drops what is not used, or all if memory is short.
+    pub fn sweep(&self) {
+        if self.table().is_empty() {
+            return;
+        }
+        let short = memory_is_short();
+        let mut gone = Vec::new();
+        let mut table = self.table();
+        table.retain(|_, entry| {
+            let keep = entry.building || (!short && entry.used.elapsed() < KEPT);
+            if !keep {
+                gone.extend(entry.template.take());
+            }
+            keep
+        });
+        drop(table);
+        drop(gone);
+    }
+
+    /// Drops all.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.table());
+        drop(all);
+    }
+}
+
+/// `MemAvailable` of proc_meminfo(5).
+fn memory_is_short() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    match (number("MemAvailable:"), number("MemTotal:")) {
+        (Some(available), Some(total)) => available < total / MEMORY_SHARE,
+        _ => false,
+    }
+}
+
+/// Makes templates until the daemon ends.
+pub(crate) fn work(node: &Node, jobs: &Jobs) {
+    while !node.stopping() {
+        let Ok((request, reference)) = jobs.recv_timeout(Duration::from_millis(250)) else {
+            continue;
+        };
+        if node.templates.is_new(&reference) {
+            std::thread::sleep(SETTLE);
+        }
+        node.templates.renew(node, &request, &reference);
+    }
+}

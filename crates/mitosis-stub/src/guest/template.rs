@@ -1,0 +1,180 @@
+//! A template: a process that has the memory that children of a seed begin with, and runs nothing
+//! but this loop. On order it makes a child, which is a copy of it, in the namespaces of a guard.
+//!
+//! The template itself enters no namespace but for its children's pids. Another process, which
+//! shares its memory for that moment, enters them and makes the child; when it ends, the child
+//! becomes the guard's.
+
+use crate::abi::*;
+use crate::guard::{self, Control, FDS_MAX, exit};
+use crate::restore::{CloneArgs, Frame, report, run};
+use crate::sys::{self, syscall};
+use core::mem::MaybeUninit;
+
+/// The status socket of a template, on which orders come, in its loop.
+const ORDERS: i32 = 3;
+const NEWPID: u64 = 0x2000_0000;
+/// NEWNS | NEWUTS | NEWIPC | NEWNET
+const OTHERS: u64 = 0x2_0000 | 0x400_0000 | 0x800_0000 | 0x4000_0000;
+
+#[repr(C, align(8))]
+struct Begin {
+    message: GuardMessage,
+    order: ForkOrder,
+}
+
+/// In a process just executed: takes its one order, as a guard would, and becomes what it says.
+pub fn begin(vdso: u64) -> ! {
+    // What ps(1) shows: its arguments go with the rest of this program's memory.
+    const NAME: &[u8; 16] = b"mitosis-templat\0";
+    const PR_SET_NAME: u64 = 15;
+    let name = *NAME;
+    syscall!(sys::PRCTL, PR_SET_NAME, name.as_ptr());
+    let mut packet = MaybeUninit::<Begin>::uninit();
+    let mut control = MaybeUninit::<Control>::uninit();
+    let (to, len) = (packet.as_mut_ptr() as u64, size_of::<Begin>());
+    let received = guard::receive(GUARD_CONTROL_FD, to, len as u64, &mut control);
+    // SAFETY: plain integers, all of them received; only as many descriptors are used as came.
+    let (packet, control) = unsafe { (&*packet.as_ptr(), &*control.as_ptr()) };
+    let order = &packet.order;
+    match received {
+        Some((n, count)) if n == len && count == order.fd_count as usize => {}
+        _ => exit(3),
+    }
+    guard::place_fds(order, &control.fds, -1);
+    guard::map_region(order);
+    guard::enter(order, 0, ENTRY_TEMPLATE, vdso, 0)
+}
+
+/// rdi: the plan; rsi: address of the process's vdso. Its stack is at the end of the region.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry() {
+    core::arch::naked_asm!(
+        "mov rsp, [rdi + {end}]", "xor ebp, ebp", "call {main}", "ud2",
+        end = const core::mem::offset_of!(Plan, region_end),
+        main = sym main,
+    );
+}
+
+unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
+    // SAFETY: the node wrote the plan; this is its last use before it goes.
+    let plan = unsafe { &*plan };
+    let mut frame = Frame::new();
+    frame.status.times[0] = sys::now();
+    frame.slots[SLOT_VDSO] = vdso;
+    run(plan, plan.build, LIST_BUILD, &mut frame);
+    syscall!(sys::DUP3, plan.status_fd, ORDERS, 0x80000);
+    syscall!(sys::CLOSE_RANGE, ORDERS + 1, u32::MAX, 0);
+    frame.status.times[4] = sys::now();
+    frame.status.kind = STATUS_STARTED;
+    report(ORDERS, &frame.status);
+    let (from, end) = (plan.resident_end, plan.region_end);
+    // Its plan is done: where the children's are to be there is nothing to copy.
+    const DONTNEED: u64 = 4;
+    syscall!(sys::MADVISE, from, end - TEMPLATE_STACKS - from, DONTNEED);
+    loop {
+        serve(end - TEMPLATE_STACKS / 2);
+    }
+}
+
+/// What the process that makes the child is told, and tells: they share their memory.
+struct Job<'a> {
+    order: &'a TemplateOrder,
+    fds: &'a [i32; FDS_MAX],
+    failed: u64,
+    result: i64,
+}
+
+impl Job<'_> {
+    /// Descriptor `n` behind those of the child: 0 the guard's pidfd, 1 the queue.
+    fn behind(&self, n: usize) -> i32 {
+        let at = self.order.fork.fd_count as usize + n;
+        if at < FDS_MAX { self.fds[at] } else { -1 }
+    }
+
+    fn guard(&self) -> i32 {
+        self.behind(0)
+    }
+}
+
+/// Takes one order and makes a child. Without anybody who could give one it ends.
+fn serve(maker_stack: u64) {
+    let mut order = MaybeUninit::<TemplateOrder>::uninit();
+    let mut control = MaybeUninit::<Control>::uninit();
+    let (to, len) = (order.as_mut_ptr() as u64, size_of::<TemplateOrder>());
+    let received = guard::receive(ORDERS, to, len as u64, &mut control);
+    // SAFETY: plain integers, all of them received; only as many descriptors are used as came.
+    let (order, control) = unsafe { (&*order.as_ptr(), &*control.as_ptr()) };
+    let (own, fds) = (order.fork.fd_count as usize, &control.fds);
+    match received {
+        Some((n, count)) if n == len && own >= 3 && count == own + 2 => {}
+        Some(_) => exit(3),
+        None => exit(0),
+    }
+    let mut job = Job { order, fds, failed: MAKE_ENTER_PID, result: 0 };
+    job.result = syscall!(sys::SETNS, job.guard(), NEWPID);
+    if job.result >= 0 {
+        make(&mut job, maker_stack);
+    }
+    if job.result < 0 {
+        let mut frame = Frame::new();
+        frame.status.kind = STATUS_FAILED;
+        frame.status.list = LIST_MAKE;
+        frame.status.op = job.failed;
+        frame.status.result = job.result;
+        report(fds[FD_STATUS as usize], &frame.status);
+    }
+    guard::close_all(fds, own as u32 + 2);
+}
+
+/// Makes the maker and waits until it is gone.
+fn make(job: &mut Job<'_>, maker_stack: u64) {
+    const VM_VFORK: u64 = 0x100 | 0x4000;
+    let pid = job.order.maker_pid;
+    let args = CloneArgs {
+        flags: VM_VFORK, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 17,
+        stack: maker_stack - TEMPLATE_STACKS / 2, stack_size: TEMPLATE_STACKS / 2, tls: 0,
+        set_tid: &raw const pid as u64, set_tid_size: 1, cgroup: 0,
+    };
+    job.failed = MAKE_MAKER;
+    let made: i64;
+    // SAFETY: the maker runs on a stack of its own and never returns from `maker`; this process waits
+    // until it has ended, so `job` outlives its use.
+    unsafe {
+        core::arch::asm!(
+            "syscall", "test rax, rax", "jnz 2f",
+            "xor ebp, ebp", "mov rdi, r12", "call {maker}", "ud2",
+            "2:",
+            maker = sym maker,
+            inlateout("rax") sys::CLONE3 => made,
+            in("rdi") &raw const args, in("rsi") size_of::<CloneArgs>(),
+            in("r12") core::ptr::from_mut(job),
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if made < 0 {
+        job.result = made;
+        return;
+    }
+    syscall!(sys::WAIT4, made, 0, 0, 0);
+}
+
+unsafe extern "C" fn maker(job: *mut Job<'_>) -> ! {
+    // SAFETY: the template waits meanwhile.
+    let job = unsafe { &mut *job };
+    job.failed = MAKE_ENTER;
+    job.result = syscall!(sys::SETNS, job.guard(), OTHERS);
+    if job.result >= 0 {
+        job.failed = MAKE_CHILD;
+        let set_tid = job.order.fork.pid;
+        let pid = guard::clone_child(&set_tid, &job.order.fork, job.fds);
+        if pid == 0 {
+            // From here on a copy: of the job, of the stack, of everything.
+            guard::place_fds(&job.order.fork, job.fds, job.behind(1));
+            let (order, from) = (&job.order.fork, job.order.shared_len);
+            guard::enter(order, from, ENTRY_RESTORE, 0, job.order.generation);
+        }
+        job.result = pid;
+    }
+    exit(0)
+}

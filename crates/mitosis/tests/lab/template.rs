@@ -1,0 +1,149 @@
+//! Children that are copies of a template.
+
+use std::path::Path;
+
+use mitosis_lab::Daemon;
+
+use crate::support::*;
+
+/// The template processes of a node.
+fn templates(daemon: &Daemon<'_>) -> Vec<u32> {
+    let node = daemon.node();
+    let name = |pid: &u32| std::fs::read_to_string(node.proc_dir(*pid).join("comm"));
+    let mut pids = node.pids().unwrap();
+    pids.retain(|pid| name(pid).is_ok_and(|name| name == "mitosis-templat\n"));
+    pids
+}
+
+/// A child that was made from a template.
+#[track_caller]
+fn by_template(daemon: &Daemon<'_>, seed: &Seed, args: &[&str]) -> Child {
+    let args = [&["--via", "template"], args].concat();
+    let child = fork_one(daemon, &seed.reference, &args);
+    assert_eq!(row(daemon, child.pid)["via"], "template");
+    child
+}
+
+#[test]
+fn copies_of_a_template_have_the_parents_memory_and_pid_and_their_guard_as_parent() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    for _ in 0..3 {
+        let child = by_template(&b, &seed, &[]);
+        assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+        assert_eq!(ask(b.node(), "pid"), parent.pid().to_string());
+        let stat = std::fs::read_to_string(b.node().proc_dir(child.pid).join("stat")).unwrap();
+        let above: u32 =
+            stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(pids_with(b.node(), "mitosis-guard").contains(&above), "{stat}");
+        end_children(&b);
+    }
+    assert_eq!(templates(&b).len(), 1);
+}
+
+#[test]
+fn the_second_child_on_a_node_comes_from_a_template_by_itself_and_fetches_little() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let first = fork_one(&b, &seed.reference, &[]);
+    assert_eq!(row(&b, first.pid)["via"], "direct");
+    assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+    end_children(&b);
+    until("a template holds what the first child touched", SOON, || {
+        let child = fork_one(&b, &seed.reference, &[]);
+        assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        let row = row(&b, child.pid);
+        end_children(&b);
+        let little = row["faults"].as_u64().unwrap() < DATA_PAGES / 300;
+        (row["via"] == "template" && little).then_some(())
+    });
+    assert_eq!(ask_new(&b, &seed, "hash"), parent.ask("hash"));
+}
+
+/// What a new child says.
+fn ask_new(daemon: &Daemon<'_>, seed: &Seed, line: &str) -> String {
+    by_template(daemon, seed, &[]);
+    ask(daemon.node(), line)
+}
+
+#[test]
+fn a_template_lets_nobody_fork_and_none_is_made_once_a_seed_is_revoked() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    by_template(&b, &seed, &[]);
+    end_children(&b);
+    let mut wrong = seed.reference.clone();
+    let last = wrong.pop().unwrap();
+    wrong.push(if last == '0' { '1' } else { '0' });
+    for via in ["auto", "template"] {
+        let refused = b.mitosis(&["fork", &wrong, "--detach", "--via", via]).unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    }
+    by_template(&b, &seed, &[]);
+    end_children(&b);
+    // Not a moment later: when the seed is gone, there is no lease any more.
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    for via in ["auto", "template"] {
+        let revoked = b.mitosis(&["fork", &seed.reference, "--detach", "--via", via]).unwrap();
+        assert_eq!(revoked.status.code(), Some(1), "{revoked:?}");
+    }
+    until("the template is gone", SOON, || templates(&b).is_empty().then_some(()));
+}
+
+#[test]
+fn a_template_that_is_killed_is_replaced_and_its_children_live() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    by_template(&b, &seed, &["--net", "own"]);
+    let killed = templates(&b);
+    b.node().sh(&format!("kill -9 {}", killed[0])).unwrap();
+    by_template(&b, &seed, &[]);
+    assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+    assert!(!templates(&b).contains(&killed[0]));
+    assert!(ps(&b).iter().all(|row| row["state"] == "running"), "{:?}", ps(&b));
+}
+
+#[test]
+fn what_fork_is_told_holds_for_copies_too() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let child = by_template(&b, &seed, &["--new-pid", "--hostname", "elsewhere"]);
+    assert_ne!(ask(b.node(), "pid"), parent.pid().to_string());
+    let uts = Path::new("ns/uts");
+    let own = std::fs::read_link(b.node().proc_dir(child.pid).join(uts)).unwrap();
+    end_children(&b);
+    let other = by_template(&b, &seed, &["--independent"]);
+    assert_ne!(std::fs::read_link(b.node().proc_dir(other.pid).join(uts)).unwrap(), own);
+    until("it is independent", SOON, || (row(&b, other.pid)["independent"] == true).then_some(()));
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+}
+
+#[test]
+fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed() {
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let children = fork(&b, &seed.reference, &["--count", "20"]);
+    assert_eq!(children.len(), 20);
+    assert!(ps(&b).iter().all(|row| row["via"] == "template"), "{:?}", ps(&b));
+    assert_eq!(templates(&b).len(), 1);
+    let again = prepare(&b, children[7].pid, &[]);
+    by_template(&c, &again, &[]);
+    assert_eq!(ask(c.node(), "hash"), parent.ask("hash"));
+    // On the seed's own node, too.
+    let own = fork(&b, &again.reference, &["--via", "template", "--net", "own"]);
+    assert_eq!(own[0].transport, "mixed");
+    assert_eq!(row(&b, own[0].pid)["via"], "template");
+}
