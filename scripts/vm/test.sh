@@ -23,7 +23,7 @@ for source in tests/conformance/*.c; do
 done
 agent="/usr/bin/python3 tests/vm/agent.py"
 echo "$agent 10.77.0.1" >"$work/a.sh"
-echo "$agent 10.77.0.2 & /usr/bin/python3 tests/vm/suite.py $mitosis $work/programs $names \
+echo "$agent 10.77.0.2 & /usr/bin/python3 tests/vm/suite.py $mitosis $work/programs \
     10.77.0.1 10.77.0.2" >"$work/b.sh"
 status=0
 scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-900}" \

@@ -1,5 +1,6 @@
 """What suites over several guests (or machines) have in common: agents, and daemons on their machines."""
 
+import copy
 import json
 import socket
 import time
@@ -44,10 +45,14 @@ class Agent:
     def read(self, path):
         return self.run("cat", path)
 
-    def end(self):
-        """Ends what it has started, and the agent."""
+    def release(self):
+        """Ends what it has started."""
         for pid in self.spawned:
             self.ask(run=["kill", "-9", str(pid)])
+
+    def end(self):
+        """Ends what it has started, and the agent."""
+        self.release()
         self.file.write('{"run": ["end"]}\n')
         self.file.flush()
 
@@ -56,13 +61,19 @@ class Node:
     """A daemon on an agent's machine."""
 
     def __init__(self, agent, mitosis, name, port, *flags):
-        self.agent, self.mitosis, self.name = agent, mitosis, name
+        self.agent, self.mitosis, self.name, self.port = agent, mitosis, name, port
         self.at = f"{agent.address}:{port}"
         self.socket = f"/run/mitosis/{name}.sock"
         self.pid = agent.spawn(
             f"/tmp/{name}.log", mitosis, "node", "run", "--name", name, "--listen", self.at,
             "--socket", self.socket, *flags)
         until(f"node {name}", lambda: "listens at" in agent.read(f"/tmp/{name}.log"))
+
+    def again(self):
+        """The same daemon, over a connection of its own to its machine: for another thread."""
+        node = copy.copy(self)
+        node.agent = Agent(self.agent.address)
+        return node
 
     def call(self, *argv, **more):
         return self.agent.run(self.mitosis, *argv, "--socket", self.socket, **more)

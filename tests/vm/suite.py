@@ -1,6 +1,6 @@
 """The suite between two kernels. Runs on the last of two guests and has the other do things through its
-agent. Usage: suite.py MITOSIS PROGRAMS NAMES ADDRESS ADDRESS, where PROGRAMS is a directory of built
-conformance programs and NAMES a comma-separated choice of them, or `all`.
+agent. Usage: suite.py MITOSIS PROGRAMS ADDRESS ADDRESS, where PROGRAMS is a directory of built
+conformance programs.
 
 Each program is a parent on one guest, two children on the other, and a grandchild on the first again,
 in both directions. What cannot be is listed below with the word that says so, and must be refused with
@@ -9,12 +9,13 @@ it. A failed check ends the suite with status 1; what it started is ended."""
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 
 from lab import Agent, Node, check, until
 
-MITOSIS, PROGRAMS, NAMES, *ADDRESSES = sys.argv[1:]
+MITOSIS, PROGRAMS, *ADDRESSES = sys.argv[1:]
 SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../conformance")
 PORT = 8000
 
@@ -25,7 +26,7 @@ NOT_HERE = {
     "code": ["is memory with protection key"],
     # Linux 6.16 for the parent.
     "guards": ["GUARD_INSTALL"],
-    "process_values": ["has PR_SET_MEMORY_MERGE (Linux 6.4"],
+    "process_values": ["has PR_SET_MDWE (Linux 6.3)"],
     "sealed": ["droppable != MAP_FAILED", "has sealed memory (mseal, Linux 6.10)"],
     # A position in a directory is whatever its file system says, and tmpfs says another since 6.6.
     "directory": ["!strcmp(got, rest)"],
@@ -77,7 +78,7 @@ class Course:
     def __init__(self, name, first, second):
         self.name, self.first, self.second = name, first, second
         self.children, self.seeds, self.pid = [], [], None
-        self.dir = f"/tmp/conform/{name}"
+        self.dir = f"/tmp/conform/{name}-{first.name}"
 
     def begin(self):
         make = f"mkdir -p {self.dir}; cp {PROGRAMS}/{self.name} {self.dir}/program; " \
@@ -135,7 +136,7 @@ class Course:
         if self.pid is not None:
             self.first.agent.ask(run=["kill", "-9", str(self.pid)])
         for node in (self.first, self.second):
-            node.agent.ask(run=["rm", "-rf", self.dir])
+            node.agent.ask(run=["rm", "-rf", self.dir, "/tmp/conform-idle-path"])
 
 
 def conformance(names, first, second):
@@ -162,10 +163,12 @@ def http_server(first, second):
     agent = first.agent
     agent.run("sh", "-c", "mkdir -p /tmp/www; echo hello from a file >/tmp/www/hello")
     second.agent.run("sh", "-c", "mkdir -p /tmp/www; echo hello from a file >/tmp/www/hello")
-    pid = agent.spawn("/tmp/http.log", "/usr/bin/python3", "-m", "http.server", "8080", "-d",
-                      "/tmp/www")
+    # The child has its parent's port, so the servers of both ways need one each.
+    port = 8000 + first.port
+    pid = agent.spawn(f"/tmp/http-{port}.log", "/usr/bin/python3", "-m", "http.server", str(port),
+                      "-d", "/tmp/www")
     get = ["/usr/bin/python3", "-c", "import urllib.request as r; "
-           "print(r.urlopen('http://127.0.0.1:8080/hello', timeout=60).read().decode())"]
+           "print(r.urlopen('http://127.0.0.1:%s/hello', timeout=60).read().decode())" % port]
     until("http.server", lambda: agent.ask(run=get)["status"] == 0)
     seed = first.prepare(pid)
     started = second.json("fork", "--detach", "--transport", "tcp", "-", input=seed["ref"])
@@ -203,9 +206,42 @@ def expected(name, result):
     return any(word in result for word in NOT_HERE.get(name, []))
 
 
+class Way:
+    """Parents on one node, children on the other; the connections to both guests are its own."""
+
+    def __init__(self, nodes, kernels, names):
+        self.name = f"{kernels[0]} to {kernels[1]}"
+        self.nodes = [node.again() for node in nodes]
+        self.names, self.error = names, None
+        self.results, self.served = {}, None
+
+    def run(self):
+        try:
+            self.served = http_server(*self.nodes)
+            self.results = conformance(self.names, *self.nodes)
+        except AssertionError as error:
+            self.error = error
+        finally:
+            for node in self.nodes:
+                node.agent.release()
+
+    def wrong(self):
+        """What came of it that was not expected."""
+        wrong = [f"{self.name}: {name}: {result}" for name, result in self.results.items()
+                 if not expected(name, result)]
+        return wrong + ([f"{self.name}: {self.error}"] if self.error else [])
+
+    def report(self):
+        rights = sum(result == "right" for result in self.results.values())
+        print(f"{self.name}: {rights} of {len(self.results)} programs right", flush=True)
+        others = {name: said for name, said in self.results.items() if said != "right"}
+        return {"right": rights, "of": len(self.results), "http.server": self.served, "not": others}
+
+
 def main():
     agents = [Agent(address) for address in ADDRESSES]
     nodes, status = [], 1
+    since = time.monotonic()
     try:
         for number, agent in enumerate(agents):
             nodes.append(Node(agent, MITOSIS, f"node{number + 1}", 7001 + number))
@@ -214,29 +250,25 @@ def main():
         check(kernels[0] != kernels[1], kernels)
         check(abs(clocks[0] - clocks[1]) > 3600, "clocks are to be hours apart:", clocks)
         print("kernels:", *kernels, "clocks apart by", abs(clocks[0] - clocks[1]), "s", flush=True)
-        names = sorted(os.listdir(PROGRAMS)) if NAMES == "all" else NAMES.split(",")
-        report = {"kernels": kernels, "directions": {}}
-        wrong = []
-        for first, second in ((0, 1), (1, 0)):
-            way = f"{kernels[first]} to {kernels[second]}"
-            first, second = nodes[first], nodes[second]
-            served = http_server(first, second)
-            results = conformance(names, first, second)
-            wrong += [f"{way}: {name}: {result}" for name, result in results.items()
-                      if not expected(name, result)]
-            rights = sum(result == "right" for result in results.values())
-            print(f"{way}: {rights} of {len(results)} programs right", flush=True)
-            report["directions"][way] = {
-                "right": rights, "of": len(results), "http.server": served,
-                "not": {name: result for name, result in results.items() if result != "right"}}
+        names = sorted(os.listdir(PROGRAMS))
+        # Both at once, in opposite order: two programs of one name would want the same paths.
+        ways = [Way(nodes, kernels, names), Way(nodes[::-1], kernels[::-1], names[::-1])]
+        threads = [threading.Thread(target=way.run) for way in ways]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        report = {"kernels": kernels, "ways": {way.name: way.report() for way in ways}}
         if "socketpair_stream" in names:
             without_unix_diag(*nodes)
+        report["seconds"] = round(time.monotonic() - since)
         print("lab-result:", json.dumps(report), flush=True)
+        wrong = [one for way in ways for one in way.wrong()]
         check(not wrong, "\n".join(wrong))
-        print("suite: all passed")
+        print(f"suite: all passed in {report['seconds']} s")
         status = 0
     except (AssertionError, Wrong) as error:
-        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[1])
+        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[-1])
         for node in nodes:
             print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-3000:])
     finally:
