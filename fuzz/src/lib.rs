@@ -9,12 +9,13 @@
 
 use mitosis_descriptor::{
     Backing, Descriptor, HEADER_BYTES, Limits, MAGIC, MappedFile, OpenFile, PageRun, Reference,
-    VERSION, Vpn, decode, encode,
+    VERSION, Vpn, XsaveArea, decode, encode,
 };
 use mitosis_proto::{Reply, Request};
 use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
+use mitosis_sys::cpu;
 use mitosis_sys::kernel::Kernel;
 use mitosis_transport::ReadError;
 use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
@@ -58,6 +59,9 @@ fn node(d: &Descriptor) -> NodeFacts {
         vdso_crc: d.origin.vdso_crc,
         vdso_functions: Vec::new(),
         xcr0: u64::MAX,
+        // As if it were of another maker.
+        xsave: d.origin.xsave.iter().map(moved).collect(),
+        cpuid: vec![u32::MAX; 64],
         vdso_parts: vec![(Backing::Vdso, 0, 0x2000), (Backing::Vvar, 0x4000, 0x4000)],
         hard_limits: vec![u64::MAX; 16],
         oom_score_adj: 0,
@@ -67,6 +71,10 @@ fn node(d: &Descriptor) -> NodeFacts {
         cap_bounding: u64::MAX,
         memory_nodes: vec![u64::MAX],
     }
+}
+
+fn moved(area: &XsaveArea) -> cpu::Area {
+    cpu::Area { bit: area.bit, offset: area.offset ^ 64, bytes: area.bytes }
 }
 
 struct Proven(bool);

@@ -136,7 +136,9 @@ class Course:
         if self.pid is not None:
             self.first.agent.ask(run=["kill", "-9", str(self.pid)])
         for node in (self.first, self.second):
-            node.agent.ask(run=["rm", "-rf", self.dir, "/tmp/conform-idle-path"])
+            node.agent.ask(run=["rm", "-rf", self.dir])
+            if self.name == "unix_idle":
+                node.agent.ask(run=["rm", "-f", "/tmp/conform-idle-path"])
 
 
 def conformance(names, first, second):

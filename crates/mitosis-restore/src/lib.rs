@@ -19,6 +19,7 @@ mod signals;
 mod start;
 mod vdso;
 mod working_set;
+mod xstate;
 
 pub use error::RestoreError;
 pub use mitosis_state::Provided;

@@ -3,6 +3,7 @@
 use crate::plan::NodeFacts;
 use crate::{RestoreError, rare};
 use mitosis_descriptor::Descriptor;
+use mitosis_sys::cpu;
 
 /// Register state that travels cut away: AMX.
 const NOT_CARRIED: u64 = 1 << 17 | 1 << 18;
@@ -41,6 +42,11 @@ pub(crate) fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<()
         return wrong(format!(
             "the parent's CPU has register state that this node's lacks: {names}"
         ));
+    }
+    let missing = cpu::lacking(&descriptor.origin.cpuid, &node.cpuid);
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        return wrong(format!("the parent's CPU has instructions that this node's lacks: {names}"));
     }
     match lacking(descriptor, node) {
         Some(what) => wrong(format!("the parent has {what}, which this node's kernel has not")),

@@ -8,7 +8,7 @@ use mitosis_descriptor::{
 };
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
-use mitosis_sys::procfs;
+use mitosis_sys::{cpu, procfs};
 
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
@@ -75,7 +75,9 @@ pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
         vdso_crc: crc32fast::hash(&image),
         // A kernel can be told to have none (`vdso=0`).
         vdso_functions: vdso::functions(&image).unwrap_or_default(),
-        xcr0: mitosis_sys::cpu::xcr0(),
+        xcr0: cpu::xcr0(),
+        xsave: cpu::xsave_areas(cpu::frame_features()),
+        cpuid: cpu::cpuid(),
         vdso_parts: ranges.iter().filter_map(part).collect(),
         hard_limits: limits,
         oom_score_adj: oom.trim().parse().unwrap_or(0),

@@ -2,7 +2,7 @@
 
 use crate::{
     Placement, RestoreError, VdsoFunction, files, frame, hooks, identity, machine, memory, rare,
-    signals, vdso, working_set,
+    signals, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op};
@@ -25,6 +25,10 @@ pub struct NodeFacts {
     pub vdso_functions: Vec<VdsoFunction>,
     /// XSAVE features.
     pub xcr0: u64,
+    /// Where its CPU has their state.
+    pub xsave: Vec<mitosis_sys::cpu::Area>,
+    /// Registers of CPUID that name instructions.
+    pub cpuid: Vec<u32>,
     /// The node's own vdso parts relative to the vdso: name, distance below it, length.
     pub vdso_parts: Vec<(mitosis_descriptor::Backing, u64, u64)>,
     /// Hard limits of this node's daemon, in numeric order: a child's cannot be higher.
@@ -220,8 +224,11 @@ pub fn plan(
     let here = memory::stage(base, node, 0);
     let kept = vdso::Kept::of(descriptor, node, request.vdso.as_deref(), here)?;
     let part = request.part;
+    let relaid = xstate::relay(descriptor, node)?;
+    let threads = relaid.as_deref().unwrap_or(&descriptor.threads);
+    let features = descriptor.origin.xcr0 & node.xcr0;
     let hooks_len = hooks::len(descriptor, request);
-    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
+    let frames_len = frame::frames_len(threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
@@ -234,7 +241,7 @@ pub fn plan(
         program.thread(0, 0);
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
     } else {
-        let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
+        let filters_at = frame::write_frames(&mut program, threads, features, request.new_pid);
         seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
         let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);

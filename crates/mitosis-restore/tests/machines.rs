@@ -73,6 +73,11 @@ fn what_differs_between_machines_is_named() {
     let said = refusal(&more, &node);
     assert!(said.ends_with("lacks: AVX-512, APX, XCR0 bits 0x10000000000"), "{said}");
 
+    let mut older = node.clone();
+    older.cpuid[1] &= !(1 << 5 | 1 << 8);
+    let said = refusal(descriptor, &older);
+    assert!(said.ends_with("instructions that this node's lacks: AVX2, BMI2"), "{said}");
+
     let mut parts = node.vdso_parts.clone();
     parts.iter_mut().for_each(|part| part.2 += 4096);
     let said = refusal(descriptor, &NodeFacts { vdso_parts: parts, ..node });
