@@ -78,7 +78,7 @@ class Course:
     def __init__(self, name, first, second):
         self.name, self.first, self.second = name, first, second
         self.children, self.seeds, self.pid = [], [], None
-        self.dir = f"/tmp/conform/{name}-{first.name}"
+        self.dir = f"/tmp/conform/{name}"
 
     def begin(self):
         make = f"mkdir -p {self.dir}; cp {PROGRAMS}/{self.name} {self.dir}/program; " \
@@ -141,19 +141,25 @@ class Course:
                 node.agent.ask(run=["rm", "-f", "/tmp/conform-idle-path"])
 
 
-def conformance(names, first, second):
+def one_program(name, first, second):
+    """What came of it."""
+    course = Course(name, first, second)
+    try:
+        course.run()
+        return "right"
+    except (Wrong, AssertionError) as error:
+        return str(error).strip().replace("\n", " ")
+    finally:
+        course.end()
+
+
+def conformance(names, first, second, locks):
     """The programs one after another; what came of each."""
     results = {}
     for name in names:
         since = time.monotonic()
-        course = Course(name, first, second)
-        try:
-            course.run()
-            result = "right"
-        except (Wrong, AssertionError) as error:
-            result = str(error).strip().replace("\n", " ")
-        finally:
-            course.end()
+        with locks[name]:
+            result = one_program(name, first, second)
         results[name] = result
         took = time.monotonic() - since
         print(f"program {first.name}-{second.name} {name} {took:.1f} s: {result}", flush=True)
@@ -211,16 +217,16 @@ def expected(name, result):
 class Way:
     """Parents on one node, children on the other; the connections to both guests are its own."""
 
-    def __init__(self, nodes, kernels, names):
+    def __init__(self, nodes, kernels, names, locks):
         self.name = f"{kernels[0]} to {kernels[1]}"
         self.nodes = [node.again() for node in nodes]
-        self.names, self.error = names, None
+        self.names, self.locks, self.error = names, locks, None
         self.results, self.served = {}, None
 
     def run(self):
         try:
             self.served = http_server(*self.nodes)
-            self.results = conformance(self.names, *self.nodes)
+            self.results = conformance(self.names, *self.nodes, self.locks)
         except AssertionError as error:
             self.error = error
         finally:
@@ -254,7 +260,9 @@ def main():
         print("kernels:", *kernels, "clocks apart by", abs(clocks[0] - clocks[1]), "s", flush=True)
         names = sorted(os.listdir(PROGRAMS))
         # Both at once, in opposite order: two programs of one name would want the same paths.
-        ways = [Way(nodes, kernels, names), Way(nodes[::-1], kernels[::-1], names[::-1])]
+        locks = {name: threading.Lock() for name in names}
+        ways = [Way(nodes, kernels, names, locks),
+                Way(nodes[::-1], kernels[::-1], names[::-1], locks)]
         threads = [threading.Thread(target=way.run) for way in ways]
         for thread in threads:
             thread.start()
