@@ -36,17 +36,12 @@ pub(crate) fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<()
                 .into(),
         );
     }
-    let missing = descriptor.origin.xcr0 & !node.xcr0 & !NOT_CARRIED;
-    if missing != 0 {
-        let names = states(missing);
-        return wrong(format!(
-            "the parent's CPU has register state that this node's lacks: {names}"
-        ));
-    }
-    let missing = cpu::lacking(&descriptor.origin.cpuid, &node.cpuid);
+    let mut missing = states(descriptor.origin.xcr0 & !node.xcr0 & !NOT_CARRIED);
+    let instructions = cpu::lacking(&descriptor.origin.cpuid, &node.cpuid);
+    missing.extend(instructions.into_iter().map(str::to_owned));
     if !missing.is_empty() {
         let names = missing.join(", ");
-        return wrong(format!("the parent's CPU has instructions that this node's lacks: {names}"));
+        return wrong(format!("the parent's CPU has what this node's lacks: {names}"));
     }
     match lacking(descriptor, node) {
         Some(what) => wrong(format!("the parent has {what}, which this node's kernel has not")),
@@ -77,12 +72,12 @@ fn lacking(descriptor: &Descriptor, node: &NodeFacts) -> Option<String> {
 }
 
 /// Names of register state, and the bits of what has none here.
-fn states(bits: u64) -> String {
+fn states(bits: u64) -> Vec<String> {
     let known = STATES.iter().filter(|(mask, _)| bits & mask != 0);
     let mut names: Vec<String> = known.map(|(_, name)| (*name).to_owned()).collect();
     let rest = STATES.iter().fold(bits, |rest, (mask, _)| rest & !mask);
     if rest != 0 {
         names.push(format!("XCR0 bits {rest:#x}"));
     }
-    names.join(", ")
+    names
 }

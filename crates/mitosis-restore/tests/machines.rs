@@ -67,7 +67,7 @@ fn what_differs_between_machines_is_named() {
 
     let no_avx = NodeFacts { xcr0: node.xcr0 & !(1 << 2), ..node.clone() };
     let said = refusal(descriptor, &no_avx);
-    assert!(said.ends_with("register state that this node's lacks: AVX"), "{said}");
+    assert!(said.ends_with("CPU has what this node's lacks: AVX"), "{said}");
     let mut more = descriptor.clone();
     more.origin.xcr0 |= 7 << 5 | 1 << 19 | 1 << 40;
     let said = refusal(&more, &node);
@@ -76,7 +76,7 @@ fn what_differs_between_machines_is_named() {
     let mut older = node.clone();
     older.cpuid[1] &= !(1 << 5 | 1 << 8);
     let said = refusal(descriptor, &older);
-    assert!(said.ends_with("instructions that this node's lacks: AVX2, BMI2"), "{said}");
+    assert!(said.ends_with("CPU has what this node's lacks: AVX2, BMI2"), "{said}");
 
     let mut parts = node.vdso_parts.clone();
     parts.iter_mut().for_each(|part| part.2 += 4096);
