@@ -47,7 +47,7 @@ scripts/vm/guests.sh "$work" 280 "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
 grep -aE '^(auto chose|with daemon|16 MiB|unpinned|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then
-    python3 scripts/rdma/results.py "$work/$last.log" >bench/results/rdma.json
+    python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json
 fi
 exit "$status"

@@ -1,6 +1,6 @@
 //! What must fit between the parent's machine and this one, and cannot be made to.
 
-use crate::plan::NodeFacts;
+use crate::NodeFacts;
 use crate::{RestoreError, rare};
 use mitosis_descriptor::Descriptor;
 use mitosis_sys::cpu;

@@ -1,14 +1,12 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::plan::{Area, HOLE, NodeFacts, Part, ProvenFiles, STAGE, provided_base};
+use crate::NodeFacts;
+use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
 use crate::{RestoreError, rare, shared, vdso, working_set};
-use mitosis_descriptor::{
-    Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
-};
+use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
-use mitosis_sys::{cpu, procfs};
 
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
@@ -51,73 +49,6 @@ const SLOT_UFFD: u8 = 1;
 const JOIN_PAGES: u64 = 32;
 /// More attached files than this are not worth a message; the rest comes from the owner.
 const FILES_MAX: usize = 160;
-
-pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
-    let fail = |source| RestoreError::Sys { phase: Phase::Plan, source };
-    let pid = std::process::id() as i32;
-    let ranges = procfs::ranges(pid).map_err(fail)?;
-    let vdso = ranges.iter().find(|m| m.name == "[vdso]").map_or(0, |m| m.start);
-    let part = |m: &procfs::Mapping| {
-        let backing = match m.name.as_str() {
-            "[vdso]" => Backing::Vdso,
-            "[vvar]" => Backing::Vvar,
-            "[vvar_vclock]" => Backing::VvarVclock,
-            _ => return None,
-        };
-        Some((backing, vdso - m.start, m.end - m.start))
-    };
-    let image = procfs::vdso(pid).map_err(fail)?;
-    let limits = hard_limits();
-    let status = procfs::Status::read(pid).map_err(fail)?;
-    let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
-    let sched = mitosis_sys::sched::scheduling(0).map_err(fail)?;
-    Ok(NodeFacts {
-        vdso_crc: crc32fast::hash(&image),
-        // A kernel can be told to have none (`vdso=0`).
-        vdso_functions: vdso::functions(&image).unwrap_or_default(),
-        xcr0: cpu::xcr0(),
-        xsave: cpu::xsave_areas(cpu::frame_features()),
-        cpuid: cpu::cpuid(),
-        vdso_parts: ranges.iter().filter_map(part).collect(),
-        hard_limits: limits,
-        oom_score_adj: oom.trim().parse().unwrap_or(0),
-        cpus: sched.cpus,
-        nice: sched.nice,
-        kernel: mitosis_sys::kernel::Kernel::probe(),
-        cap_bounding: status.number("CapBnd", 16),
-        memory_nodes: memory_nodes(status.field("Mems_allowed")),
-    })
-}
-
-/// `00000000,00000003`: the highest word first.
-fn memory_nodes(text: &str) -> Vec<u64> {
-    let words = text.split(',').rev().filter_map(|word| u64::from_str_radix(word, 16).ok());
-    let words: Vec<u64> = words.collect();
-    words.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 32)).collect()
-}
-
-fn hard_limits() -> Vec<u64> {
-    use rustix::process::Resource as R;
-    let order = [
-        R::Cpu,
-        R::Fsize,
-        R::Data,
-        R::Stack,
-        R::Core,
-        R::Rss,
-        R::Nproc,
-        R::Nofile,
-        R::Memlock,
-        R::As,
-        R::Locks,
-        R::Sigpending,
-        R::Msgqueue,
-        R::Nice,
-        R::Rtprio,
-        R::Rttime,
-    ];
-    order.iter().map(|r| rustix::process::getrlimit(*r).maximum.unwrap_or(u64::MAX)).collect()
-}
 
 /// The memory part of a plan.
 pub(crate) struct Memory<'a> {

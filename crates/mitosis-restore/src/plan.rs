@@ -1,7 +1,7 @@
 //! From a descriptor to a table of operations.
 
 use crate::{
-    Placement, RestoreError, VdsoFunction, files, frame, hooks, identity, machine, memory, rare,
+    NodeFacts, Placement, RestoreError, files, frame, hooks, identity, machine, memory, rare,
     signals, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
@@ -10,52 +10,10 @@ use mitosis_stub::abi::{
     FD_PROVIDED, FD_STATUS, Gate, OP_ADOPTED, TEMPLATE_REGION, TEMPLATE_STACKS,
 };
 use mitosis_sys::SysError;
-use mitosis_sys::kernel::Kernel;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
-
-/// What of this node matters to a plan.
-#[derive(Clone, Debug)]
-pub struct NodeFacts {
-    /// CRC-32 of the vdso.
-    pub vdso_crc: u32,
-    /// What it exports.
-    pub vdso_functions: Vec<VdsoFunction>,
-    /// XSAVE features.
-    pub xcr0: u64,
-    /// Where its CPU has their state.
-    pub xsave: Vec<mitosis_sys::cpu::Area>,
-    /// Registers of CPUID that name instructions.
-    pub cpuid: Vec<u32>,
-    /// The node's own vdso parts relative to the vdso: name, distance below it, length.
-    pub vdso_parts: Vec<(mitosis_descriptor::Backing, u64, u64)>,
-    /// Hard limits of this node's daemon, in numeric order: a child's cannot be higher.
-    pub hard_limits: Vec<u64>,
-    /// `oom_score_adj` of this node's daemon.
-    pub oom_score_adj: i32,
-    /// CPUs on which this node's daemon, and so its children, may run; one bit each.
-    pub cpus: Vec<u64>,
-    /// Nice value of this node's daemon.
-    pub nice: i32,
-    /// What its kernel can do.
-    pub kernel: Kernel,
-    /// Capability bounding set of this node's daemon.
-    pub cap_bounding: u64,
-    /// Memory nodes that this node's daemon may use, one bit each.
-    pub memory_nodes: Vec<u64>,
-}
-
-impl NodeFacts {
-    /// Reads them from the calling process.
-    ///
-    /// # Errors
-    /// `/proc/self` cannot be read.
-    pub fn read() -> Result<NodeFacts, RestoreError> {
-        memory::node_facts()
-    }
-}
 
 /// Whether a file of this node is the parent's, byte for byte.
 pub trait ProvenFiles {

@@ -1,6 +1,6 @@
 //! What few processes have: guard regions, memory policies, values of prctl(2).
 
-use crate::plan::NodeFacts;
+use crate::NodeFacts;
 use mitosis_descriptor::{Backing, Descriptor, MemoryPolicy, ThreadValues, Vma, vma_flags};
 use mitosis_state::{Detail, List, Program};
 

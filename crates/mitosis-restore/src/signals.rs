@@ -1,7 +1,8 @@
 //! Signals that wait, timers, and how threads are scheduled.
 
+use crate::NodeFacts;
 use crate::RestoreError;
-use crate::plan::{NodeFacts, Request};
+use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, OpenFile, PosixTimer, Process, Sched, SigInfo, Thread};
 use mitosis_state::{Detail, List, Program, op};
 

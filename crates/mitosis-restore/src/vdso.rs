@@ -10,8 +10,8 @@
 //! A child that is itself forked to a third kernel has one such image more, which jumps to the one
 //! before.
 
+use crate::NodeFacts;
 use crate::RestoreError;
-use crate::plan::NodeFacts;
 use mitosis_descriptor::{Backing, Descriptor};
 use mitosis_state::{Detail, List, Program};
 use mitosis_stub::abi::FD_PLAN;

@@ -5,8 +5,8 @@
 //! that is longer than this CPU's, would make rt_sigreturn(2) restore nothing but SSE, or something
 //! else.
 
+use crate::NodeFacts;
 use crate::RestoreError;
-use crate::plan::NodeFacts;
 use mitosis_descriptor::{Descriptor, Thread, XsaveArea};
 use std::ops::Range;
 
