@@ -9,6 +9,7 @@ mod stream;
 
 pub(crate) use freeze::{Gaps, SPINNER, longest};
 
+use crate::RUNS;
 use crate::cluster::Member;
 use crate::error::BenchError;
 use crate::quiet::Quiet;
@@ -18,6 +19,9 @@ use std::time::Duration;
 
 /// How long the runs of one part wait, all together, for a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same with fewer runs.
+const PATIENCE_QUICK: Duration = Duration::from_secs(5);
 
 /// One part of it: adds its figures to the section.
 type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
@@ -65,7 +69,7 @@ pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Se
             owner: Member::start(&lab, 0)?,
             host: Member::start(&lab, 1)?,
             runs,
-            quiet: Quiet::new(PATIENCE),
+            quiet: Quiet::new(if runs < RUNS { PATIENCE_QUICK } else { PATIENCE }),
         };
         if let Err(error) = work(&mut bed, &mut section) {
             section.notes.push(format!("{part} could not be measured: {error}"));

@@ -8,6 +8,8 @@ use mitosis_sys::procfs::{self, Mapping};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+const PROT_EXEC: u8 = 4;
+
 /// The memory part of a descriptor.
 pub(crate) struct Memory {
     pub vmas: Vec<Vma>,
@@ -17,6 +19,8 @@ pub(crate) struct Memory {
     pub pages: PageIndex,
     /// Guard regions.
     pub guards: Vec<(u64, u64)>,
+    /// Protection keys.
+    pub keys: Vec<(u64, u64, u8)>,
     /// Where the main stack begins.
     pub stack: Option<u64>,
 }
@@ -44,6 +48,7 @@ pub(crate) fn read(
         opened: Vec::new(),
         pages: PageIndex::default(),
         guards: Vec::new(),
+        keys: Vec::new(),
         stack: mappings.iter().find(|m| m.name == "[stack]").map(|m| m.start),
     };
     let mut keys: Vec<(String, u64)> = Vec::new();
@@ -69,6 +74,10 @@ pub(crate) fn read(
                 owned_runs((start, end), &present, inherited, &mut runs);
             }
             memory.guards.extend(guards);
+        }
+        // The kernel gives what can only be executed a key of its own accord, in the child too.
+        if mapping.protection_key != 0 && prot(&mapping.perms) != PROT_EXEC {
+            memory.keys.push((mapping.start, mapping.end, mapping.protection_key as u8));
         }
         memory.vmas.push(Vma {
             start: mapping.start,
@@ -131,9 +140,6 @@ fn backing(
         // A child has it as ordinary memory, for which huge pages are advised.
         let own = mapping.perms[3] == b'p' && mapping.name.starts_with("/anon_hugepage");
         return if own { Ok(Some(Backing::Anonymous)) } else { refuse("hugetlb memory".into()) };
-    }
-    if mapping.protection_key != 0 {
-        return refuse(format!("memory with protection key {}", mapping.protection_key));
     }
     if mapping.has(b"io") || mapping.has(b"pf") {
         return refuse(format!("device memory ({})", mapping.name));

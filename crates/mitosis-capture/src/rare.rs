@@ -1,4 +1,4 @@
-//! What few processes have: guard regions, memory policies, values of prctl(2).
+//! What few processes have: guard regions, memory policies, protection keys, values of prctl(2).
 
 use crate::CaptureError;
 use crate::inject::Injected;
@@ -41,6 +41,7 @@ pub(crate) fn describe(
         },
         threads: if usual { Vec::new() } else { threads },
         policies: policies(&maps, memory),
+        keys: memory.keys.clone(),
         ..Rare::default()
     })
 }

@@ -79,6 +79,9 @@ pub struct Rare {
     pub policies: Vec<(u64, u64, MemoryPolicy)>,
     /// Shared objects that are open files as well.
     pub open_objects: Vec<OpenObject>,
+    /// Protection keys of ranges (`pkey_mprotect(2)`), 1 to 15. Sorted, disjoint. Not those that the
+    /// kernel gives to what can only be executed.
+    pub keys: Vec<(u64, u64, u8)>,
 }
 
 /// Values that prctl(2) keeps for a process.

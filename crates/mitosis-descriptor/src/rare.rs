@@ -7,6 +7,8 @@ use std::collections::HashSet;
 
 /// Words of a set of memory nodes: `MAX_NUMNODES` is at most 1024.
 const NODE_WORDS_MAX: usize = 16;
+/// The highest protection key: pkeys(7), x86.
+const KEY_MAX: u8 = 15;
 /// Highest number of a signal.
 const SIGNALS_MAX: u32 = 64;
 /// `F_OWNER_PGRP` of asm-generic/fcntl.h, the highest.
@@ -22,6 +24,11 @@ impl Rare {
         ordered("guard region", self.guards.iter().copied())?;
         limits.check("memory policies", self.policies.len(), limits.vmas_max)?;
         ordered("memory policy", self.policies.iter().map(|(start, end, _)| (*start, *end)))?;
+        limits.check("protection keys", self.keys.len(), limits.vmas_max)?;
+        ordered("protection key", self.keys.iter().map(|(start, end, _)| (*start, *end)))?;
+        if let Some((.., key)) = self.keys.iter().find(|(.., key)| !(1..=KEY_MAX).contains(key)) {
+            return invalid(format!("protection key {key}"));
+        }
         let of_threads = self.threads.iter().map(|thread| &thread.policy);
         for policy in self.policies.iter().map(|(_, _, policy)| policy).chain(of_threads) {
             policy.validate(limits)?;

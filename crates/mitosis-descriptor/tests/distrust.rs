@@ -186,6 +186,8 @@ const CONTRADICTIONS: &[Case] = &[
     ("guard region", |d| d.rare.guards = vec![(0x1000, 0x1001)]),
     ("guard region", |d| d.rare.guards = vec![(0x2000, 0x3000), (0x1000, 0x2000)]),
     ("memory policy", |d| d.rare.policies = vec![(0x1000, 1 << 48, MemoryPolicy::default())]),
+    ("protection key", |d| d.rare.keys = vec![(0x1000, 0x2000, 16)]),
+    ("protection key", |d| d.rare.keys = vec![(0x1000, 0x2000, 1), (0x1000, 0x3000, 2)]),
     ("memory nodes", |d| {
         let policy = MemoryPolicy { mode: 2, nodes: vec![1; 17] };
         d.rare.policies = vec![(0x1000, 0x2000, policy)];

@@ -1,13 +1,13 @@
 //! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
 
-use crate::listeners::Listener;
+use crate::listeners::Share;
 use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Most ended children remembered.
@@ -82,7 +82,7 @@ struct Child {
     start: Start,
     pidfd: Option<OwnedFd>,
     guard: Option<Guarded>,
-    shares: Vec<Arc<Listener>>,
+    shares: Vec<Share>,
     /// The main process exited; its namespace may be kept for a seed.
     exited: Option<i32>,
     end: Option<(End, Instant)>,
@@ -164,7 +164,7 @@ impl Children {
         start: Start,
         pidfd: Option<OwnedFd>,
         guard: Option<Guarded>,
-        shares: Vec<Arc<Listener>>,
+        shares: Vec<Share>,
     ) {
         let child = Child { pidfd, guard, shares, exited: None, end: None, stats: None, start };
         self.table().insert(child.start.id, child);

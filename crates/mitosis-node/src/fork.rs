@@ -2,7 +2,7 @@
 
 use crate::children::{Guarded, Start};
 use crate::error::NodeError;
-use crate::listeners::Listener;
+use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
@@ -393,11 +393,7 @@ impl Batch<'_> {
     }
 
     /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
-    fn provide(
-        &self,
-        id: u64,
-        table: &OwnedFd,
-    ) -> Result<(Vec<OwnedFd>, Vec<Arc<Listener>>), NodeError> {
+    fn provide(&self, id: u64, table: &OwnedFd) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let log = match self.stdio {
             Stdio::Log => Some(self.node.store.create_log(id)?),
             Stdio::Caller(_) => None,

@@ -14,10 +14,41 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
-/// One socket; dropping the last share closes it.
+/// A share in a socket; dropping the last one closes it.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub(crate) struct Share {
+    listener: Option<Arc<Listener>>,
+    name: Key,
+    table: Arc<Mutex<Table>>,
+}
+
+impl AsFd for Share {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.listener {
+            Some(listener) => listener.socket.as_fd(),
+            // Only `drop` takes it.
+            None => unreachable!("a share without a socket"),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        // Under the lock: who finds that there is no share any more finds the address free.
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.listener.take().and_then(Arc::into_inner);
+        if last.is_some() {
+            drop(last);
+            table.closed.insert(self.name.clone(), Instant::now());
+        }
+    }
+}
+
+/// One socket.
+#[derive(Debug)]
+struct Listener {
     socket: OwnedFd,
     /// Path of a unix socket, with the device and inode it had when it was made.
     path: Option<(PathBuf, u64, u64)>,
@@ -35,12 +66,6 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
         let Some((path, dev, ino)) = &self.path else { return };
@@ -54,14 +79,27 @@ impl Drop for Listener {
 
 type Key = (String, u64);
 
+#[derive(Debug, Default)]
+struct Table {
+    open: HashMap<Key, Weak<Listener>>,
+    /// Those that were closed lately.
+    closed: HashMap<Key, Instant>,
+}
+
+/// How long the address of a socket that this daemon has closed may stay taken: a process that it is
+/// starting has a copy of all its descriptors until it executes its program.
+const CLOSING: Duration = Duration::from_millis(500);
+/// How long to wait before the next look.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// All of them, by seed and key.
 #[derive(Default)]
 pub(crate) struct Listeners {
-    table: Mutex<HashMap<Key, Weak<Listener>>>,
+    table: Arc<Mutex<Table>>,
 }
 
 impl Listeners {
-    fn table(&self) -> MutexGuard<'_, HashMap<Key, Weak<Listener>>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -77,25 +115,40 @@ impl Listeners {
         fd: u32,
         spec: &ListenSpec,
         siblings: &[i32],
-    ) -> Result<Arc<Listener>, NodeError> {
-        // Binding does not block, so the table may stay locked: two forks must not both bind.
-        let mut table = self.table();
-        table.retain(|_, listener| listener.strong_count() > 0);
+    ) -> Result<Share, NodeError> {
         let name = (seed.to_owned(), key);
-        if let Some(listener) = table.get(&name).and_then(Weak::upgrade) {
-            return Ok(listener);
-        }
-        let socket = match spec.listen() {
-            Ok(socket) => socket,
-            Err(cause) => {
-                siblings.iter().find_map(|pid| from_sibling(*pid, fd, spec)).ok_or_else(|| {
-                    NodeError::step(Phase::Build, format!("listener of fd {fd}"), cause)
-                })?
+        loop {
+            // Binding does not block, so the table may stay locked: two forks must not both bind.
+            let mut table = self.table();
+            table.open.retain(|_, listener| listener.strong_count() > 0);
+            table.closed.retain(|_, at| at.elapsed() < CLOSING);
+            if let Some(listener) = table.open.get(&name).and_then(Weak::upgrade) {
+                return Ok(self.a_share(listener, name));
             }
-        };
-        let listener = Arc::new(Listener::new(socket, spec));
-        table.insert(name, Arc::downgrade(&listener));
-        Ok(listener)
+            let sibling = || siblings.iter().find_map(|pid| from_sibling(*pid, fd, spec));
+            let socket = match spec.listen() {
+                Ok(socket) => socket,
+                Err(cause) => match sibling() {
+                    Some(socket) => socket,
+                    None if table.closed.contains_key(&name) => {
+                        drop(table);
+                        std::thread::sleep(PAUSE);
+                        continue;
+                    }
+                    None => {
+                        let object = format!("listener of fd {fd}");
+                        return Err(NodeError::step(Phase::Build, object, cause));
+                    }
+                },
+            };
+            let listener = Arc::new(Listener::new(socket, spec));
+            table.open.insert(name.clone(), Arc::downgrade(&listener));
+            return Ok(self.a_share(listener, name));
+        }
+    }
+
+    fn a_share(&self, listener: Arc<Listener>, name: Key) -> Share {
+        Share { listener: Some(listener), name, table: Arc::clone(&self.table) }
     }
 }
 
@@ -122,12 +175,49 @@ mod tests {
         let listeners = Listeners::default();
         let one = listeners.share("s", 1, 3, &spec, &[]).unwrap();
         let two = listeners.share("s", 1, 3, &spec, &[]).unwrap();
-        assert!(Arc::ptr_eq(&one, &two));
+        assert!(Arc::ptr_eq(one.listener.as_ref().unwrap(), two.listener.as_ref().unwrap()));
         let other_seed = listeners.share("t", 1, 3, &spec, &[]).unwrap_err();
         assert!(other_seed.to_string().contains("fd 3"), "{other_seed}");
         drop(one);
         assert!(path.exists());
         drop(two);
+        assert!(!path.exists());
+    }
+
+    /// A copy of the socket, such as a process has that is being started, delays the next one only.
+    #[test]
+    fn an_address_that_is_being_closed_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("mitosis-slow-{}", std::process::id()));
+        let abstract_name = Address::Abstract(path.to_str().unwrap().as_bytes().to_vec());
+        let spec = spec(abstract_name);
+        let listeners = Listeners::default();
+        let share = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        let copy = share.as_fd().try_clone_to_owned().unwrap();
+        drop(share);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(20 * PAUSE);
+                drop(copy);
+            });
+            drop(listeners.share("s", 1, 3, &spec, &[]).unwrap());
+        });
+    }
+
+    /// The last share goes while somebody asks for the next one.
+    #[test]
+    fn an_address_is_free_once_its_last_share_is_gone() {
+        let path = std::env::temp_dir().join(format!("mitosis-again-{}", std::process::id()));
+        let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
+        let listeners = Listeners::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        drop(listeners.share("s", 1, 3, &spec, &[]).unwrap());
+                    }
+                });
+            }
+        });
         assert!(!path.exists());
     }
 

@@ -129,6 +129,7 @@ impl<'a> Memory<'a> {
             self.leave_out();
         } else {
             self.clear(program, node);
+            rare::allocate_keys(program, self.descriptor);
             if part == Part::Memory {
                 // A huge page would hold zeros where pages are missing.
                 let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
@@ -138,6 +139,7 @@ impl<'a> Memory<'a> {
             }
             self.map_all(program, provided, part);
             rare::memory(program, self.descriptor, node);
+            rare::assign_keys(program, self.descriptor);
             match kept {
                 Some(kept) => kept.map(program, self.fd_base),
                 None => self.place_vdso(program, node)?,

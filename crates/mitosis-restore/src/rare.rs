@@ -1,4 +1,4 @@
-//! What few processes have: guard regions, memory policies, values of prctl(2).
+//! What few processes have: guard regions, memory policies, protection keys, values of prctl(2).
 
 use crate::NodeFacts;
 use mitosis_descriptor::{Backing, Descriptor, MemoryPolicy, ThreadValues, Vma, vma_flags};
@@ -8,6 +8,8 @@ const MADVISE: u16 = 28;
 const PRCTL: u16 = 157;
 const ARCH_PRCTL: u16 = 158;
 const MBIND: u16 = 237;
+const PKEY_MPROTECT: u16 = 329;
+const PKEY_ALLOC: u16 = 330;
 const SET_MEMPOLICY: u16 = 238;
 /// Since Linux 6.13.
 const MADV_GUARD_INSTALL: u64 = 102;
@@ -41,6 +43,28 @@ pub(crate) fn memory(program: &mut Program, descriptor: &Descriptor, node: &Node
         let args = [*start, end - start, mode, nodes, bits, 0];
         let detail = Detail::Range(*start, *end);
         program.call(List::Build, MBIND, &args, "map-vmas: mbind", detail);
+    }
+}
+
+/// Protection keys, when nothing is mapped yet: the kernel gives what can only be executed one of those
+/// that are left. All up to the highest that is used are the program's, for that one has them that were
+/// allocated before it; a key that guards no memory yet cannot be seen.
+pub(crate) fn allocate_keys(program: &mut Program, descriptor: &Descriptor) {
+    let highest = descriptor.rare.keys.iter().map(|(.., key)| *key).max().unwrap_or(0);
+    for key in 1..=u64::from(highest) {
+        let what = "map-vmas: pkey_alloc";
+        program.call_expect(List::Build, PKEY_ALLOC, &[0, 0], key, what, Detail::Number(key));
+    }
+}
+
+/// And when all is mapped.
+pub(crate) fn assign_keys(program: &mut Program, descriptor: &Descriptor) {
+    for &(start, end, key) in &descriptor.rare.keys {
+        let vma = descriptor.vmas.iter().find(|vma| vma.start <= start && start < vma.end);
+        let prot = vma.map_or(0, |vma| u64::from(vma.prot));
+        let args = [start, end - start, prot, u64::from(key)];
+        let what = "map-vmas: pkey_mprotect";
+        program.call(List::Build, PKEY_MPROTECT, &args, what, Detail::Range(start, end));
     }
 }
 

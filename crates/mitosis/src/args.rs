@@ -285,7 +285,7 @@ choice! {
     Via {
         Auto = "The best there is",
         Shadow = "Fork of the shadow (not available yet)",
-        Template = "Fork of a template on this node (not available yet)",
+        Template = "Copy of a template on this node, made if there is none",
         Direct = "Built from the descriptor",
     }
 }

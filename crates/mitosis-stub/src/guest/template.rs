@@ -2,7 +2,7 @@
 //! but this loop. On order it makes a child, which is a copy of it, in the namespaces of a guard.
 //!
 //! The template itself enters no namespace but for its children's pids. Another process, which
-//! shares its memory for that moment, enters them and makes the child; when it ends, the child
+//! shares its memory and its descriptors for that moment, enters them and makes the child; when it ends, the child
 //! becomes the guard's.
 
 use crate::abi::*;
@@ -123,16 +123,16 @@ fn serve(maker_stack: u64) {
         frame.status.op = job.failed;
         frame.status.result = job.result;
         report(fds[FD_STATUS as usize], &frame.status);
+        guard::close_all(fds, own as u32 + 2);
     }
-    guard::close_all(fds, own as u32 + 2);
 }
 
 /// Makes the maker and waits until it is gone.
 fn make(job: &mut Job<'_>, maker_stack: u64) {
-    const VM_VFORK: u64 = 0x100 | 0x4000;
+    const VM_FILES_VFORK: u64 = 0x100 | 0x400 | 0x4000;
     let pid = job.order.maker_pid;
     let args = CloneArgs {
-        flags: VM_VFORK, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 17,
+        flags: VM_FILES_VFORK, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 17,
         stack: maker_stack - TEMPLATE_STACKS / 2, stack_size: TEMPLATE_STACKS / 2, tls: 0,
         set_tid: &raw const pid as u64, set_tid_size: 1, cgroup: 0,
     };
@@ -175,6 +175,10 @@ unsafe extern "C" fn maker(job: *mut Job<'_>) -> ! {
             guard::enter(order, from, ENTRY_RESTORE, 0, job.order.generation);
         }
         job.result = pid;
+        if pid > 0 {
+            // In the template, too: when the child goes on, nothing that it holds is held elsewhere.
+            guard::close_all(job.fds, job.order.fork.fd_count + 2);
+        }
     }
     exit(0)
 }

@@ -147,3 +147,26 @@ fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed(
     assert_eq!(own[0].transport, "mixed");
     assert_eq!(row(&b, own[0].pid)["via"], "template");
 }
+
+/// A server that ends as soon as it finds itself somewhere else.
+const BRIEF: &str = "import os, socket, time\n\
+    home = os.getppid()\n\
+    listener = socket.create_server(('0.0.0.0', 8000))\n\
+    print('ready', flush=True)\n\
+    while os.getppid() == home: time.sleep(0.001)";
+
+#[test]
+fn children_that_end_at_once_leave_neither_their_port_taken_nor_their_end_untold() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let mut command = std::process::Command::new("/usr/bin/python3");
+    command.args(["-c", BRIEF]);
+    let parent = Parent::spawn(a.node(), command);
+    let seed = prepare(&a, parent.pid(), &[]);
+    for _ in 0..10 {
+        assert_eq!(fork(&b, &seed.reference, &["--count", "12"]).len(), 12);
+    }
+    until("all have ended", SOON, || {
+        ps(&b).iter().all(|row| row["state"] == "ended").then_some(())
+    });
+}

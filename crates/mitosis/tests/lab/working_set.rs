@@ -18,6 +18,8 @@ fn told(owner: &mitosis_lab::Daemon<'_>, seed: &Seed) -> u64 {
         let row = seed_row(owner, &seed.id).unwrap();
         (row["working_set"].as_u64().unwrap() >= told).then_some(())
     });
+    // The owner sends what it has put into a file, which it looks after every quarter of a second.
+    std::thread::sleep(std::time::Duration::from_millis(600));
     told
 }
 
