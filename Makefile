@@ -3,7 +3,8 @@
 
 CARGO ?= cargo
 
-.PHONY: all setup build test test-runtimes test-rdma test-rdma-quick bench-rdma demo clean
+.PHONY: all setup build test test-runtimes test-rdma test-rdma-quick bench-rdma test-vm \
+	test-vm-quick demo clean
 
 all: build
 
@@ -31,6 +32,13 @@ test-rdma-quick: build
 
 bench-rdma: build
 	@scripts/rdma/test.sh 2 bench
+
+# Between two kernels, in emulated guests: see docs/kernels.md.
+test-vm: build
+	@scripts/vm/test.sh
+
+test-vm-quick: build
+	@scripts/vm/test.sh quick
 
 demo: build
 	$${CARGO_TARGET_DIR:-target}/release/mitosis demo

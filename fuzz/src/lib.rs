@@ -9,12 +9,14 @@
 
 use mitosis_descriptor::{
     Backing, Descriptor, HEADER_BYTES, Limits, MAGIC, MappedFile, OpenFile, PageRun, Reference,
-    VERSION, Vpn, decode, encode,
+    VERSION, Vpn, XsaveArea, decode, encode,
 };
 use mitosis_proto::{Reply, Request};
 use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
+use mitosis_sys::cpu;
+use mitosis_sys::kernel::Kernel;
 use mitosis_transport::ReadError;
 use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
 
@@ -55,16 +57,24 @@ fn check_descriptor(bytes: &[u8]) -> bool {
 fn node(d: &Descriptor) -> NodeFacts {
     NodeFacts {
         vdso_crc: d.origin.vdso_crc,
+        vdso_functions: Vec::new(),
         xcr0: u64::MAX,
+        // As if it were of another maker.
+        xsave: d.origin.xsave.iter().map(moved).collect(),
+        cpuid: vec![u32::MAX; 64],
         vdso_parts: vec![(Backing::Vdso, 0, 0x2000), (Backing::Vvar, 0x4000, 0x4000)],
         hard_limits: vec![u64::MAX; 16],
         oom_score_adj: 0,
         cpus: vec![3],
         nice: 0,
-        timer_ids: true,
+        kernel: Kernel::FULL,
         cap_bounding: u64::MAX,
         memory_nodes: vec![u64::MAX],
     }
+}
+
+fn moved(area: &XsaveArea) -> cpu::Area {
+    cpu::Area { bit: area.bit, offset: area.offset ^ 64, bytes: area.bytes }
 }
 
 struct Proven(bool);
@@ -131,7 +141,9 @@ fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
         Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
-        Kind::Open | Kind::Lease => same_again(kind, body, wire::body::<Access>(kind, body)),
+        Kind::Open | Kind::Vdso | Kind::Lease => {
+            same_again(kind, body, wire::body::<Access>(kind, body))
+        }
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
         Kind::Learn | Kind::Trail | Kind::WorkingSet => {
@@ -142,8 +154,27 @@ fn check_body(kind: Kind, body: &[u8]) {
         Kind::Descriptor => {
             check_descriptor(body);
         }
+        Kind::VdsoImage => check_vdso(body),
         Kind::Refused | Kind::Close | Kind::Read | Kind::Data | Kind::Ping | Kind::Leased => {}
     }
+}
+
+/// A parent that has a vdso.
+const VDSO_PARENT: &[u8] =
+    include_bytes!("../../crates/mitosis-descriptor/tests/golden/cpython.bin");
+
+/// What a node does with a vdso that it believes: it plans with it.
+fn check_vdso(image: &[u8]) {
+    let Ok(mut d) = decode(VDSO_PARENT, &Limits::default()) else { return };
+    let Some(vdso) = d.vmas.iter_mut().find(|vma| vma.backing == Backing::Vdso) else { return };
+    vdso.end = vdso.start + image.len() as u64;
+    let facts = NodeFacts { vdso_crc: !crc32fast::hash(image), ..node(&d) };
+    d.origin.vdso_crc = crc32fast::hash(image);
+    let request = mitosis_restore::Request {
+        vdso: Some(image.into()),
+        ..mitosis_restore::Request::default()
+    };
+    let _ = mitosis_restore::plan(&d, &facts, &request, &Proven(false));
 }
 
 /// A body that decodes encodes to a body that decodes to the same value. (Not to the same bytes:

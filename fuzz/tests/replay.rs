@@ -176,6 +176,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let mut frames = vec![
         body("hello", wire::control(Header::new(Kind::Hello), &Hello { version: 1 })),
         body("fork", wire::control(Header { tag: 1, ..Header::new(Kind::Fork) }, &access)),
+        body("vdso", wire::control(Header { tag: 1, ..Header::new(Kind::Vdso) }, &access)),
         body("open", wire::control(Header { a: 1, ..Header::new(Kind::Open) }, &access)),
         body("pong", wire::control(Header::new(Kind::Pong), &Pong { changed })),
         body("learn", wire::control(Header { a: 1, ..Header::new(Kind::Learn) }, &trail)),

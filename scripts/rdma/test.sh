@@ -11,7 +11,7 @@ bench=${2:-no}
 target=${CARGO_TARGET_DIR:-target}
 mitosis=$(realpath "${MITOSIS:-$target/release/mitosis}")
 [ -x "$mitosis" ] || { echo "rdma: build $mitosis first (make build)" >&2; exit 1; }
-LAB=${MITOSIS_RDMA_LAB:-target/rdma-lab}
+LAB=${MITOSIS_VM_LAB:-target/vm-lab}
 mkdir -p "$LAB"
 work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -20,21 +20,22 @@ suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $bench"
 
 if [ -n "${MITOSIS_RDMA_DEVICE:-}" ]; then
     address=${MITOSIS_RDMA_ADDRESS:?the address of the device, for the nodes to listen at}
-    /usr/bin/python3 tests/rdma/agent.py "$address" &
+    /usr/bin/python3 tests/vm/agent.py "$address" &
     agent=$!
     trap 'kill $agent 2>/dev/null || true; rm -rf "$work"' EXIT
     $suite "$address"
     exit
 fi
 
-scripts/rdma/setup.sh
+scripts/vm/setup.sh ibverbs-providers ibverbs-utils libibverbs-dev
+scripts/vm/kernel.sh rdma linux-image-amd64 ib_uverbs rdma_ucm rdma_rxe
 names=(a b c)
 names=("${names[@]:0:$guests}")
 addresses=$(seq -s ' ' -f '10.77.0.%g' 1 "$guests")
 number=0
 for name in "${names[@]}"; do
     number=$((number + 1))
-    agent="/usr/bin/python3 tests/rdma/agent.py 10.77.0.$number"
+    agent="/usr/bin/python3 tests/vm/agent.py 10.77.0.$number"
     if [ "$number" = "$guests" ]; then
         echo "$agent & $suite $addresses"
     else
@@ -42,11 +43,11 @@ for name in "${names[@]}"; do
     fi >"$work/$name.sh"
 done
 status=0
-scripts/rdma/guests.sh "$work" 280 "${names[@]}" || status=$?
+scripts/vm/guests.sh "$work" 280 "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
 grep -aE '^(auto chose|with daemon|16 MiB|unpinned|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then
-    python3 scripts/rdma/results.py "$work/$last.log" >bench/results/rdma.json
+    python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json
 fi
 exit "$status"

@@ -3,73 +3,26 @@ their agents. Usage: suite.py MITOSIS PATTERN RESULTS ADDRESS... (the first addr
 address alone plays both parts). A failed check ends it with status 1; what it started is ended."""
 
 import json
-import socket
+import os
 import statistics
 import sys
 import time
 import traceback
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../vm"))
+import lab  # noqa: E402
+from lab import Agent, check, until  # noqa: E402
+
 MITOSIS, PATTERN, RESULTS, *ADDRESSES = sys.argv[1:]
 MIB = 64
 PAGES = MIB * 256
-LIMIT = 90
 
 
-def check(good, *what):
-    if not good:
-        raise AssertionError(" ".join(str(one) for one in what))
-
-
-class Agent:
-    def __init__(self, address):
-        self.address = address
-        deadline = time.monotonic() + LIMIT
-        while True:
-            try:
-                self.socket = socket.create_connection((address, 9000), timeout=LIMIT)
-                break
-            except OSError:
-                check(time.monotonic() < deadline, "no agent at", address)
-                time.sleep(0.3)
-        self.file = self.socket.makefile("rw")
-        self.spawned = []
-
-    def ask(self, **request):
-        self.file.write(json.dumps(request) + "\n")
-        self.file.flush()
-        return json.loads(self.file.readline())
-
-    def spawn(self, log, *argv):
-        pid = self.ask(spawn=argv, log=log)["pid"]
-        self.spawned.append(pid)
-        return pid
-
-    def run(self, *argv, input="", fails=False):
-        done = self.ask(run=argv, input=input)
-        check((done["status"] != 0) == fails, argv, "->", done)
-        return done["err"] if fails else done["out"]
-
-    def read(self, path):
-        return self.run("cat", path)
-
-
-class Node:
-    """A daemon on an agent's machine."""
+class Node(lab.Node):
+    """A daemon with a short page timeout."""
 
     def __init__(self, agent, name, port, *flags):
-        self.agent, self.name = agent, name
-        self.at = f"{agent.address}:{port}"
-        self.socket = f"/run/mitosis/{name}.sock"
-        self.pid = agent.spawn(
-            f"/tmp/{name}.log", MITOSIS, "node", "run", "--name", name, "--listen", self.at,
-            "--socket", self.socket, "--page-timeout", "5s", *flags)
-        until(f"node {name}", lambda: "listens at" in agent.read(f"/tmp/{name}.log"))
-
-    def call(self, *argv, **more):
-        return self.agent.run(MITOSIS, *argv, "--socket", self.socket, **more)
-
-    def json(self, *argv, **more):
-        return json.loads(self.call(*argv, "-o", "json", **more))
+        super().__init__(agent, MITOSIS, name, port, "--page-timeout", "5s", *flags)
 
     def processes(self):
         pager = self.agent.run("pgrep", "-f", f"{self.name}.pager.sock").split()
@@ -85,9 +38,6 @@ class Node:
             fields = self.agent.read(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()
             found.append((fields[0], int(fields[11]) + int(fields[12])))
         return found
-
-    def prepare(self, pid):
-        return self.json("prepare", str(pid))
 
     def fork(self, ref, transport):
         child = self.json("fork", "--detach", "--transport", transport, "-", input=ref)
@@ -137,16 +87,6 @@ class Child:
 
     def end(self):
         self.node.call("kill", str(self.pid))
-
-
-def until(what, test):
-    deadline = time.monotonic() + LIMIT
-    while True:
-        found = test()
-        if found:
-            return found
-        check(time.monotonic() < deadline, "waited too long for", what)
-        time.sleep(0.2)
 
 
 def parent(agent, name):
@@ -305,12 +245,9 @@ def main():
             print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-2000:])
     finally:
         for node in everyone:
-            node.agent.ask(run=[MITOSIS, "node", "stop", "--socket", node.socket])
+            node.stop()
         for agent in agents.values():
-            for pid in agent.spawned:
-                agent.ask(run=["kill", "-9", str(pid)])
-            agent.file.write('{"run": ["end"]}\n')
-            agent.file.flush()
+            agent.end()
     sys.stdout.flush()
     sys.exit(status)
 

@@ -8,7 +8,7 @@ use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
 use crate::{dontfork, hooks, memory, rare};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
-    SigAction, Thread,
+    SigAction, Thread, XsaveArea,
 };
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::clock::Clocks;
@@ -80,6 +80,8 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         taken_unix_ms,
         vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(&fail)?),
         xcr0: cpu::xcr0(),
+        xsave: xsave_areas(),
+        cpuid: cpu::cpuid(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
     let functions = hooks::find(&memory.vmas, &memory.opened, &input.options.functions);
@@ -98,6 +100,11 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         rare,
     };
     Ok((descriptor, memory.opened))
+}
+
+fn xsave_areas() -> Vec<XsaveArea> {
+    let areas = cpu::xsave_areas(cpu::frame_features()).into_iter();
+    areas.map(|cpu::Area { bit, offset, bytes }| XsaveArea { bit, offset, bytes }).collect()
 }
 
 fn clocks(input: &Input<'_>) -> mitosis_descriptor::Clocks {

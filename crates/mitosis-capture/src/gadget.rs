@@ -17,6 +17,8 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 pub(crate) struct Gadget {
     pub mem: File,
     pub address: u64,
+    /// The vdso: first byte and one past the last.
+    pub vdso: (u64, u64),
 }
 
 impl Gadget {
@@ -36,7 +38,7 @@ impl Gadget {
         let at = code.windows(SYSCALL.len()).position(|w| w == SYSCALL).ok_or_else(|| {
             CaptureError::Refused { pid, why: "has a vdso without a system call in it".into() }
         })?;
-        Ok(Gadget { mem, address: vdso.start + at as u64 })
+        Ok(Gadget { mem, address: vdso.start + at as u64, vdso: (vdso.start, vdso.end) })
     }
 
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), SysError> {

@@ -113,7 +113,7 @@ impl Layout {
 pub(crate) struct Planted {
     pub pid: i32,
     foreign_pid_ns: bool,
-    gadget: Gadget,
+    pub gadget: Gadget,
     layout: Layout,
     base: u64,
     /// Traced and stopped, until it has ended.
@@ -263,7 +263,7 @@ impl Planted {
         check("clone of the helper", answers.helper)?;
         self.helper_inner = answers.helper as u64;
         self.subreaper = answers.prctl[0] == 1;
-        self.has_timers |= answers.itimers.iter().any(|timer| timer[2..] != [0, 0]);
+        self.has_timers |= answers.itimers.iter().any(|timer| *timer != [0; 4]);
         if answers.prctl[3] >> 8 != 1 && !facts.privileged {
             // Of a process of root this shows nowhere but to itself.
             let why = "is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into();

@@ -20,6 +20,7 @@ mod shadow;
 mod shared;
 mod stop;
 mod timers;
+mod vdso;
 
 pub use error::CaptureError;
 
@@ -288,6 +289,7 @@ fn freeze(
     clock.lap(Phase::Stop);
     let stood_at = Clocks::now();
     process.take_state(facts.foreign_pid_ns, planted.interrupted)?;
+    process.leave_vdso(planted.gadget.vdso, deadline)?;
     process.take_pending()?;
     if planted.has_timers {
         process.taken.timers = timers::take(planted, &mut process)?;

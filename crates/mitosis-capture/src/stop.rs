@@ -239,6 +239,15 @@ impl StoppedProcess {
         Ok(())
     }
 
+    /// Reads the registers of thread `n` again: it has gone a few steps.
+    pub(crate) fn retake(&mut self, n: usize) -> Result<(), SysError> {
+        let (stopped, taken) = (&self.threads[n], &mut self.taken.threads[n]);
+        taken.regs = stopped.regs()?;
+        taken.xstate = stopped.xstate()?;
+        trim_xstate(&mut taken.xstate);
+        Ok(())
+    }
+
     /// Reads the signals that wait. They stay with the parent; a child has copies.
     pub(crate) fn take_pending(&mut self) -> Result<(), CaptureError> {
         let fail = CaptureError::sys("registers", self.pid);

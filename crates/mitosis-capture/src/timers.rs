@@ -139,7 +139,12 @@ pub(crate) fn take(
     let intervals = intervals.iter().enumerate().map(|(which, t)| IntervalTimer {
         which: which as u8,
         interval_us: micros(t[0], t[1]),
-        value_us: micros(t[2], t[3]),
+        value_us: match micros(t[2], t[3]) {
+            // It has expired, and begins anew when its signal is delivered: not before the stop is over.
+            // One that was disarmed has no period either.
+            0 => micros(t[0], t[1]),
+            left => left,
+        },
     });
     Ok(Timers { intervals: intervals.filter(|t| t.value_us != 0).collect(), posix })
 }

@@ -135,8 +135,23 @@ pub struct Origin {
     pub vdso_crc: u32,
     /// XSAVE features (XCR0) enabled on the machine.
     pub xcr0: u64,
+    /// Where its CPU has the state of those, but for the first two and AMX, in an XSAVE image.
+    pub xsave: Vec<XsaveArea>,
+    /// Registers of CPUID that name instructions.
+    pub cpuid: Vec<u32>,
     /// Kernel release, for people.
     pub kernel: String,
+}
+
+/// Where a component of register state lies in an XSAVE image of standard format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct XsaveArea {
+    /// Its bit in XCR0.
+    pub bit: u8,
+    /// First byte.
+    pub offset: u32,
+    /// Bytes.
+    pub bytes: u32,
 }
 
 /// An owner of pages: a seed on some node, with the capability to read it.

@@ -1,7 +1,7 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Clocks, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
+use crate::{Origin, PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -43,6 +43,10 @@ const CPU_WORDS_MAX: usize = 128;
 const CLOCK_MAX: u64 = 1 << 61;
 /// Functions that can be called; a program has one of each name, or a few with static libraries.
 const FUNCTIONS_MAX: usize = 64;
+/// Registers of CPUID: more than are compared today.
+const CPUID_MAX: usize = 64;
+/// Bits of XCR0.
+const XSAVE_BITS: usize = 64;
 /// Read, write and execute.
 const PROT_ALL: u8 = 7;
 
@@ -109,6 +113,7 @@ impl Descriptor {
     pub fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         bounded("node name", self.origin.node.as_bytes(), NAME_MAX)?;
         bounded("kernel release", self.origin.kernel.as_bytes(), NAME_MAX)?;
+        self.origin.validate(limits)?;
         self.process.validate(limits)?;
         self.validate_threads(limits)?;
         limits.check("files", self.files.len(), limits.vmas_max)?;
@@ -219,6 +224,21 @@ impl Descriptor {
             }
             if !seen.insert(*fd) {
                 return invalid(format!("fd {fd} names two open files"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        limits.check("registers of CPUID", self.cpuid.len(), CPUID_MAX)?;
+        limits.check("areas of an XSAVE image", self.xsave.len(), XSAVE_BITS)?;
+        for area in &self.xsave {
+            let end = u64::from(area.offset) + u64::from(area.bytes);
+            let bit = usize::from(area.bit);
+            if !(2..XSAVE_BITS).contains(&bit) || end > limits.xstate_max as u64 {
+                return invalid(format!("register state {bit} up to byte {end}"));
             }
         }
         Ok(())

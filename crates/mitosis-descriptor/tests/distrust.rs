@@ -127,6 +127,9 @@ const CONTRADICTIONS: &[Case] = &[
         d.files = cpython(0).files;
         d.vmas[0].backing = Backing::File { file: 0, offset: i64::MAX as u64 & !4095 };
     }),
+    ("register state 1 up to", |d| d.origin.xsave[0].bit = 1),
+    ("register state 2 up to", |d| d.origin.xsave[0].offset = u32::MAX),
+    ("registers of CPUID", |d| d.origin.cpuid = vec![0; 65]),
     ("leaves its VMAs", |d| {
         d.files = vec![MappedFile { path: "/f".to_owned(), size: 4096, hash: None }];
         d.vmas[0].backing = Backing::File { file: 0, offset: 0 };

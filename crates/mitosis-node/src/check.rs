@@ -121,6 +121,7 @@ fn machine_items() -> Vec<Item> {
             ("timers of a parent can be seen", "no /proc/PID/timers: timers would be lost unseen"),
             "CONFIG_CHECKPOINT_RESTORE=y",
         ),
+        unix_peers(),
         xsave(),
     ]
 }
@@ -235,6 +236,12 @@ fn pid_max() -> Item {
     let bad = format!("pid_max {text}: a parent with a larger pid needs fork --new-pid");
     let reasons = (format!("pid_max {text}"), bad);
     either("pid range", good, Verdict::Degraded, reasons, "sysctl kernel.pid_max=4194304")
+}
+
+fn unix_peers() -> Item {
+    let reasons = ("who is whose peer can be seen", "unix sockets that are connected are refused");
+    let good = mitosis_state::knows_unix_peers();
+    either("unix sockets", good, Verdict::Degraded, reasons, "modprobe unix_diag")
 }
 
 fn xsave() -> Item {

@@ -31,6 +31,7 @@ mod spool;
 mod store;
 mod template;
 mod time;
+mod vdso;
 pub mod view;
 mod watch;
 mod working_set;

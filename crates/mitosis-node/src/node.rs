@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub store: Store,
     /// Descriptors of other nodes' seeds.
     pub nodes: ControlClient,
+    /// Vdsos of other kernels.
+    pub vdsos: crate::vdso::Vdsos,
     /// What children of seeds begin with.
     pub working_sets: WorkingSets,
     /// Processes to copy children from.
@@ -90,6 +92,7 @@ impl Node {
             pager: PagerSlot::default(),
             store: parts.store,
             nodes: ControlClient::new(),
+            vdsos: crate::vdso::Vdsos::default(),
             working_sets: WorkingSets::default(),
             templates: parts.templates,
             offers: crate::rdma::Offers::default(),

@@ -87,6 +87,7 @@ impl Recipe {
         (time, space): (Time, Option<Arc<Space>>),
     ) -> Result<Recipe, NodeError> {
         let Basis { part, working_set, placed, proven } = *basis;
+        let vdso = node.vdsos.of(&node.nodes, &descriptor, &node.facts)?;
         let wanted = mitosis_restore::Request {
             // Pid 1 of a child's namespace is its guard.
             new_pid: request.new_pid || descriptor.process.pid == 1,
@@ -97,6 +98,7 @@ impl Recipe {
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
             placed: placed.to_vec(),
+            vdso,
         };
         let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, proven)?;
         let paging = paging::paging(node, request.transport, &descriptor, &plan)?;

@@ -496,6 +496,13 @@ impl SeedService for Registry {
         self.forkable(seed, secret).map(|seed| Arc::clone(&seed.descriptor))
     }
 
+    fn vdso(&self, seed: SeedId, secret: &Secret) -> Result<Arc<[u8]>, Refused> {
+        self.forkable(seed, secret)?;
+        // Every process of this machine has the same.
+        let own = mitosis_sys::procfs::vdso(std::process::id() as i32);
+        own.map(Arc::from).map_err(|_| Refused)
+    }
+
     fn lease(&self, seed: SeedId, secret: &Secret) -> Result<Lease, Refused> {
         self.find(seed, secret)?.lease()
     }

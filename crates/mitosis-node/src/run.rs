@@ -38,7 +38,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
             format!("{}; {}", missing.reason, missing.knob),
         ));
     }
-    raise_files();
+    raise_limits();
     crate::generation::publish()?;
     let socket = control::bind(&config.socket)?;
     let path = config.socket.clone();
@@ -49,13 +49,39 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     done
 }
 
-/// Children, guards and connections cost descriptors.
-fn raise_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // With the limit as it is there is room for fewer; nothing else changes.
-    let _ = setrlimit(Resource::Nofile, raised);
+/// Children, guards and connections cost descriptors; and no child can have a higher hard limit than
+/// what makes it. A daemon that may not raise its own leaves them as they are: there is room for fewer.
+fn raise_limits() {
+    for resource in RESOURCES {
+        let Rlimit { current, .. } = getrlimit(resource);
+        let _ = setrlimit(resource, Rlimit { current, maximum: None });
+    }
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
+    let most = most.ok().and_then(|text| text.trim().parse().ok());
+    let set = |most| setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    if most.is_none() || set(most).is_err() {
+        let _ = set(getrlimit(Resource::Nofile).maximum);
+    }
 }
+
+/// All but descriptors, which have a bound of their own.
+const RESOURCES: [Resource; 15] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
 
 fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
     let state = config.state_dir.clone();

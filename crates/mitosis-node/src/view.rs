@@ -6,6 +6,7 @@ use mitosis_restore::{NodeFacts, ProvenFiles, Request};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fmt;
+use std::time::Duration;
 
 /// What a descriptor says.
 #[derive(Clone, Debug, Serialize)]
@@ -197,12 +198,25 @@ impl ProvenFiles for HashedNow {
     }
 }
 
-/// What restore would do with a descriptor on this machine, as text.
+/// How long the seed's node may take to give its vdso.
+const VDSO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What restore would do with a descriptor on this machine, as text. If the parent's kernel has
+/// another vdso, the seed's node is asked for it.
 ///
 /// # Errors
 /// It cannot be restored here; says why.
 pub fn plan(descriptor: &Descriptor) -> Result<String, NodeError> {
     let facts = NodeFacts::read()?;
-    let plan = mitosis_restore::plan(descriptor, &facts, &Request::default(), &HashedNow)?;
+    let vdso = match (mitosis_restore::vdso_differs(descriptor, &facts), descriptor.owners.first())
+    {
+        (true, Some(seed)) => {
+            let nodes = mitosis_transport::ControlClient::new();
+            Some(nodes.vdso(&seed.address, seed.seed, &seed.secret, VDSO_TIMEOUT)?.into())
+        }
+        _ => None,
+    };
+    let request = Request { vdso, ..Request::default() };
+    let plan = mitosis_restore::plan(descriptor, &facts, &request, &HashedNow)?;
     Ok(plan.to_string())
 }

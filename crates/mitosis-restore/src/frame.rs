@@ -47,12 +47,18 @@ pub(crate) fn hooks_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
 }
 
 /// Writes every thread's frame and declares the thread; returns the address behind them.
-pub(crate) fn write_frames(program: &mut Program, threads: &[Thread], new_pid: bool) -> u64 {
+/// `features` of the parent's register state are known here.
+pub(crate) fn write_frames(
+    program: &mut Program,
+    threads: &[Thread],
+    features: u64,
+    new_pid: bool,
+) -> u64 {
     let mut at = program.region.frames() + GATE_BYTES;
     for thread in threads {
         let xstate_at = at + FRAME_BYTES.next_multiple_of(64);
         program.write_frame(at, &frame(thread, xstate_at));
-        program.write_frame(xstate_at, &xstate(thread));
+        program.write_frame(xstate_at, &xstate(thread, features));
         program.thread(if new_pid { 0 } else { thread.tid }, at);
         at += one_len(thread);
     }
@@ -76,7 +82,7 @@ fn frame(thread: &Thread, xstate_at: u64) -> Vec<u8> {
 }
 
 /// The XSAVE image with the software bytes a signal frame carries (struct _fpx_sw_bytes).
-fn xstate(thread: &Thread) -> Vec<u8> {
+fn xstate(thread: &Thread, known: u64) -> Vec<u8> {
     let mut image = thread.xstate.clone();
     if image.len() < 576 {
         return image;
@@ -87,8 +93,9 @@ fn xstate(thread: &Thread) -> Vec<u8> {
     let mut software = Vec::with_capacity(48);
     software.extend(FP_XSTATE_MAGIC1.to_le_bytes());
     software.extend((size + 4).to_le_bytes());
-    // All components of the image: those absent from XSTATE_BV return to their initial state.
-    software.extend((mitosis_sys::cpu::frame_features()).to_le_bytes());
+    // All components of the image: those absent from XSTATE_BV return to their initial state, and so
+    // do those that only this machine has.
+    software.extend((mitosis_sys::cpu::frame_features() & known).to_le_bytes());
     software.extend(size.to_le_bytes());
     software.resize(48, 0);
     image[464..512].copy_from_slice(&software);

@@ -1,6 +1,7 @@
 //! Signals, limits, credentials and what else a process and its threads are.
 
-use crate::plan::{NodeFacts, Request};
+use crate::NodeFacts;
+use crate::plan::Request;
 use mitosis_descriptor::{Creds, Descriptor, Process, Thread};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::OP_STORE32;

@@ -6,20 +6,28 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod facts;
 mod files;
 mod frame;
 mod hooks;
 mod identity;
+mod machine;
 mod memory;
 mod plan;
 mod rare;
 mod shared;
 mod signals;
 mod start;
+mod vdso;
 mod working_set;
+mod xstate;
 
 pub use error::RestoreError;
+pub use facts::NodeFacts;
 pub use mitosis_state::Provided;
-pub use plan::{Area, NodeFacts, Part, ProvenFiles, Request, RestorePlan, Time, plan};
+pub use plan::{Area, Part, ProvenFiles, Request, RestorePlan, Time, plan};
 pub use start::{Maker, StartFds, Started, await_hooks, start, start_template};
+pub use vdso::{
+    VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, is_parents as is_parents_vdso,
+};
 pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};

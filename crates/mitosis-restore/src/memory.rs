@@ -1,14 +1,12 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
-use crate::plan::{Area, HOLE, NodeFacts, Part, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, rare, shared, working_set};
-use mitosis_descriptor::{
-    Backing, Descriptor, MmLayout, PageIndex, PageRun, Phase, Vma, Vpn, vma_flags,
-};
+use crate::NodeFacts;
+use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
+use crate::{RestoreError, rare, shared, vdso, working_set};
+use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
-use mitosis_sys::procfs;
 
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
@@ -52,68 +50,6 @@ const JOIN_PAGES: u64 = 32;
 /// More attached files than this are not worth a message; the rest comes from the owner.
 const FILES_MAX: usize = 160;
 
-pub(crate) fn node_facts() -> Result<NodeFacts, RestoreError> {
-    let fail = |source| RestoreError::Sys { phase: Phase::Plan, source };
-    let pid = std::process::id() as i32;
-    let ranges = procfs::ranges(pid).map_err(fail)?;
-    let vdso = ranges.iter().find(|m| m.name == "[vdso]").map_or(0, |m| m.start);
-    let part = |m: &procfs::Mapping| {
-        let backing = match m.name.as_str() {
-            "[vdso]" => Backing::Vdso,
-            "[vvar]" => Backing::Vvar,
-            "[vvar_vclock]" => Backing::VvarVclock,
-            _ => return None,
-        };
-        Some((backing, vdso - m.start, m.end - m.start))
-    };
-    let limits = hard_limits();
-    let status = procfs::Status::read(pid).map_err(fail)?;
-    let oom = procfs::text(pid, "oom_score_adj").map_err(fail)?;
-    let sched = mitosis_sys::sched::scheduling(0).map_err(fail)?;
-    Ok(NodeFacts {
-        vdso_crc: crc32fast::hash(&procfs::vdso(pid).map_err(fail)?),
-        xcr0: mitosis_sys::cpu::xcr0(),
-        vdso_parts: ranges.iter().filter_map(part).collect(),
-        hard_limits: limits,
-        oom_score_adj: oom.trim().parse().unwrap_or(0),
-        cpus: sched.cpus,
-        nice: sched.nice,
-        timer_ids: mitosis_sys::sched::chooses_timer_ids(),
-        cap_bounding: status.number("CapBnd", 16),
-        memory_nodes: memory_nodes(status.field("Mems_allowed")),
-    })
-}
-
-/// `00000000,00000003`: the highest word first.
-fn memory_nodes(text: &str) -> Vec<u64> {
-    let words = text.split(',').rev().filter_map(|word| u64::from_str_radix(word, 16).ok());
-    let words: Vec<u64> = words.collect();
-    words.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 32)).collect()
-}
-
-fn hard_limits() -> Vec<u64> {
-    use rustix::process::Resource as R;
-    let order = [
-        R::Cpu,
-        R::Fsize,
-        R::Data,
-        R::Stack,
-        R::Core,
-        R::Rss,
-        R::Nproc,
-        R::Nofile,
-        R::Memlock,
-        R::As,
-        R::Locks,
-        R::Sigpending,
-        R::Msgqueue,
-        R::Nice,
-        R::Rtprio,
-        R::Rttime,
-    ];
-    order.iter().map(|r| rustix::process::getrlimit(*r).maximum.unwrap_or(u64::MAX)).collect()
-}
-
 /// The memory part of a plan.
 pub(crate) struct Memory<'a> {
     descriptor: &'a Descriptor,
@@ -128,6 +64,8 @@ pub(crate) struct Memory<'a> {
     runs: Vec<PageRun>,
     /// See [`crate::Request`].
     working_set: usize,
+    /// The node's kernel has `MAP_DROPPABLE`.
+    droppable: bool,
     /// See [`crate::Request`].
     pub placed: &'a [u64],
 }
@@ -158,6 +96,7 @@ impl<'a> Memory<'a> {
             areas: Vec::new(),
             runs: Vec::new(),
             working_set,
+            droppable: false,
             placed: &[],
         }
     }
@@ -178,9 +117,11 @@ impl<'a> Memory<'a> {
         &mut self,
         program: &mut Program,
         node: &NodeFacts,
+        kept: Option<&vdso::Kept>,
         provided: &mut Vec<Provided>,
         part: Part,
     ) -> Result<(), RestoreError> {
+        self.droppable = node.kernel.droppable;
         if part == Part::Rest {
             // The template has mapped all this: here only what is missing in it counts.
             let mut done = Program::new(program.region);
@@ -199,7 +140,10 @@ impl<'a> Memory<'a> {
             self.map_all(program, provided, part);
             rare::memory(program, self.descriptor, node);
             rare::assign_keys(program, self.descriptor);
-            self.place_vdso(program, node)?;
+            match kept {
+                Some(kept) => kept.map(program, self.fd_base),
+                None => self.place_vdso(program, node)?,
+            }
             self.layout(program, provided);
         }
         if part == Part::Memory {
@@ -235,7 +179,7 @@ impl<'a> Memory<'a> {
 
     /// What nobody may change any more: when all is in place.
     fn seal(&self, program: &mut Program) {
-        for vma in self.descriptor.vmas.iter().filter(|v| v.flags & vma_flags::SEALED != 0) {
+        for vma in self.descriptor.vmas.iter().filter(|vma| rare::is_sealed(vma)) {
             let detail = Detail::Range(vma.start, vma.end);
             let args = [vma.start, vma.end - vma.start, 0];
             program.call(List::Build, MSEAL, &args, "map-vmas: mseal", detail);
@@ -291,7 +235,7 @@ impl<'a> Memory<'a> {
     fn map(&mut self, program: &mut Program, vma: &Vma, provided: &mut Vec<Provided>) {
         match vma.backing {
             Backing::Anonymous => {
-                map_anonymous(program, vma, vma.start, vma.end);
+                map_anonymous(program, vma, (vma.start, vma.end), self.droppable);
                 self.missing_in(vma, None);
             }
             // Mapped already, object by object.
@@ -321,7 +265,7 @@ impl<'a> Memory<'a> {
             }
             Backing::File { file, offset } => {
                 // Nothing here is proven to be the parent's file: its bytes come from the owner.
-                map_anonymous(program, vma, vma.start, vma.end);
+                map_anonymous(program, vma, (vma.start, vma.end), self.droppable);
                 let size = self.descriptor.files[file as usize].size;
                 self.missing_in(vma, Some(size.saturating_sub(offset)));
             }
@@ -348,7 +292,7 @@ impl<'a> Memory<'a> {
                 end += 1;
             }
             let (first, last) = (runs[at].start, runs[end - 1].end());
-            map_anonymous(program, vma, first.addr(), last.addr());
+            map_anonymous(program, vma, (first.addr(), last.addr()), self.droppable);
             self.areas.push(Area { start: first, count: last.0 - first.0, grows_down: false });
             at = end;
         }
@@ -501,7 +445,7 @@ impl<'a> Memory<'a> {
 }
 
 /// Where a part of the vdso waits: same distances as in the node's own process.
-fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
+pub(crate) fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
     let deepest = node.vdso_parts.iter().map(|p| p.1).max().unwrap_or(0);
     base + STAGE + deepest - below
 }
@@ -518,9 +462,11 @@ fn noreserve(vma: &Vma) -> u64 {
     if vma.flags & vma_flags::NORESERVE != 0 { MAP_NORESERVE } else { 0 }
 }
 
-fn map_anonymous(program: &mut Program, vma: &Vma, start: u64, end: u64) {
+fn map_anonymous(program: &mut Program, vma: &Vma, (start, end): (u64, u64), droppable: bool) {
     let grows = if vma.flags & vma_flags::GROWSDOWN != 0 { MAP_GROWSDOWN | MAP_STACK } else { 0 };
-    let kind = if vma.flags & vma_flags::DROPPABLE != 0 { MAP_DROPPABLE } else { MAP_PRIVATE };
+    // A kernel that has none would drop none: what it also means, the other flags say.
+    let droppable = droppable && vma.flags & vma_flags::DROPPABLE != 0;
+    let kind = if droppable { MAP_DROPPABLE } else { MAP_PRIVATE };
     let flags = kind | MAP_ANONYMOUS | MAP_FIXED | grows | noreserve(vma);
     let args = [start, end - start, u64::from(vma.prot), flags, u64::MAX, 0];
     program.call(List::Build, MMAP, &args, "map-vmas: mmap", Detail::Range(start, end));

@@ -1,7 +1,8 @@
 //! From a descriptor to a table of operations.
 
 use crate::{
-    Placement, RestoreError, files, frame, hooks, identity, memory, rare, signals, working_set,
+    NodeFacts, Placement, RestoreError, files, frame, hooks, identity, machine, memory, rare,
+    signals, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op};
@@ -13,41 +14,6 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
-
-/// What of this node matters to a plan.
-#[derive(Clone, Debug)]
-pub struct NodeFacts {
-    /// CRC-32 of the vdso.
-    pub vdso_crc: u32,
-    /// XSAVE features.
-    pub xcr0: u64,
-    /// The node's own vdso parts relative to the vdso: name, distance below it, length.
-    pub vdso_parts: Vec<(mitosis_descriptor::Backing, u64, u64)>,
-    /// Hard limits of this node's daemon, in numeric order: a child's cannot be higher.
-    pub hard_limits: Vec<u64>,
-    /// `oom_score_adj` of this node's daemon.
-    pub oom_score_adj: i32,
-    /// CPUs on which this node's daemon, and so its children, may run; one bit each.
-    pub cpus: Vec<u64>,
-    /// Nice value of this node's daemon.
-    pub nice: i32,
-    /// A process can choose the ids of its timers here.
-    pub timer_ids: bool,
-    /// Capability bounding set of this node's daemon.
-    pub cap_bounding: u64,
-    /// Memory nodes that this node's daemon may use, one bit each.
-    pub memory_nodes: Vec<u64>,
-}
-
-impl NodeFacts {
-    /// Reads them from the calling process.
-    ///
-    /// # Errors
-    /// `/proc/self` cannot be read.
-    pub fn read() -> Result<NodeFacts, RestoreError> {
-        memory::node_facts()
-    }
-}
 
 /// Whether a file of this node is the parent's, byte for byte.
 pub trait ProvenFiles {
@@ -78,6 +44,8 @@ pub struct Request {
     pub time: Time,
     /// Leave out what the program is told to call before it goes on.
     pub no_hooks: bool,
+    /// The image of the parent's vdso, where it is not this node's: see [`crate::vdso_differs`].
+    pub vdso: Option<Arc<[u8]>>,
     /// What is to be planned.
     pub part: Part,
     /// Pages that are in place already, ascending: for a [`Part::Rest`].
@@ -209,11 +177,16 @@ pub fn plan(
     request: &Request,
     proven: &dyn ProvenFiles,
 ) -> Result<RestorePlan, RestoreError> {
-    compatible(descriptor, node)?;
+    machine::compatible(descriptor, node)?;
     let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
+    let here = memory::stage(base, node, 0);
+    let kept = vdso::Kept::of(descriptor, node, request.vdso.as_deref(), here)?;
     let part = request.part;
+    let relaid = xstate::relay(descriptor, node)?;
+    let threads = relaid.as_deref().unwrap_or(&descriptor.threads);
+    let features = descriptor.origin.xcr0 & node.xcr0;
     let hooks_len = hooks::len(descriptor, request);
-    let frames_len = frame::frames_len(&descriptor.threads, &descriptor.process.seccomp, hooks_len);
+    let frames_len = frame::frames_len(threads, &descriptor.process.seccomp, hooks_len);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
@@ -224,16 +197,16 @@ pub fn plan(
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
-        memory.plan(&mut program, node, &mut provided, part)?;
+        memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
     } else {
-        let filters_at = frame::write_frames(&mut program, &descriptor.threads, request.new_pid);
+        let filters_at = frame::write_frames(&mut program, threads, features, request.new_pid);
         seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
         let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
         memory.placed = &request.placed;
-        memory.plan(&mut program, node, &mut provided, part)?;
+        memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
         program.time(List::Build, 1);
         files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
         program.time(List::Build, 2);
@@ -346,34 +319,6 @@ fn enter_time(
 /// Number of the first provided descriptor in the child.
 pub(crate) fn provided_base(fd_base: u32) -> u32 {
     fd_base + FD_PROVIDED as u32
-}
-
-fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<(), RestoreError> {
-    let origin = &descriptor.origin;
-    if origin.vdso_crc != node.vdso_crc {
-        return Err(RestoreError::Incompatible(format!(
-            "the parent's kernel ({}) has another vdso than this node's: its clock code would \
-             not work here",
-            origin.kernel
-        )));
-    }
-    let creds = &descriptor.process.creds;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let may_filter = creds.no_new_privs || creds.caps[2] & CAP_SYS_ADMIN != 0;
-    if !descriptor.process.seccomp.is_empty() && !may_filter {
-        return Err(RestoreError::Incompatible(
-            "the parent has seccomp filters, but neither no_new_privs nor CAP_SYS_ADMIN: its \
-             child could not install them"
-                .into(),
-        ));
-    }
-    let missing = origin.xcr0 & !node.xcr0 & !((1 << 17) | (1 << 18));
-    if missing != 0 {
-        return Err(RestoreError::Incompatible(format!(
-            "the parent's CPU has register state that this node's lacks (XCR0 bits {missing:#x})"
-        )));
-    }
-    Ok(())
 }
 
 /// The lowest free range for the restore region.

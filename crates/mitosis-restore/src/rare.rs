@@ -1,7 +1,7 @@
 //! What few processes have: guard regions, memory policies, protection keys, values of prctl(2).
 
-use crate::plan::NodeFacts;
-use mitosis_descriptor::{Descriptor, MemoryPolicy, ThreadValues};
+use crate::NodeFacts;
+use mitosis_descriptor::{Backing, Descriptor, MemoryPolicy, ThreadValues, Vma, vma_flags};
 use mitosis_state::{Detail, List, Program};
 
 const MADVISE: u16 = 28;
@@ -24,12 +24,18 @@ const MODE_MASK: u32 = 0x1fff;
 /// `MPOL_LOCAL`, which names none.
 const MODE_LOCAL: u32 = 4;
 
+/// Whether the program has sealed it: parts of the vdso are the kernel's to seal.
+pub(crate) fn is_sealed(vma: &Vma) -> bool {
+    let own = matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
+    !own && vma.flags & vma_flags::SEALED != 0
+}
+
 /// What belongs to memory: when all is mapped.
 pub(crate) fn memory(program: &mut Program, descriptor: &Descriptor, node: &NodeFacts) {
     for &(start, end) in &descriptor.rare.guards {
         let detail = Detail::Range(start, end);
         let args = [start, end - start, MADV_GUARD_INSTALL];
-        let what = "map-vmas: guard region (needs Linux 6.13)";
+        let what = "map-vmas: guard region";
         program.call(List::Build, MADVISE, &args, what, detail);
     }
     for (start, end, policy) in &descriptor.rare.policies {

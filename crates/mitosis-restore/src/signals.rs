@@ -1,7 +1,8 @@
 //! Signals that wait, timers, and how threads are scheduled.
 
+use crate::NodeFacts;
 use crate::RestoreError;
-use crate::plan::{NodeFacts, Request};
+use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, OpenFile, PosixTimer, Process, Sched, SigInfo, Thread};
 use mitosis_state::{Detail, List, Program, op};
 
@@ -13,15 +14,21 @@ const GETPID: u16 = 39;
 const SCHED_SETAFFINITY: u16 = 203;
 const TIMER_CREATE: u16 = 222;
 const TIMER_SETTIME: u16 = 223;
+const TIMER_GETOVERRUN: u16 = 225;
+const TIMER_DELETE: u16 = 226;
 const IOPRIO_SET: u16 = 251;
 const RT_TGSIGQUEUEINFO: u16 = 297;
 const SCHED_SETATTR: u16 = 314;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 const SIG_SETMASK: u64 = 2;
-/// `SIGEV_THREAD_ID` of asm-generic/siginfo.h.
+const CLOCK_MONOTONIC: u64 = 1;
+/// Ids that are worth counting to: two calls for each.
+const COUNTED_IDS: u32 = 4096;
+/// `SIGEV_NONE` and `SIGEV_THREAD_ID` of asm-generic/siginfo.h.
+const SIGEV_NONE: u32 = 1;
+const SIGEV_THREAD_ID: u32 = 4;
 /// Of `struct f_owner_ex` (fcntl(2)).
 const F_OWNER_TID: u32 = 0;
-const SIGEV_THREAD_ID: u32 = 4;
 /// `SCHED_DEADLINE` of linux/sched.h.
 const SCHED_DEADLINE: u32 = 6;
 const SLOT_PID: u8 = 4;
@@ -67,7 +74,7 @@ pub(crate) fn plan(
         }
         schedule(n, &thread.sched, node, program);
     }
-    timers(process, program);
+    timers(process, node, program);
     Ok(())
 }
 
@@ -90,10 +97,11 @@ fn refuse(
     request: &Request,
 ) -> Result<(), RestoreError> {
     let wrong = |why: &str| Err(RestoreError::Incompatible(why.into()));
-    if !process.timers.is_empty() && !node.timer_ids {
+    let highest = process.timers.iter().map(|timer| timer.id).max();
+    if !node.kernel.timer_ids && highest.is_some_and(|id| id >= COUNTED_IDS) {
         return wrong(
-            "the parent has timers (timer_create), and this node's kernel cannot make them with \
-             their ids (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15)",
+            "the parent has a timer (timer_create) with an id above 4095, and this node's kernel \
+             cannot make it with that id (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15)",
         );
     }
     if threads.iter().any(|thread| thread.sched.policy == SCHED_DEADLINE) {
@@ -154,7 +162,7 @@ fn schedule(n: usize, sched: &Sched, node: &NodeFacts, program: &mut Program) {
 }
 
 /// Started last: they go on from where they were when the parent stood still.
-fn timers(process: &Process, program: &mut Program) {
+fn timers(process: &Process, node: &NodeFacts, program: &mut Program) {
     for timer in &process.itimers {
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
         let ([i, iu], [v, vu]) = (split(timer.interval_us), split(timer.value_us));
@@ -166,6 +174,9 @@ fn timers(process: &Process, program: &mut Program) {
     if process.timers.is_empty() {
         return;
     }
+    if !node.kernel.timer_ids {
+        return count_to_timers(process, program);
+    }
     let choose = |program: &mut Program, on: u64| {
         let args = [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
         program.call(List::Finish, PRCTL, &args, "signals: choose timer ids", Detail::None);
@@ -175,6 +186,30 @@ fn timers(process: &Process, program: &mut Program) {
         posix_timer(timer, program);
     }
     choose(program, 0);
+}
+
+/// A kernel before 6.15 counts the ids of a process from 0: timers that are deleted again take those
+/// between.
+fn count_to_timers(process: &Process, program: &mut Program) {
+    let mut timers: Vec<&PosixTimer> = process.timers.iter().collect();
+    timers.sort_by_key(|timer| timer.id);
+    let spare = program.words(&[0, u64::from(SIGEV_NONE) << 32, 0, 0, 0, 0, 0, 0]);
+    let at = program.words(&[0]);
+    let mut next = 0;
+    for timer in timers {
+        for id in (next..timer.id).map(u64::from) {
+            let detail = Detail::Number(id);
+            let (what, args) = ("signals: timer_create to count to", [CLOCK_MONOTONIC, spare, at]);
+            program.call(List::Finish, TIMER_CREATE, &args, what, detail.clone());
+            // Fails if it has another id.
+            let what = "signals: timer_delete";
+            program.call(List::Finish, TIMER_DELETE, &[id], what, detail);
+        }
+        posix_timer(timer, program);
+        let (what, id) = ("signals: the id of timer", u64::from(timer.id));
+        program.call(List::Finish, TIMER_GETOVERRUN, &[id], what, Detail::Number(id));
+        next = timer.id + 1;
+    }
 }
 
 fn posix_timer(timer: &PosixTimer, program: &mut Program) {

@@ -3,7 +3,7 @@
 
 use mitosis_capture::{NoInheritance, Options, Seeded, prepare};
 use mitosis_descriptor::{MappedFile, Vpn};
-use mitosis_restore::{NodeFacts, ProvenFiles, Provided, Request, StartFds, plan, start};
+use mitosis_restore::{Maker, NodeFacts, ProvenFiles, Provided, Request, StartFds, plan, start};
 use mitosis_sandbox::{Guard, Network, Pool, PoolConfig};
 use mitosis_sys::uffd::{Event, Uffd};
 use rustix::net::{
@@ -101,7 +101,7 @@ struct Fixture {
     seeded: Seeded,
 }
 
-fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
+fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixture {
     let options = Options {
         node: "a".into(),
         stop_timeout: Duration::from_secs(2),
@@ -112,8 +112,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
     };
     let seeded = prepare(parent, &options, &mut NoInheritance).expect("prepare");
     let d = &seeded.descriptor;
-    let node = NodeFacts::read().expect("facts");
-    let plan = plan(d, &node, request, &All(proven)).expect("plan");
+    let plan = plan(d, node, request, &All(proven)).expect("plan");
     let me = rustix::process::getpid();
     let pidfd =
         rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("pidfd");
@@ -189,7 +188,7 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         serve(ours, mem, clean, index);
     });
     let fds = StartFds { pager: theirs, provided, cgroup: None };
-    let child = match start(&plan, guard.control.as_fd(), fds, || true) {
+    let child = match start(&plan, guard.control.as_fd(), Maker::Guard, fds, || true) {
         Ok(child) => child,
         Err(e) => panic!("start: {e}\n{plan}"),
     };
@@ -202,6 +201,59 @@ fn fork(parent: i32, proven: bool, request: &Request) -> Fixture {
         to_child,
         from_child: BufReader::new(File::from(from_child)),
         seeded,
+    }
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts::read().expect("facts")
+}
+
+fn vdso_of(pid: i32) -> u64 {
+    let ranges = mitosis_sys::procfs::ranges(pid).expect("maps");
+    ranges.iter().find(|range| range.name == "[vdso]").expect("vdso").start
+}
+
+/// A parent that spends its time in the vdso, and answers for each line it reads how its clocks and
+/// the system calls for them agree. Its child has that vdso as memory and calls this node's.
+#[test]
+fn a_child_reads_clocks_through_the_vdso_of_another_kernel() {
+    let program = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clocks");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clocks.c");
+    let mut built = Command::new("gcc");
+    built.args(["-O1", "-pthread", "-o"]).arg(&program).arg(source);
+    assert!(built.status().expect("gcc").success());
+    let image = mitosis_sys::procfs::vdso(std::process::id() as i32).expect("vdso");
+    let all = facts().vdso_functions;
+    // As a kernel that has them all, as one that lacks some, and as one without a vdso.
+    for keep in [all.len(), 1, 0] {
+        let mut parent = Ended(
+            Command::new(&program)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("clocks"),
+        );
+        let mut out = BufReader::new(parent.0.stdout.take().expect("stdout"));
+        let mut line = String::new();
+        out.read_line(&mut line).expect("ready");
+        assert_eq!(line, "ready\n");
+        let mut node = facts();
+        node.vdso_crc = !node.vdso_crc;
+        node.vdso_functions.truncate(keep);
+        let request = Request { vdso: Some(image.clone().into()), ..Request::default() };
+        let mut fixture = fork(parent.0.id() as i32, true, &request, &node);
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", fixture.child.pid));
+        let maps = maps.expect("maps");
+        assert_ne!(vdso_of(fixture.child.pid), vdso_of(parent.0.id() as i32), "{maps}");
+        let mut to_child = fixture.to_child.take().expect("pipe");
+        for _ in 0..3 {
+            to_child.write_all(b"x\n").expect("write");
+            let mut line = String::new();
+            fixture.from_child.read_line(&mut line).expect("read");
+            assert_eq!(line, "right\n", "{keep} functions\n{maps}");
+        }
+        fixture.guard.end();
+        fixture.seeded.shadow.end();
     }
 }
 
@@ -221,7 +273,7 @@ fn a_child_goes_on_where_the_parent_was() {
         out.read_line(&mut line).expect("ready");
         assert_eq!(line, "ready\n");
         std::thread::sleep(Duration::from_millis(20));
-        let mut fixture = fork(parent.0.id() as i32, proven, &Request::default());
+        let mut fixture = fork(parent.0.id() as i32, proven, &Request::default(), &facts());
         let answer = |to: &mut dyn Write, from: &mut dyn BufRead| {
             to.write_all(b"x\n").expect("write");
             let mut line = String::new();

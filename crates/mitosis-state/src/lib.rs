@@ -17,7 +17,7 @@ mod scan;
 
 pub use error::StateError;
 pub use kinds::{capture, describe, plan};
-pub use net::ListenSpec;
+pub use net::{ListenSpec, knows_unix_peers};
 pub use prescan::Prescan;
 pub use program::{Detail, Image, Label, List, Program, Region, code_len, op};
 pub use scan::{Group, OpenFd, scan};

@@ -198,6 +198,17 @@ pub(crate) fn diag_socket(pid: i32) -> Result<OwnedFd, rustix::io::Errno> {
     std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or(Err(rustix::io::Errno::IO))
 }
 
+/// Whether the kernel tells the peers of unix sockets: that is a module (`unix_diag`), which it loads
+/// when it is first asked, if it can.
+pub fn knows_unix_peers() -> bool {
+    let ask = || {
+        let own = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        let inode = rustix::fs::fstat(&own)?.st_ino;
+        unix_peer(&diag_socket(std::process::id() as i32)?, inode as u32)
+    };
+    ask() != Err(rustix::io::Errno::NOENT)
+}
+
 /// Inode of the peer of the unix socket with inode `inode` (sock_diag(7)); `None` when it has
 /// none; asked of a [`diag_socket`] of its network namespace.
 ///

@@ -123,6 +123,11 @@ impl Prescan {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }
+        let eventfd = group.link == "anon_inode:[eventfd]";
+        if eventfd && group.info_field(kinds::eventfd::SEMAPHORE).is_none() {
+            // Found out in the stop.
+            self.volatile = true;
+        }
         let inotify = kinds::inotify::LINKS.contains(&group.link.as_str());
         if !inotify && !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;

@@ -385,11 +385,25 @@ impl Stopped {
         regs.orig_rax = u64::MAX;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
         self.set_regs(&regs)?;
-        // SAFETY: no memory involved.
-        unsafe { ptrace(libc::PTRACE_SINGLESTEP, self.tid, 0, 0) }
-            .map_err(|e| self.error("PTRACE_SINGLESTEP", e))?;
-        self.wait_trap(deadline)?;
+        self.step(deadline)?;
         Ok(self.regs()?.rax as i64)
+    }
+
+    /// Executes one instruction. A stop signal that comes first is kept for later; all others are
+    /// blocked by the caller.
+    ///
+    /// # Errors
+    /// As [`Stopped::inject`].
+    pub fn step(&mut self, deadline: Instant) -> Result<(), SysError> {
+        loop {
+            // SAFETY: no memory involved.
+            unsafe { ptrace(libc::PTRACE_SINGLESTEP, self.tid, 0, 0) }
+                .map_err(|e| self.error("PTRACE_SINGLESTEP", e))?;
+            match wait_event(self.tid, deadline)?.1 {
+                Event::Signal(libc::SIGTRAP) => return Ok(()),
+                event => self.keep(event)?,
+            }
+        }
     }
 
     /// Waits for a breakpoint or the end of a step. A stop signal that comes first is kept for
@@ -411,6 +425,11 @@ impl Stopped {
     /// # Errors
     /// [`SysError::Ended`] if that is what happened.
     pub fn absorb(&mut self, event: Event) -> Result<(), SysError> {
+        self.keep(event)?;
+        self.resume()
+    }
+
+    fn keep(&mut self, event: Event) -> Result<(), SysError> {
         match event {
             Event::Signal(libc::SIGSTOP) => self.deliver = libc::SIGSTOP,
             Event::Signal(signal @ (libc::SIGSEGV | libc::SIGILL | libc::SIGBUS)) => {
@@ -426,7 +445,7 @@ impl Stopped {
                 return Err(SysError::Ended(self.tid));
             }
         }
-        self.resume()
+        Ok(())
     }
 
     /// Lets it go with `signal` (0 for none).

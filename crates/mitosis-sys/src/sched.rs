@@ -72,14 +72,6 @@ pub fn cpus_online() -> u32 {
     u32::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
 
-/// Whether a process can choose the ids of its timers (`PR_TIMER_CREATE_RESTORE_IDS`, Linux 6.15).
-pub fn chooses_timer_ids() -> bool {
-    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
-    const GET: u64 = 2;
-    // SAFETY: plain integers; only asks.
-    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0u64, 0u64, 0u64) >= 0 }
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

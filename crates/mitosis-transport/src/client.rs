@@ -19,6 +19,8 @@ const GROW: usize = 256 << 10;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Pages given out at a time.
 const CHUNK_PAGES: usize = 32;
+/// What each MiB of a descriptor may take longer.
+const MIB_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tag of the one request under way on a connection.
 const TAG: u64 = 1;
 
@@ -99,6 +101,8 @@ impl ControlClient {
         let access = wire::Access { seed, secret: *secret };
         let ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want };
         let (stream, head) = self.ask(address, Kind::Fork, &ask, deadline)?;
+        // A large one, with what files held, takes its time over a slow link.
+        let deadline = deadline + MIB_TIMEOUT * (head.length >> 20);
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         let answer = match head.kind {
             Kind::Refused => None,
@@ -204,6 +208,32 @@ impl ControlClient {
             }
             Err(cause) => Err(ForkError::Unreachable { address, cause }),
         }
+    }
+
+    /// Fetches the image of the vdso that a seed's parent has.
+    ///
+    /// # Errors
+    /// As [`ControlClient::fork`].
+    pub fn vdso(
+        &self,
+        address: &str,
+        seed: SeedId,
+        secret: &Secret,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, ForkError> {
+        let deadline = Instant::now() + timeout;
+        let access = wire::Access { seed, secret: *secret };
+        let (stream, head) = self.ask(address, Kind::Vdso, &access, deadline)?;
+        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
+        let image = match head.kind {
+            Kind::Refused => None,
+            Kind::VdsoImage => {
+                Some(body(&stream, head.length as usize, deadline).map_err(unreachable)?)
+            }
+            other => return Err(unreachable(unexpected(other))),
+        };
+        self.keep(address, stream);
+        image.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
     }
 
     /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.

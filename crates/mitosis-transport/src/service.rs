@@ -51,6 +51,14 @@ pub trait SeedService: Send + Sync {
     /// [`Refused`], the same for an unknown seed, a wrong capability and an ended seed.
     fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused>;
 
+    /// The image of this node's vdso, which all its seeds have, for the holder of a capability.
+    ///
+    /// # Errors
+    /// As [`SeedService::fork`].
+    fn vdso(&self, _seed: SeedId, _secret: &Secret) -> Result<Arc<[u8]>, Refused> {
+        Err(Refused)
+    }
+
     /// The device over which this node lets others read, for people.
     ///
     /// # Errors

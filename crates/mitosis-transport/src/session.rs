@@ -188,6 +188,7 @@ impl Session {
         }
         match header.kind {
             Kind::Fork => self.fork(header, body),
+            Kind::Vdso => self.vdso(header, body),
             Kind::Lease => self.lease(header, body),
             Kind::Open => self.open(header, body),
             Kind::Close => {
@@ -236,12 +237,29 @@ impl Session {
                     self.working_set(header.tag, &ask)?;
                 }
             }
-            _ => {
-                let head = Header { tag: header.tag, ..Header::new(Kind::Refused) };
-                self.output.push(&head.encode());
-            }
+            _ => self.refuse(header.tag),
         }
         Ok(())
+    }
+
+    fn vdso(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let access: wire::Access = wire::body(Kind::Vdso, body)?;
+        match self.service.vdso(access.seed, &access.secret) {
+            Ok(image) if image.len() <= wire::ANSWER_BODY_MAX => {
+                let length = image.len() as u32;
+                let tag = header.tag;
+                let head = Header { length, tag, ..Header::new(Kind::VdsoImage) };
+                self.output.push(&head.encode());
+                self.output.push(&image);
+            }
+            _ => self.refuse(header.tag),
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, tag: u64) {
+        let head = Header { tag, ..Header::new(Kind::Refused) };
+        self.output.push(&head.encode());
     }
 
     fn lease(&mut self, header: Header, body: &[u8]) -> Result<(), End> {

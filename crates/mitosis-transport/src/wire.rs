@@ -77,6 +77,11 @@ pub enum Kind {
     Lease = 16,
     /// Answer: `tag`, `a` = milliseconds from the question on, `b` = pages of the working set so far.
     Leased = 17,
+    /// Asks for the image of the vdso of the seed's node: `tag`, body [`Access`]. Answered by
+    /// [`Kind::VdsoImage`] or [`Kind::Refused`].
+    Vdso = 18,
+    /// The image; `tag`.
+    VdsoImage = 19,
     /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
@@ -87,21 +92,21 @@ impl Kind {
     fn from_u8(value: u8) -> Option<Kind> {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
-        let all =
-            old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased, Rdma, RdmaAnswer]);
+        let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
+        let all = all.chain([Vdso, VdsoImage, Rdma, RdmaAnswer]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
         match self {
-            Kind::Hello | Kind::Fork | Kind::Open | Kind::Lease | Kind::Rdma => REQUEST_BODY_MAX,
+            Kind::Hello | Kind::Fork | Kind::Open | Kind::Rdma => REQUEST_BODY_MAX,
+            Kind::Lease | Kind::Vdso => REQUEST_BODY_MAX,
             Kind::Refused | Kind::Close | Kind::Read | Kind::Ping | Kind::Leased => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
             Kind::Learn => LEARN_BODY_MAX,
-            Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet | Kind::RdmaAnswer => {
-                ANSWER_BODY_MAX
-            }
+            Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet => ANSWER_BODY_MAX,
+            Kind::VdsoImage | Kind::RdmaAnswer => ANSWER_BODY_MAX,
         }
     }
 }
@@ -248,7 +253,7 @@ pub struct Hello {
     pub version: u32,
 }
 
-/// Body of [`Kind::Open`]: a seed and the right to it.
+/// Body of [`Kind::Open`] and [`Kind::Vdso`]: a seed and the right to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// The seed.

@@ -56,6 +56,10 @@ impl SeedService for Node {
         let right = seed == SEED && *secret == SECRET;
         if right { Ok(self.0.clone()) } else { Err(Refused) }
     }
+    fn vdso(&self, seed: SeedId, secret: &Secret) -> Result<Arc<[u8]>, Refused> {
+        let right = seed == SEED && *secret == SECRET;
+        if right { Ok(vec![7; 8192].into()) } else { Err(Refused) }
+    }
 }
 
 struct Running {
@@ -410,4 +414,18 @@ fn an_owner_that_speaks_nonsense_is_an_error() {
         let result = see(&mut source, 1);
         assert!(matches!(result, Err(SourceError::Protocol(_))), "{result:?}");
     }
+}
+
+#[test]
+fn the_vdso_is_given_to_whoever_holds_the_capability() {
+    let node = start(ServerConfig::default());
+    let client = ControlClient::new();
+    let address = node.address.to_string();
+    let image = client.vdso(&address, SEED, &SECRET, WAIT).unwrap();
+    assert_eq!(image, vec![7; 8192]);
+    let refused = client.vdso(&address, SEED, &Secret([3; 32]), WAIT).unwrap_err();
+    assert!(matches!(refused, ForkError::Refused { .. }), "{refused}");
+    // The connections can be used again.
+    let fetched = client.fork(&address, SEED, &SECRET, Want::default(), WAIT).unwrap();
+    assert_eq!(fetched.descriptor, vec![9; 300_000]);
 }

@@ -70,6 +70,8 @@ pub fn minimal() -> Descriptor {
             taken_unix_ms: 1_700_000_000_000,
             vdso_crc: 1,
             xcr0: 7,
+            xsave: vec![XsaveArea { bit: 2, offset: 576, bytes: 256 }],
+            cpuid: vec![0x7ffa_3203, 0x219c_97a9, 0x40_069c],
             kernel: "6.18.0".to_owned(),
         },
         process: process(42),

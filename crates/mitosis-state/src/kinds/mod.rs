@@ -82,7 +82,13 @@ impl Capture<'_> {
             let _ = self.diag.set(net::diag_socket(self.pid)?);
         }
         let diag = self.diag.get().ok_or(rustix::io::Errno::BADF)?;
-        Ok(net::unix_peer(diag, inode as u32)?.map(u64::from))
+        match net::unix_peer(diag, inode as u32) {
+            // It says the same of a socket elsewhere and of unix sockets altogether.
+            Err(rustix::io::Errno::NOENT) if !net::knows_unix_peers() => {
+                Err(rustix::io::Errno::PROTONOSUPPORT)
+            }
+            peer => Ok(peer?.map(u64::from)),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::sockopt as raw;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
+    SocketType, sockopt,
 };
 use serde::{Deserialize, Serialize};
 use std::io::IoSliceMut;
@@ -41,7 +42,14 @@ const QUEUE_BYTES_MAX: usize = 16 << 20;
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let Some(inode) = inode_of(&group.link, "socket") else { return Ok(None) };
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e: rustix::io::Errno| {
+        match e {
+        rustix::io::Errno::PROTONOSUPPORT => group.refused(
+            "a unix socket whose other end this machine's kernel does not tell (modprobe unix_diag)",
+        ),
+        e => group.refused(format!("a socket: {e}")),
+    }
+    };
     let domain = sockopt::socket_domain(&socket).map_err(what)?;
     let kind = sockopt::socket_type(&socket).map_err(what)?;
     if domain != AddressFamily::UNIX {
@@ -76,8 +84,9 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
 /// Whether it has the name of a listening socket: the ends of a pair have none.
 fn is_accepted(socket: &OwnedFd) -> bool {
     let name = rustix::net::getsockname(socket).ok();
-    let name = name.and_then(|name| rustix::net::SocketAddrUnix::try_from(name).ok());
-    name.is_some_and(|name| name.path_bytes().is_some() || name.abstract_name().is_some())
+    let name = name.and_then(|name| SocketAddrUnix::try_from(name).ok());
+    let path = |name: &SocketAddrUnix| name.path_bytes().is_some_and(|path| !path.is_empty());
+    name.is_some_and(|name| path(&name) || name.abstract_name().is_some())
 }
 
 /// SO_PEEK_OFF: while it is not negative, each peek begins where the last one ended.

@@ -1,4 +1,4 @@
-"""Turns the log of a bench run of the RDMA suite into bench/results/rdma.json: results.py LOG"""
+"""What a suite in guests has measured, as JSON, from its log: results.py LOG NAME"""
 
 import json
 import os
@@ -18,7 +18,7 @@ def main():
     result = {
         "note": NOTE,
         "lab": {"host_kernel": os.uname().release, "qemu": qemu.stdout.splitlines()[0]},
-        "transports": json.loads(lines[-1][len(PREFIX):]),
+        sys.argv[2]: json.loads(lines[-1][len(PREFIX):]),
     }
     print(json.dumps(result, indent=1))
 

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Runs one to three guests joined by a network and waits until all have ended.
+#
+#   guests.sh WORKDIR SECONDS GUEST...
+#
+# A GUEST is NAME:KERNEL[:OPTION...], where KERNEL is what scripts/vm/kernel.sh made by that name, and
+# an OPTION is
+#   hours=N      its clock is N hours ahead of this machine's
+#   cgroups=v1   it has version 1 of them for memory and pids, which Linux 6.1 still has (usually:
+#                version 2 alone)
+#   cpu=MODEL    a CPU of QEMU's (usually: max)
+#   tsc=HOW      what its kernel thinks of the time stamp counter (usually: unstable); only where it is
+#                reliable do programs read the time without a system call
+#
+# Each guest runs WORKDIR/NAME.sh as root, sees this machine's files read-only, and has the address
+# 10.77.0.N, with an emulated RDMA device rxe0 where its kernel's modules have it. What it prints goes
+# to WORKDIR/NAME.log. Exit status 0 when each of the scripts ended with 0 within SECONDS. The guests
+# are emulated (no KVM needed): figures from them give shapes, not absolutes.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+LAB=${MITOSIS_VM_LAB:-target/vm-lab}
+work=$(cd "$1" && pwd)
+seconds=$2
+shift 2
+guests=("$@")
+pids=()
+cleanup() {
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+    rm -f "$work"/*.sock
+}
+trap cleanup EXIT
+
+# Neighbours are joined by a wire each; a guest with two of them bridges. nic NUMBER HERE THERE
+nic() {
+    local path="local.path=$work/$2.sock,remote.type=unix,remote.path=$work/$3.sock"
+    nics+=(-netdev "dgram,id=n$1,local.type=unix,$path")
+    nics+=(-device "virtio-net-pci,netdev=n$1,mac=52:54:00:77:0$1:0$number,romfile=")
+}
+
+# option GUEST KEY DEFAULT
+option() {
+    local word
+    for word in ${1//:/ }; do
+        case $word in "$2"=*) echo "${word#*=}"; return ;; esac
+    done
+    echo "$3"
+}
+
+number=0
+names=()
+for guest in "${guests[@]}"; do
+    IFS=: read -r name kernel _ <<<"$guest"
+    names+=("$name")
+    number=$((number + 1))
+    nics=()
+    card=0
+    if [ "$number" -gt 1 ]; then nic $card "$number-left" "$((number - 1))-right"; card=1; fi
+    if [ "$number" -lt ${#guests[@]} ]; then nic $card "$number-right" "$((number + 1))-left"; fi
+    if [ ${#guests[@]} = 1 ]; then
+        nics=(-netdev user,id=n0,restrict=on -device virtio-net-pci,netdev=n0,romfile=)
+    fi
+    append="console=ttyS0 quiet panic=-1 tsc=$(option "$guest" tsc unstable) nokaslr mitigations=off random.trust_cpu=on"
+    append="$append lab.name=$name lab.addr=10.77.0.$number lab.work=$work lab.cwd=$PWD"
+    append="$append lab.cgroups=$(option "$guest" cgroups v2)"
+    clock=$(date -u -d "$(option "$guest" hours 0) hours" +%Y-%m-%dT%H:%M:%S)
+    cpu=$(option "$guest" cpu max)
+    qemu-system-x86_64 -accel tcg,thread=multi -M q35 -cpu "$cpu" -smp 2 -m "${LAB_MEM:-1500}" \
+        -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/$name.log" \
+        -kernel "$LAB/$kernel/vmlinuz" -initrd "$LAB/$kernel/initrd" -append "$append" \
+        -device virtio-rng-pci -rtc "base=$clock" \
+        -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+        "${nics[@]}" </dev/null &
+    pids+=($!)
+done
+
+deadline=$((SECONDS + seconds))
+for pid in "${pids[@]}"; do
+    while kill -0 "$pid" 2>/dev/null && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
+done
+status=0
+for name in "${names[@]}"; do
+    if ! grep -q "^lab-status: $name 0" "$work/$name.log"; then
+        echo "guest $name failed or did not end within $seconds s; its last lines:" >&2
+        tail -n 40 "$work/$name.log" >&2
+        status=1
+    fi
+done
+exit $status

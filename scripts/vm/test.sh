@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The suite between two kernels, in two emulated guests: test.sh [quick|PROGRAM,PROGRAM...]. Debian's own
+# kernel runs in one and another of Debian's in the other, which has cgroups of version 2 alone and a
+# clock seven hours ahead. See docs/kernels.md.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+names=${1:-all}
+# Those for which it matters which kernel it is, or which CPU.
+some=clocks,cpu_timers,eventfd,handlers,limits,posix_timers,process_values,rseq,sealed
+[ "$names" != quick ] || some=$some,socketpair_stream,vectors,waits
+[ "$names" = quick ] || some=$names
+target=${CARGO_TARGET_DIR:-target}
+mitosis=$(realpath "${MITOSIS:-$target/release/mitosis}")
+[ -x "$mitosis" ] || { echo "vm: build $mitosis first (make build)" >&2; exit 1; }
+scripts/vm/setup.sh
+scripts/vm/kernel.sh debian linux-image-amd64 unix_diag
+scripts/vm/kernel.sh other "${MITOSIS_VM_KERNEL:-linux-image-6.12-amd64}" unix_diag
+
+LAB=${MITOSIS_VM_LAB:-target/vm-lab}
+work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/programs"
+for source in tests/conformance/*.c; do
+    program=$(basename "$source" .c)
+    [ "$names" = all ] || [[ ",$some," == *",$program,"* ]] || continue
+    gcc -O1 -g -D_GNU_SOURCE -pthread -o "$work/programs/$program" "$source"
+done
+agent="/usr/bin/python3 tests/vm/agent.py"
+echo "$agent 10.77.0.1" >"$work/a.sh"
+status=0
+# suite SCRIPT ARGUMENT GUEST GUEST: runs it on the second guest.
+suite() {
+    echo "$agent 10.77.0.2 & /usr/bin/python3 tests/vm/$1 $mitosis $2 10.77.0.1 10.77.0.2" \
+        >"$work/b.sh"
+    scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-1500}" "$3" "$4" || status=$?
+    grep -aE '^(kernels|http.server|program|suite|lesser|better|without|.* programs right)' \
+        "$work/b.log" || true
+    cp "$work/b.log" "$LAB/${1%.py}.log"
+}
+if [ "$names" = all ] || [ "$names" = quick ]; then
+    suite cpus.py "$work/programs/vectors" a:debian b:debian:cpu=max,-avx2,-bmi2,-pku
+fi
+suite suite.py "$work/programs" \
+    a:debian:tsc=reliable:cgroups=v1 b:other:tsc=reliable:hours=7
+exit "$status"

@@ -1,0 +1,106 @@
+"""What suites over several guests (or machines) have in common: agents, and daemons on their machines."""
+
+import copy
+import json
+import socket
+import time
+
+LIMIT = 90
+
+
+def check(good, *what):
+    if not good:
+        raise AssertionError(" ".join(str(one) for one in what))
+
+
+class Agent:
+    def __init__(self, address):
+        self.address = address
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                self.socket = socket.create_connection((address, 9000), timeout=LIMIT)
+                break
+            except OSError:
+                check(time.monotonic() < deadline, "no agent at", address)
+                time.sleep(0.3)
+        self.file = self.socket.makefile("rw")
+        self.spawned = []
+
+    def ask(self, **request):
+        self.file.write(json.dumps(request) + "\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def spawn(self, log, *argv):
+        pid = self.ask(spawn=argv, log=log)["pid"]
+        self.spawned.append(pid)
+        return pid
+
+    def run(self, *argv, input="", fails=False):
+        done = self.ask(run=argv, input=input)
+        check((done["status"] != 0) == fails, argv, "->", done)
+        return done["err"] if fails else done["out"]
+
+    def read(self, path):
+        return self.run("cat", path)
+
+    def release(self):
+        """Ends what it has started."""
+        for pid in self.spawned:
+            self.ask(run=["kill", "-9", str(pid)])
+
+    def end(self):
+        """Ends what it has started, and the agent."""
+        self.release()
+        self.file.write('{"run": ["end"]}\n')
+        self.file.flush()
+
+
+class Node:
+    """A daemon on an agent's machine."""
+
+    def __init__(self, agent, mitosis, name, port, *flags):
+        self.agent, self.mitosis, self.name, self.port = agent, mitosis, name, port
+        self.at = f"{agent.address}:{port}"
+        self.socket = f"/run/mitosis/{name}.sock"
+        self.pid = agent.spawn(
+            f"/tmp/{name}.log", mitosis, "node", "run", "--name", name, "--listen", self.at,
+            "--socket", self.socket, *flags)
+        until(f"node {name}", lambda: "listens at" in agent.read(f"/tmp/{name}.log"))
+
+    def again(self):
+        """The same daemon, over a connection of its own to its machine: for another thread."""
+        node = copy.copy(self)
+        node.agent = Agent(self.agent.address)
+        return node
+
+    def call(self, *argv, **more):
+        return self.agent.run(self.mitosis, *argv, "--socket", self.socket, **more)
+
+    def json(self, *argv, **more):
+        return json.loads(self.call(*argv, "-o", "json", **more))
+
+    def prepare(self, pid):
+        return self.json("prepare", str(pid))
+
+    def request(self, **request):
+        """A request over the control socket: quicker than the command line, which under emulation takes
+        half a second to start. The reply's name and what it says."""
+        name, body = request.popitem()
+        request = {name.replace("_", "-"): body} if body is not None else name
+        reply = self.agent.ask(control=request, socket=self.socket)["reply"]
+        return next(iter(reply.items())) if isinstance(reply, dict) else (reply, None)
+
+    def stop(self):
+        self.agent.ask(run=[self.mitosis, "node", "stop", "--socket", self.socket])
+
+
+def until(what, test):
+    deadline = time.monotonic() + LIMIT
+    while True:
+        found = test()
+        if found:
+            return found
+        check(time.monotonic() < deadline, "waited too long for", what)
+        time.sleep(0.2)
