@@ -32,6 +32,8 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long a template is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(20);
+/// How long none is tried after one could not be made.
+const FAILED: Duration = Duration::from_secs(5);
 /// Most templates on a node.
 const TEMPLATES_MAX: usize = 64;
 /// Most ways to ask for children of one template that are remembered.
@@ -157,6 +159,8 @@ struct Entry {
     template: Option<Arc<Template>>,
     /// Somebody makes it, or the next one.
     building: bool,
+    /// There could be none, when it was last tried.
+    failed: bool,
     /// The thread has been told.
     queued: bool,
     /// Until when children may be made without asking, and when that was asked.
@@ -168,8 +172,8 @@ struct Entry {
 impl Entry {
     fn new(secret: Secret) -> Entry {
         let now = Instant::now();
-        let (template, building, queued) = (None, false, false);
-        Entry { secret, template, building, queued, leased: now, asked: now, used: now }
+        let (template, building, failed, queued) = (None, false, false, false);
+        Entry { secret, template, building, failed, queued, leased: now, asked: now, used: now }
     }
 }
 
@@ -297,7 +301,12 @@ impl Templates {
         }
         let entry = table.entry(key(reference)).or_insert_with(|| Entry::new(reference.secret));
         entry.used = Instant::now();
-        let due = entry.template.is_none() || entry.asked.elapsed() > RENEW;
+        let pause = match (&entry.template, entry.failed) {
+            (Some(_), _) => RENEW,
+            (None, true) => FAILED,
+            (None, false) => Duration::ZERO,
+        };
+        let due = entry.asked.elapsed() >= pause;
         if due && !entry.queued && !entry.building {
             entry.queued = self.queue.try_send((request.clone(), reference.clone())).is_ok();
         }
@@ -432,8 +441,10 @@ impl Templates {
             Ok(template) => self.made(reference, template.map(Arc::new)),
             Err(error) => {
                 node.log.debug(format_args!("template of seed {}: {error}", reference.seed));
-                self.drop_seed(&key(reference));
-                self.changed.notify_all();
+                if let Some(entry) = self.table().get_mut(&key(reference)) {
+                    entry.failed = true;
+                }
+                self.made(reference, None);
             }
         }
     }

@@ -130,6 +130,8 @@ pub(crate) struct Pager {
     pub shadows: HashMap<u32, OwnedFd>,
     /// What children lack that are made in one way, by name.
     pub shapes: HashMap<u64, Arc<Shape>>,
+    /// The daemon that told them.
+    pub daemon: Option<u32>,
     pub events: Vec<Event>,
     pub next_id: u64,
     pub last_client: Instant,
@@ -171,6 +173,7 @@ impl Pager {
             review: BTreeSet::new(),
             shadows: HashMap::new(),
             shapes: HashMap::new(),
+            daemon: None,
             events: Vec::new(),
             next_id: 1,
             last_client: now,

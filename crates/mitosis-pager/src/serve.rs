@@ -80,8 +80,13 @@ impl Pager {
             }
         };
         let reply = match &request {
-            Request::Hello { version: VERSION, .. } => {
+            Request::Hello { version: VERSION, daemon } => {
                 client.greeted = true;
+                if self.daemon != Some(*daemon) {
+                    // Another one than before: nobody will name the shapes of that one any more.
+                    self.daemon = Some(*daemon);
+                    self.shapes.clear();
+                }
                 Reply::Hello { version: VERSION, pid: std::process::id() }
             }
             Request::Hello { .. } => Reply::Hello { version: VERSION, pid: std::process::id() },
