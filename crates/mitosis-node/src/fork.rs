@@ -6,8 +6,8 @@ use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
-use crate::template::Template;
+use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::template::{Copied, Template};
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{PageIndex, Phase, Reference};
@@ -134,7 +134,7 @@ fn batch<'a>(
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     reference: &Reference,
-    copied: Option<(Arc<Template>, Arc<Recipe>)>,
+    copied: Option<Copied>,
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
@@ -156,8 +156,9 @@ fn batch<'a>(
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
-            let (part, proven) = (Part::Whole, &node.hashes);
-            let recipe = Recipe::new(node, request, descriptor, part, parts, &[], clocks, proven)?;
+            let proven = &node.hashes;
+            let basis = Basis { part: Part::Whole, working_set: parts, placed: &[], proven };
+            let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             (fetched, working_set, None, Arc::new(recipe))
         }
     };

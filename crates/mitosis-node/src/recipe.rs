@@ -46,6 +46,18 @@ impl Drop for Shape {
     }
 }
 
+/// What is there before a process performs its plan.
+pub(crate) struct Basis<'a> {
+    /// Which part of the plan it performs.
+    pub part: Part,
+    /// Files with pages that it will get.
+    pub working_set: usize,
+    /// Pages that it has from its template.
+    pub placed: &'a [u64],
+    /// Which of the parent's files are here.
+    pub proven: &'a dyn ProvenFiles,
+}
+
 impl Recipe {
     /// The name by which the pager knows what its children lack; tells it, the first time.
     ///
@@ -63,8 +75,7 @@ impl Recipe {
         Ok(name)
     }
 
-    /// Works it out; `working_set` is the number of files with pages that each child will get, `placed`
-    /// are the pages that its template has, and `proven` says which of the parent's files are here.
+    /// Works it out.
     ///
     /// # Errors
     /// The machines differ, or something cannot be had here.
@@ -72,12 +83,10 @@ impl Recipe {
         node: &Node,
         request: &ForkRequest,
         descriptor: Arc<Descriptor>,
-        part: Part,
-        working_set: usize,
-        placed: &[u64],
+        basis: &Basis<'_>,
         (time, space): (Time, Option<Arc<Space>>),
-        proven: &dyn ProvenFiles,
     ) -> Result<Recipe, NodeError> {
+        let Basis { part, working_set, placed, proven } = *basis;
         let vdso = node.vdsos.of(&node.nodes, &descriptor, &node.facts)?;
         let wanted = mitosis_restore::Request {
             // Pid 1 of a child's namespace is its guard.

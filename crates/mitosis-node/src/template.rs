@@ -11,7 +11,7 @@
 
 use crate::error::NodeError;
 use crate::node::Node;
-use crate::recipe::{self, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
@@ -130,16 +130,9 @@ impl Template {
             return Ok(Arc::clone(recipe));
         }
         let descriptor = Arc::clone(&self.descriptor);
-        let recipe = Recipe::new(
-            node,
-            request,
-            descriptor,
-            Part::Rest,
-            0,
-            &self.pages,
-            self.clocks.clone(),
-            &self.files,
-        )?;
+        let proven: &dyn ProvenFiles = &self.files;
+        let basis = Basis { part: Part::Rest, working_set: 0, placed: &self.pages, proven };
+        let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
         if recipes.len() == RECIPES_MAX {
@@ -187,6 +180,9 @@ fn key(reference: &Reference) -> Key {
     (reference.address.clone(), reference.seed)
 }
 
+/// A template, and how the children of one request are made of it.
+pub(crate) type Copied = (Arc<Template>, Arc<Recipe>);
+
 /// What [`work`] is to do: templates for children that were asked for so.
 pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
 
@@ -223,7 +219,7 @@ impl Templates {
         node: &Node,
         request: &ForkRequest,
         reference: &Reference,
-    ) -> Result<Option<(Arc<Template>, Arc<Recipe>)>, NodeError> {
+    ) -> Result<Option<Copied>, NodeError> {
         let usual =
             in_bulk(node, reference, request.transport) || reference.address == node.address;
         let now = match request.via {
@@ -378,7 +374,8 @@ impl Templates {
         let parts = working_set.len();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let recipe = Recipe::new(node, request, of, Part::Memory, parts, &[], time, &files)?;
+        let basis = Basis { part: Part::Memory, working_set: parts, placed: &[], proven: &files };
+        let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
         let mut provided = Vec::new();

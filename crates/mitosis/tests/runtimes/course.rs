@@ -130,13 +130,15 @@ fn fork(
     let after = protocol.ask(node)?;
     more()?;
     let mut start_us = Vec::new();
-    for daemon in &daemons[1..] {
+    // One child is built from nothing, the other one is a copy of a template.
+    for (daemon, via) in daemons[1..].iter().zip(["direct", "template"]) {
         if let Some(target) = link_target(node) {
             let name = target.file_name().unwrap().to_str().unwrap().to_owned();
             let line = format!("ln -sf {name} {FN_SOCKET}");
             daemon.node().sh(&line).map_err(|e| e.to_string())?;
         }
-        let said = verb(daemon, &["fork", seed["ref"].as_str().unwrap(), "--detach"])?;
+        let said =
+            verb(daemon, &["fork", seed["ref"].as_str().unwrap(), "--detach", "--via", via])?;
         start_us.push(said["children"][0]["start_us"].clone());
     }
     more()?;
