@@ -22,8 +22,6 @@ PORT = 8000
 # Programs of which the parent says, or a node in refusing a child, that these kernels have not what they
 # need; and with which word.
 NOT_HERE = {
-    # Execute-only memory has a protection key on CPUs that have them.
-    "code": ["is memory with protection key"],
     # Linux 6.16 for the parent.
     "guards": ["GUARD_INSTALL"],
     "process_values": ["has PR_SET_MDWE (Linux 6.3)"],
