@@ -56,6 +56,16 @@ __attribute__((unused)) static const char *wrong(int line, const char *what) {
     return text;
 }
 
+/* Whether the kernel can read the byte for this thread. */
+__attribute__((unused)) static int there(const uint8_t *byte) {
+    int ends[2];
+    if (pipe(ends) != 0) return -1;
+    int got = write(ends[1], byte, 1) == 1;
+    close(ends[0]);
+    close(ends[1]);
+    return got;
+}
+
 /* O_* flags without close-on-exec, or -1. */
 __attribute__((unused)) static int flags_of(int fd) { return fcntl(fd, F_GETFL); }
 

@@ -17,16 +17,6 @@ static const char *setup(void) {
     return NULL;
 }
 
-/* Whether the kernel can read the byte. */
-static int there(const uint8_t *byte) {
-    int ends[2];
-    if (pipe(ends) != 0) return -1;
-    int got = write(ends[1], byte, 1) == 1;
-    close(ends[0]);
-    close(ends[1]);
-    return got;
-}
-
 static const char *holds(unsigned seed) {
     EXPECT(filled(at, 8 * PAGE, seed));
     EXPECT(there(at + 8 * PAGE) == 0 && there(at + 10 * PAGE - 1) == 0);

@@ -22,16 +22,6 @@ static const char *setup(void) {
     return NULL;
 }
 
-/* Whether the kernel can read the byte for this thread. */
-static int there(const uint8_t *byte) {
-    int ends[2];
-    if (pipe(ends) != 0) return -1;
-    int got = write(ends[1], byte, 1) == 1;
-    close(ends[0]);
-    close(ends[1]);
-    return got;
-}
-
 static const char *holds(unsigned seed) {
     if (shut_key < 0) return NULL;
     EXPECT(pkey_get(shut_key) == PKEY_DISABLE_ACCESS && pkey_get(open_key) == 0);
