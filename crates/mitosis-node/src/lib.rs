@@ -22,6 +22,7 @@ mod memory;
 mod node;
 mod pager;
 mod paging;
+mod peers;
 mod prepare;
 mod rdma;
 mod recipe;
