@@ -150,7 +150,12 @@ pub struct NodeRun {
     pub advertise: Option<String>,
     /// A node whose seeds are forked here; a connection to it stands before it is needed. Several times, or
     /// with commas
-    #[arg(long = "peer", value_name = "HOST:PORT", env = "MITOSIS_NODE_PEERS", value_delimiter = ',')]
+    #[arg(
+        long = "peer",
+        value_name = "HOST:PORT",
+        env = "MITOSIS_NODE_PEERS",
+        value_delimiter = ','
+    )]
     pub peers: Vec<String>,
     /// Control socket [default: /run/mitosis/NAME.sock]
     #[arg(long, value_name = "PATH", env = "MITOSIS_SOCKET")]
