@@ -146,7 +146,7 @@ fn batch<'a>(
             let (working_set, want) = match in_bulk(node, reference, request.transport) {
                 true => {
                     let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
-                    let want = kept.want();
+                    let want = kept.want_first();
                     (kept, want)
                 }
                 false => (none(key), Want::default()),

@@ -37,7 +37,7 @@ impl OpenSeed for Memory {
     fn trail(&self) -> Vec<u64> {
         self.trail.lock().unwrap().clone()
     }
-    fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
+    fn image(&self, _most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.image.lock().unwrap().clone()
     }
     fn state(&self) -> SeedState {
