@@ -34,6 +34,7 @@ mod store;
 mod template;
 mod time;
 mod trail;
+mod turns;
 mod vdso;
 pub mod view;
 mod watch;
