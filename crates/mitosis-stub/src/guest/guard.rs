@@ -336,6 +336,11 @@ impl Guard {
         }
         syscall!(sys::CLOSE, queue[1]);
         close_all(fds, order.fd_count);
+        // Out of the way of the slots: it came behind all that was attached.
+        if queue[0] > GUARD_QUEUE_FD {
+            syscall!(sys::DUP3, queue[0], GUARD_QUEUE_FD, 0x80000);
+            syscall!(sys::CLOSE, queue[0]);
+        }
         if pid < 0 {
             send(guard_message::FORK_FAILED, (-pid) as u32);
             exit(0);
