@@ -9,6 +9,7 @@
 //! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
 //! leases are over.
 
+use crate::admission::Admission;
 use crate::error::NodeError;
 use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
@@ -44,8 +45,6 @@ const GROWN: usize = 32;
 const MANY: u32 = 4;
 /// How long somebody waits for a template that another request makes.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(10);
-/// No template lives on a node with less than this part of its memory available.
-const MEMORY_SHARE: u64 = 16;
 /// Requests that wait for the thread that makes templates.
 const QUEUE: usize = 16;
 
@@ -375,6 +374,9 @@ impl Templates {
         request: &ForkRequest,
         reference: &Reference,
     ) -> Result<Template, NodeError> {
+        if node.admission.is_short() {
+            return Err(NodeError::step(Phase::Sandbox, "template", "memory is short"));
+        }
         let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
         let (descriptor, reading, rest) = fetch(node, reference, working_set.want())?;
         rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
@@ -470,11 +472,11 @@ impl Templates {
     }
 
     /// Drops what is not used, or all if memory is short.
-    pub fn sweep(&self) {
+    pub fn sweep(&self, admission: &Admission) {
         if self.table().is_empty() {
             return;
         }
-        let short = memory_is_short();
+        let short = admission.is_short();
         let mut gone = Vec::new();
         let mut table = self.table();
         table.retain(|_, entry| {
@@ -492,19 +494,6 @@ impl Templates {
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.table());
         drop(all);
-    }
-}
-
-/// `MemAvailable` of proc_meminfo(5).
-fn memory_is_short() -> bool {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let number = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    match (number("MemAvailable:"), number("MemTotal:")) {
-        (Some(available), Some(total)) => available < total / MEMORY_SHARE,
-        _ => false,
     }
 }
 
