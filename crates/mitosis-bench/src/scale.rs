@@ -1,12 +1,14 @@
 //! `bench scale`: many children of one seed alive at once, spread over nodes; what each takes, by part,
 //! and whether each answers. Beside it children of fork(2) in the same namespaces.
 
+mod group;
 mod limits;
 mod memory;
 
 use crate::cluster::{ANSWER_BOUND, Member, Parent, ask, python};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
+use group::Group;
 use memory::{LINES, Meminfo, Taken, parent, taken};
 use mitosis_lab::Lab;
 use mitosis_proto::{ChildRow, ChildState, ForkRequest, Net, Prepared, Via};
@@ -50,8 +52,16 @@ struct Step {
 struct Bed<'lab> {
     owner: Member<'lab>,
     hosts: Vec<Member<'lab>>,
+    /// What is charged for all of them.
+    group: Option<Group>,
     /// Daemon and pagers of each host, with the KiB that they had.
     servants: Vec<(usize, u32, bool, f64)>,
+}
+
+impl Bed<'_> {
+    fn now(&self) -> Result<Meminfo, BenchError> {
+        Meminfo::now(self.group.as_ref())
+    }
 }
 
 /// Runs it; what could not be done says so in the notes and in `failures`.
@@ -59,21 +69,26 @@ pub fn run(quick: bool, failures: &mut Vec<BenchError>) -> Result<Section, Bench
     let mut section = Section::new("scale");
     let hosts = if quick { HOSTS_QUICK } else { HOSTS };
     let steps: &[usize] = if quick { &STEPS_QUICK } else { &STEPS };
+    let group = Group::enter();
     let lab = Lab::new("scale", hosts + 1)?;
     let mut bed = Bed {
         owner: Member::start(&lab, 0)?,
         hosts: (1..=hosts).map(|n| Member::start(&lab, n)).collect::<Result<_, _>>()?,
+        group,
         servants: Vec::new(),
     };
     if let Err(error) = work(&mut bed, steps, &mut section) {
         section.notes.push(format!("it could not be measured: {error}"));
         failures.push(error);
     }
+    let group = bed.group;
     for mut member in bed.hosts.into_iter().chain([bed.owner]) {
         if let Err(error) = member.stop() {
             failures.push(error);
         }
     }
+    drop(lab);
+    drop(group);
     Ok(section)
 }
 
@@ -107,24 +122,26 @@ fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(),
 /// What a child of fork(2) takes that waits as the others do, and what it takes after one answer.
 fn plain(bed: &Bed<'_>, section: &mut Section) -> Result<(f64, f64), BenchError> {
     let node = bed.owner.node;
-    let before = Meminfo::now()?;
+    let before = bed.now()?;
     ask(node, PORT, format!("GET /fork/{PEERS} HTTP/1.0\r\n\r\n").as_bytes())?;
     std::thread::sleep(Duration::from_secs(1));
-    let idle = Meminfo::now()?.each(&before, PEERS);
+    let idle = bed.now()?.each(&before, PEERS);
     // They and their parent answer in turn.
     for _ in 0..=PEERS {
         ask(node, PORT, b"GET /first HTTP/1.0\r\n\r\n")?;
+        std::thread::sleep(PAUSE);
     }
-    let answered = Meminfo::now()?.each(&before, PEERS);
+    let answered = bed.now()?.each(&before, PEERS);
     // Whoever is asked passes it on, by turn, until the parent has it.
     for _ in 0..=PEERS {
         ask(node, PORT, b"GET /end HTTP/1.0\r\n\r\n")?;
+        std::thread::sleep(PAUSE);
     }
     let name = format!("fork() into the same namespaces: memory of each of {PEERS} idle children");
-    section.add(Figure::new(name, Samples::new("KiB", vec![idle[0]])));
+    section.add(Figure::new(name, Samples::new("KiB", vec![charged(&idle)])));
     let name = "fork(): the same after one answer";
-    section.add(Figure::new(name, Samples::new("KiB", vec![answered[0]])));
-    Ok((idle[0], answered[0]))
+    section.add(Figure::new(name, Samples::new("KiB", vec![charged(&answered)])));
+    Ok((charged(&idle), charged(&answered)))
 }
 
 /// A template that knows what children touch until they have answered once.
@@ -176,10 +193,10 @@ fn network(bed: &Bed<'_>, seed: &Prepared) -> Result<f64, BenchError> {
     let host = &bed.hosts[0];
     let mut each = Vec::new();
     for net in [Net::Node, Net::Own] {
-        let before = Meminfo::now()?;
+        let before = bed.now()?;
         start(host, seed, PEERS, net)?;
         std::thread::sleep(SETTLE);
-        each.push(Meminfo::now()?.each(&before, PEERS)[0]);
+        each.push(charged(&bed.now()?.each(&before, PEERS)));
         host.end_all()?;
         std::thread::sleep(SETTLE);
     }
@@ -196,19 +213,19 @@ fn step(
 ) -> Result<Step, BenchError> {
     let hosts = bed.hosts.len();
     let (new, share) = (alive - before, alive / hosts);
-    let memory = Meminfo::now()?;
+    let memory = bed.now()?;
     let begun = Instant::now();
     for host in &bed.hosts {
         start(host, seed, share - before / hosts, Net::Node)?;
     }
     let per_second = new as f64 / begun.elapsed().as_secs_f64();
     std::thread::sleep(SETTLE);
-    let idle = Meminfo::now()?.each(&memory, new);
+    let idle = bed.now()?.each(&memory, new);
     let mut asked = 0;
     for host in &bed.hosts {
         asked += answers(host, share, times)?;
     }
-    let answered = Meminfo::now()?.each(&memory, new);
+    let answered = bed.now()?.each(&memory, new);
     Ok(Step { alive, new, idle, answered, asked, per_second })
 }
 
@@ -240,6 +257,12 @@ fn answers(host: &Member<'_>, count: usize, times: &mut Vec<f64>) -> Result<usiz
     Err(BenchError::wrong("answers", text))
 }
 
+/// What is charged to the cgroup; without one, what the machine has less.
+fn charged(each: &[f64; LINES.len()]) -> f64 {
+    let [everything, .., charged] = *each;
+    if charged == 0.0 { everything } else { charged }
+}
+
 fn running(host: &Member<'_>) -> Result<Vec<ChildRow>, BenchError> {
     let mut rows = host.children()?;
     rows.retain(|row| row.state == ChildState::Running);
@@ -257,13 +280,11 @@ fn report(
     let kib = |value: f64| Samples::new("KiB", vec![value]);
     for step in steps {
         let Step { alive, new, .. } = step;
-        let name =
-            format!("{alive} alive: memory of each of {new} new idle ones, everything included");
-        let figure = Figure::new(name, kib(step.idle[0])).beside("fork()", plain);
-        section.add(figure.promised(Target::Most(350.0)));
+        let name = format!("{alive} alive: memory of each of {new} new idle ones");
+        section.add(Figure::new(name, kib(charged(&step.idle))).beside("fork()", plain));
         let name = format!("{alive} alive: the same after one answer of each");
-        let figure = Figure::new(name, kib(step.answered[0])).beside("fork()", plain_answered);
-        section.add(figure.promised(Target::RatioMost(1.1)));
+        let figure = Figure::new(name, kib(charged(&step.answered)));
+        section.add(figure.beside("fork()", plain_answered).promised(Target::RatioMost(1.1)));
     }
     let count = last.alive as f64;
     section.add(Figure::new("children that answered", Samples::new("", vec![count])));
@@ -278,8 +299,10 @@ fn report(
             sum / count
         })
         .collect();
+    let name = format!("each of {count} idle ones: everything that the machine has less");
+    section.add(Figure::new(name, kib(whole[0])).promised(Target::Most(350.0)));
     for (value, (_, name)) in whole.iter().zip(LINES).skip(1) {
-        section.add(Figure::new(format!("of each idle one: {name}"), kib(*value)));
+        section.add(Figure::new(format!("each of them: {name}"), kib(*value)));
     }
     parts(bed, section, last.alive)
 }

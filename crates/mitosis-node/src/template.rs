@@ -25,7 +25,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long after one lease another is asked for, in the background.
+/// How long after one look at the seed's node the next is taken, in the background: for another lease,
+/// and to see whether the template is up to date.
 const RENEW: Duration = Duration::from_millis(200);
 /// How long the seed's node may take to answer.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,9 +163,10 @@ struct Entry {
     failed: bool,
     /// The thread has been told.
     queued: bool,
-    /// Until when children may be made without asking, and when that was asked.
+    /// Until when children may be made without asking.
     leased: Instant,
-    asked: Instant,
+    /// When it was last looked at whether the template is up to date.
+    renewed: Instant,
     used: Instant,
 }
 
@@ -172,7 +174,7 @@ impl Entry {
     fn new(secret: Secret) -> Entry {
         let now = Instant::now();
         let (template, building, failed, queued) = (None, false, false, false);
-        Entry { secret, template, building, failed, queued, leased: now, asked: now, used: now }
+        Entry { secret, template, building, failed, queued, leased: now, renewed: now, used: now }
     }
 }
 
@@ -276,7 +278,7 @@ impl Templates {
         match node.nodes.lease(address, *seed, secret, LEASE_TIMEOUT) {
             Ok(lease) => {
                 if let Some(entry) = self.table().get_mut(&key(reference)) {
-                    (entry.leased, entry.asked) = (asked + lease.time, asked);
+                    entry.leased = asked + lease.time;
                 }
                 Ok(lease.working_set as usize)
             }
@@ -305,7 +307,7 @@ impl Templates {
             (None, true) => FAILED,
             (None, false) => Duration::ZERO,
         };
-        let due = entry.asked.elapsed() >= pause;
+        let due = entry.renewed.elapsed() >= pause;
         if due && !entry.queued && !entry.building {
             entry.queued = self.queue.try_send((request.clone(), reference.clone())).is_ok();
         }
@@ -427,7 +429,7 @@ impl Templates {
             if entry.building {
                 return;
             }
-            (entry.building, entry.asked) = (true, Instant::now());
+            (entry.building, entry.renewed) = (true, Instant::now());
             entry.template.clone()
         };
         let made = self.lease(node, reference).and_then(|now| match known {

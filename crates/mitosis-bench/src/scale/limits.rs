@@ -24,7 +24,7 @@ fn numbers(path: &str) -> Result<Vec<u64>, BenchError> {
 /// What would be reached by so many more children, if anything.
 pub fn reached(more: usize) -> Result<Option<String>, BenchError> {
     let more = more as u64;
-    let available = Meminfo::now()?.available_mib();
+    let available = Meminfo::now(None)?.available_mib();
     if available < KEEP_MIB + more * CHILD_KIB / 1024 {
         return Ok(Some(format!("{available} MiB available, {more} more are to leave {KEEP_MIB}")));
     }

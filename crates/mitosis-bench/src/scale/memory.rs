@@ -1,10 +1,11 @@
 //! What children take, from outside: of the machine, and of each process.
 
+use super::group::Group;
 use crate::error::BenchError;
 use mitosis_lab::Node;
 
 /// The lines of proc_meminfo(5) that are compared, and what the difference is called.
-pub const LINES: [(&str, &str); 9] = [
+pub const LINES: [(&str, &str); 10] = [
     ("MemAvailable:", "everything"),
     ("AnonPages:", "anonymous pages, of all processes"),
     ("PageTables:", "page tables, of all processes"),
@@ -14,7 +15,11 @@ pub const LINES: [(&str, &str); 9] = [
     ("Shmem:", "files in memory"),
     ("Percpu:", "kernel memory of each processor"),
     ("MemFree:", "not free any more, with what the kernel would drop"),
+    (CHARGED, "charged to the memory cgroup of the nodes"),
 ];
+
+/// No line: what the cgroup of the lab says.
+const CHARGED: &str = "charged";
 
 /// KiB of each line, in the order of [`LINES`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,12 +27,15 @@ pub struct Meminfo([u64; LINES.len()]);
 
 impl Meminfo {
     /// Now.
-    pub fn now() -> Result<Meminfo, BenchError> {
+    pub fn now(group: Option<&Group>) -> Result<Meminfo, BenchError> {
         let text = std::fs::read_to_string("/proc/meminfo");
         let text = text.map_err(BenchError::io("memory", "/proc/meminfo"))?;
         let mut all = Meminfo::default();
         for (value, (name, _)) in all.0.iter_mut().zip(LINES) {
-            let number = kib(&text, name);
+            let number = match name {
+                CHARGED => Some(group.and_then(Group::kib).unwrap_or(0)),
+                _ => kib(&text, name),
+            };
             *value = number.ok_or_else(|| BenchError::wrong("memory", format!("no {name}")))?;
         }
         Ok(all)
