@@ -14,7 +14,7 @@ use crate::proc;
 use crate::process::{LabProcess, Output, tail};
 
 /// The port on which every daemon of a lab listens.
-const PORT: u16 = 7000;
+pub(crate) const PORT: u16 = 7000;
 
 /// How long a daemon may take until its socket answers.
 const START_BOUND: Duration = Duration::from_secs(20);
@@ -109,7 +109,7 @@ fn launch(node: &Node, binary: &Path, args: &[String]) -> Result<LabProcess, Lab
     let failed = |error| LabError::io("daemon", node.name(), error);
     let log_path = node.host_path(log(node));
     let log = File::options().create(true).append(true).open(&log_path).map_err(failed)?;
-    let listen = format!("{}:{PORT}", node.ip());
+    let listen = node.listens_at().to_string();
     let mut command = Command::new(binary);
     command.args(["node", "run", "--name", node.name(), "--listen", &listen]);
     command.args(["--socket", &socket(node)]).args(args).env("NO_COLOR", "1");

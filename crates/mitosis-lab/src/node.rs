@@ -85,6 +85,11 @@ impl Node {
         IpAddr::V4(address(self.index))
     }
 
+    /// Where a daemon on it serves other nodes.
+    pub fn listens_at(&self) -> SocketAddr {
+        SocketAddr::new(self.ip(), crate::daemon::PORT)
+    }
+
     /// The host pid of the node's pid 1.
     pub fn init_pid(&self) -> u32 {
         self.init

@@ -1,6 +1,7 @@
 //! What an earlier daemon of this node left behind, taken over: a restart costs no child.
 
 use crate::children::{End, Start};
+use crate::habits::Places;
 use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
@@ -80,6 +81,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         expires: record.expires_unix_ms.map(at),
         pages_total: descriptor.pages.pages(),
         memory: Memory::new(&descriptor, files, place),
+        places: Places::of(&descriptor),
         descriptor: bytes.into(),
         home: record.home,
         bound: if record.bound { Bound::Bound } else { Bound::Free },

@@ -14,6 +14,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `HOST:PORT` in references; `None` means the address listened on.
     pub advertise: Option<String>,
+    /// `HOST:PORT` of the nodes whose seeds are forked here: connections to them stand before they
+    /// are needed.
+    pub peers: Vec<String>,
     /// Control socket.
     pub socket: PathBuf,
     /// Seeds and logs.
@@ -51,6 +54,7 @@ impl Config {
             name: name.to_owned(),
             listen,
             advertise: None,
+            peers: Vec::new(),
             socket: PathBuf::from(format!("/run/mitosis/{name}.sock")),
             state_dir: PathBuf::from(format!("/var/lib/mitosis/{name}")),
             page_timeout: Duration::from_secs(5),
@@ -83,16 +87,17 @@ impl Config {
             let listen = self.listen;
             return Some(format!("--listen {listen}: nobody finds that address; add --advertise"));
         }
-        if let Some(address) = &self.advertise {
+        let named = |address: &str| {
             let port = address.rsplit_once(':').and_then(|(host, port)| {
                 (!host.is_empty() && !host.contains(['/', '#']))
                     .then(|| port.parse::<u16>().ok())?
             });
-            if port.is_none_or(|port| port == 0) {
-                return Some(format!("--advertise {address:?}: want HOST:PORT"));
-            }
-        }
-        None
+            port.is_some_and(|port| port != 0)
+        };
+        let flags = self.advertise.iter().map(|address| ("--advertise", address));
+        let mut flags = flags.chain(self.peers.iter().map(|address| ("--peer", address)));
+        let wrong = flags.find(|(_, address)| !named(address));
+        wrong.map(|(flag, address)| format!("{flag} {address:?}: want HOST:PORT"))
     }
 
     /// A path beside the control socket, in memory where the socket is.
@@ -115,6 +120,9 @@ mod tests {
         assert!(config.mistake().unwrap().contains("--advertise"));
         config.advertise = Some("node-a:7000".into());
         assert_eq!(config.mistake(), None);
+        config.peers = vec!["node-b:7000".into(), "node-c".into()];
+        assert!(config.mistake().unwrap().contains("--peer \"node-c\""));
+        config.peers.clear();
         config.advertise = Some("node-a".into());
         assert!(config.mistake().is_some());
     }

@@ -116,6 +116,12 @@ impl Memory {
         &self.owned
     }
 
+    /// Whether a page is among them.
+    pub fn owns(&self, page: u64) -> bool {
+        let at = self.owned.partition_point(|(_, end)| *end <= page);
+        self.owned.get(at).is_some_and(|(start, _)| *start <= page)
+    }
+
     /// Number of owned pages.
     pub fn pages_owned(&self) -> u64 {
         self.owned.iter().map(|(start, end)| end - start).sum()

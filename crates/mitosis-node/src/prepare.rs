@@ -1,6 +1,7 @@
 //! Making a seed of a running process.
 
 use crate::error::NodeError;
+use crate::habits::Places;
 use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
@@ -188,6 +189,7 @@ fn enlist(
         memory: Memory::new(&descriptor, files, Place::Shadow(shadow)),
         home,
         bound,
+        places: Places::of(&descriptor),
     }));
     if !node.seeds.add(Arc::clone(&seed)) {
         return Err(NodeError::control("seed", "this node has too many; remove some"));

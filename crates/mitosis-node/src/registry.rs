@@ -1,14 +1,16 @@
 //! The seeds of this node: who may fork them, who reads them, when they end.
 
 use crate::error::NodeError;
+use crate::habits::{Habits, Places};
 use crate::memory::{Memory, Place};
+use crate::trail::Trail;
 use crate::working_set::Part;
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
-use mitosis_transport::wire::{TRAIL_PAGES_MAX, WORKING_SET_MAX};
+
 use mitosis_transport::{Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,10 +20,6 @@ use std::time::{Duration, Instant, SystemTime};
 const EXPIRING_MAX: Duration = Duration::from_secs(60);
 /// How long it serves at least: a child started in time may be about to connect.
 const EXPIRING_MIN: Duration = Duration::from_secs(2);
-/// Most pages written by the parent that are taken for what a child will need.
-const REWRITTEN_MAX: usize = 768;
-/// How long what was seen of the parent's writes stands.
-const REWRITTEN_AGE: Duration = Duration::from_millis(100);
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
 /// How long another node may start children without asking again: what `seed rm` may have to wait.
@@ -67,36 +65,12 @@ pub(crate) struct Seed {
     life: Mutex<Life>,
     readers: AtomicU64,
     forks: AtomicU64,
+    /// Where in such processes which page is.
+    places: Places,
     /// What its children will need, as far as anybody has shown.
     trail: Mutex<Trail>,
     /// The beginning of that in a file.
     image: Mutex<Option<Arc<Part>>>,
-}
-
-/// What the parent and the children of a seed have touched since it was made. It only grows, so
-/// that a node which has the first part of it can ask for the rest.
-#[derive(Debug, Default)]
-struct Trail {
-    pages: Vec<u64>,
-    known: HashSet<u64>,
-    /// When it was last looked what the parent has written.
-    looked: Option<Instant>,
-    /// How many pages that has brought.
-    rewritten: usize,
-    /// A child has told what it touched.
-    told: bool,
-}
-
-impl Trail {
-    fn extend(&mut self, pages: &[u64]) -> usize {
-        let before = self.pages.len();
-        for page in pages {
-            if self.pages.len() < TRAIL_PAGES_MAX && self.known.insert(*page) {
-                self.pages.push(*page);
-            }
-        }
-        self.pages.len() - before
-    }
 }
 
 /// The unchanging part of a seed.
@@ -112,6 +86,7 @@ pub(crate) struct SeedParts {
     pub memory: Memory,
     pub home: Option<u64>,
     pub bound: Bound,
+    pub places: Places,
 }
 
 impl Seed {
@@ -139,7 +114,8 @@ impl Seed {
             life: Mutex::new(life),
             readers: AtomicU64::new(0),
             forks: AtomicU64::new(0),
-            trail: Mutex::default(),
+            places: parts.places,
+            trail: Mutex::new(Trail::new()),
             image: Mutex::default(),
         }
     }
@@ -205,23 +181,19 @@ impl Seed {
         self.life().leased = Some(Instant::now() + LEASE);
     }
 
-    fn trail_pages(&self) -> usize {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner).pages.len()
+    fn known(&self) -> MutexGuard<'_, Trail> {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What its children will need, in the order in which it became known. The parent goes the way
-    /// that its children will go, only earlier, so what it wrote since the seed was made is looked
-    /// up, until a child has told; one that has written more than a beginning tells nothing any more.
+    fn trail_pages(&self) -> usize {
+        self.known().pages().len()
+    }
+
+    /// What its children will need, in the order in which it became known.
     fn trail(&self) -> Vec<u64> {
-        let mut trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = |at: Instant| !trail.told && at.elapsed() > REWRITTEN_AGE;
-        if trail.looked.is_none_or(old) && trail.rewritten < REWRITTEN_MAX {
-            trail.looked = Some(Instant::now());
-            if let Some(pages) = self.memory.rewritten(REWRITTEN_MAX) {
-                trail.rewritten += trail.extend(&pages);
-            }
-        }
-        trail.pages.clone()
+        let mut trail = self.known();
+        trail.look(&self.memory);
+        trail.pages().to_vec()
     }
 
     /// The part of the working set that a node wants, ascending.
@@ -241,11 +213,13 @@ impl Seed {
     /// No memory, or the seed has ended.
     pub fn make_image(&self, room: usize) -> Result<(), NodeError> {
         let mut pages = {
-            let trail = self.trail.lock().unwrap_or_else(PoisonError::into_inner);
-            if !trail.told {
+            let mut trail = self.known();
+            if !trail.told() {
+                // Now, so that the next fork need not.
+                trail.look(&self.memory);
                 return Ok(());
             }
-            trail.pages.get(..WORKING_SET_MAX.min(trail.pages.len())).unwrap_or_default().to_vec()
+            trail.beginning().to_vec()
         };
         let have = self.image().map_or(0, |image| image.pages.len());
         if pages.len() <= have || pages.len() - have > room {
@@ -338,7 +312,7 @@ pub(crate) enum Step {
 }
 
 /// A seed opened by one connection.
-struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>);
+struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>, Arc<Habits>);
 
 impl OpenSeed for Reader {
     fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
@@ -348,15 +322,18 @@ impl OpenSeed for Reader {
         self.0.memory.read(source, count, out)
     }
     fn learn(&self, pages: &[u64]) {
-        let mut trail = self.0.trail.lock().unwrap_or_else(PoisonError::into_inner);
-        trail.extend(pages);
-        trail.told = true;
+        let known = {
+            let mut trail = self.0.known();
+            trail.learn(pages);
+            trail.beginning().to_vec()
+        };
+        self.2.learn(&self.0.places, &known);
     }
     fn trail(&self) -> Vec<u64> {
         self.0.trail()
     }
     fn told(&self) -> bool {
-        self.0.trail.lock().unwrap_or_else(PoisonError::into_inner).told
+        self.0.known().told()
     }
     fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.0.image().map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
@@ -384,6 +361,7 @@ impl Drop for Reader {
 pub(crate) struct Registry {
     seeds: Mutex<HashMap<SeedId, Arc<Seed>>>,
     rdma: OnceLock<Result<Arc<Exporter>, String>>,
+    habits: Arc<Habits>,
 }
 
 impl Registry {
@@ -420,6 +398,9 @@ impl Registry {
         if seeds.len() >= SEEDS_MAX {
             return false;
         }
+        let mut guess = self.habits.guess(&seed.places);
+        guess.retain(|page| seed.memory.owns(*page));
+        seed.known().guess(&guess);
         seeds.insert(seed.id, seed);
         true
     }
@@ -515,7 +496,7 @@ impl SeedService for Registry {
         // A lost seed opens, so that its reader learns what happened; it reads nothing.
         let seed = self.find(seed, secret)?;
         seed.readers.fetch_add(1, Ordering::AcqRel);
-        Ok(Arc::new(Reader(seed, Registry::rdma(self))))
+        Ok(Arc::new(Reader(seed, Registry::rdma(self), Arc::clone(&self.habits))))
     }
 }
 
@@ -539,6 +520,7 @@ mod tests {
             memory,
             home: None,
             bound: Bound::Free,
+            places: Places::default(),
         }))
     }
 

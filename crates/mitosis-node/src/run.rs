@@ -38,6 +38,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
             format!("{}; {}", missing.reason, missing.knob),
         ));
     }
+    mitosis_sys::warm::up();
     raise_limits();
     crate::generation::publish()?;
     let socket = control::bind(&config.socket)?;
@@ -156,10 +157,11 @@ fn threads(
     let service: Arc<dyn SeedService> = Arc::clone(&node.seeds) as Arc<dyn SeedService>;
     let socket = socket.try_clone().map_err(|e| NodeError::control("socket", e))?;
     let (a, b, c, d) = (node.clone(), node.clone(), node.clone(), node.clone());
-    let e = node.clone();
+    let (e, f) = (node.clone(), node.clone());
     Ok(vec![
         thread("pager-watch", Box::new(move || watch::pager(&a)))?,
         thread("time", Box::new(move || watch::time(&b)))?,
+        thread("peers", Box::new(move || crate::peers::stand(&f)))?,
         thread("templates", Box::new(move || crate::template::work(&e, &jobs)))?,
         thread("control", Box::new(move || control::serve(&c, &socket)))?,
         thread(

@@ -8,6 +8,7 @@ use mitosis_descriptor::{PageIndex, SeedId};
 use mitosis_transport::SeedState;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -168,6 +169,14 @@ impl PagerClient {
         owners: Vec<OwnerSource>,
     ) -> Result<(), PagerError> {
         self.command(&Request::AddShape { shape, areas, index, owners }, &[])
+    }
+
+    /// Names the nodes to which connections are to stand, see [`Request::Peers`].
+    ///
+    /// # Errors
+    /// If the pager is gone.
+    pub fn peers(&self, addresses: Vec<SocketAddr>) -> Result<(), PagerError> {
+        self.command(&Request::Peers { addresses }, &[])
     }
 
     /// Ends [`PagerClient::add_shape`]; an unknown one is no error.

@@ -45,6 +45,7 @@ pub use peer::Connect;
 /// If the socket cannot be made, or the kernel refuses something the pager cannot do without.
 pub fn run(config: PagerConfig) -> Result<(), PagerError> {
     let path = config.socket.clone();
+    mitosis_sys::warm::up();
     raise_descriptor_limit();
     let mut pager = pager::Pager::new(config)?;
     let result = pager.run();

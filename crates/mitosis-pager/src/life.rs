@@ -196,6 +196,20 @@ impl Pager {
         }
     }
 
+    /// Keeps connections to these nodes, and to others only while somebody needs them.
+    pub(crate) fn stand(&mut self, addresses: &[SocketAddr]) {
+        for peer in self.peers.values_mut() {
+            peer.standing = false;
+        }
+        for address in addresses {
+            let id = self.peer(*address, false);
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.standing = true;
+            }
+            self.connect(id);
+        }
+    }
+
     fn peer(&mut self, address: SocketAddr, rdma: bool) -> u64 {
         let known = self.peers.iter().find(|(_, p)| p.address == address && p.rdma == rdma);
         if let Some((id, _)) = known {

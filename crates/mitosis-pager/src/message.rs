@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,6 +126,12 @@ pub enum Request {
     DropShape {
         /// Its name; an unknown one is no error.
         shape: u64,
+    },
+    /// Nodes to which connections stand whether or not a child needs them; in place of those named
+    /// before.
+    Peers {
+        /// Where they listen.
+        addresses: Vec<SocketAddr>,
     },
     /// What of a child is still remote; answered with [`Reply::Snapshot`].
     Snapshot {

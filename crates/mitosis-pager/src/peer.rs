@@ -16,8 +16,12 @@ use std::time::{Duration, Instant};
 
 /// Time between attempts to connect.
 const RETRY: Duration = Duration::from_millis(50);
+/// The same for a peer that nobody needs now.
+const RETRY_STANDING: Duration = Duration::from_secs(5);
 /// How long a connection without open seeds is kept for the next child.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often a connection that only stands is used, so that it stays.
+const KEEP: Duration = Duration::from_secs(60);
 
 /// Makes a connection to a node that owns pages. A seam for other transports and for tests.
 pub type Connect =
@@ -45,6 +49,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Whether it is read by RDMA.
     pub rdma: bool,
+    /// Its connection is kept while no child needs it, too.
+    pub standing: bool,
     /// The connection, if there is one.
     pub source: Option<Box<dyn PageSource>>,
     /// What epoll watches: the descriptor, and whether for writing too.
@@ -79,6 +85,7 @@ impl Peer {
         Peer {
             address,
             rdma,
+            standing: false,
             source: None,
             watched: None,
             handles: HashMap::new(),
@@ -104,7 +111,9 @@ impl Peer {
             // Nobody listened to it meanwhile, so its silence means nothing.
             self.heard = now;
             self.pinged = now;
-            self.retry_at.get_or_insert(now);
+            if self.source.is_none() {
+                self.retry_at = Some(now);
+            }
         }
         let handle = loop {
             self.next_handle = self.next_handle.wrapping_add(1);
@@ -189,14 +198,18 @@ impl Peer {
         self.handles.values_mut().for_each(|open| open.reach = 0);
         self.trouble = Some(error.to_string());
         // A connection that had lived is replaced at once; one that never came up, after a pause.
-        let pause = if now.duration_since(self.connected) > RETRY { Duration::ZERO } else { RETRY };
-        self.retry_at = Some(now + pause);
+        let lived = now.duration_since(self.connected) > RETRY;
+        self.retry_at = Some(match (self.handles.is_empty(), lived) {
+            (true, _) => now + RETRY_STANDING,
+            (false, true) => now,
+            (false, false) => now + RETRY,
+        });
     }
 
-    /// Whether it is time to connect: only while somebody needs the peer.
+    /// Whether it is time to connect: while somebody needs the peer, or if its connection stands.
     pub fn wants_connection(&self, now: Instant) -> bool {
         self.source.is_none()
-            && !self.handles.is_empty()
+            && (self.standing || !self.handles.is_empty())
             && self.retry_at.is_some_and(|at| at <= now)
     }
 
@@ -222,7 +235,12 @@ impl Peer {
 
     /// Asks for a sign of life when it is due.
     pub fn ping(&mut self, interval: Duration, now: Instant) {
-        if self.handles.is_empty() || now.duration_since(self.pinged) < interval {
+        let interval = match (self.handles.is_empty(), self.standing) {
+            (false, _) => interval,
+            (true, true) => KEEP,
+            (true, false) => return,
+        };
+        if now.duration_since(self.pinged) < interval {
             return;
         }
         if let Some(source) = &mut self.source {
@@ -253,6 +271,6 @@ impl Peer {
 
     /// Nobody needs it, and has not for long.
     pub fn idle(&self, now: Instant) -> bool {
-        self.handles.is_empty() && now.duration_since(self.heard) > IDLE
+        self.handles.is_empty() && !self.standing && now.duration_since(self.heard) > IDLE
     }
 }

@@ -114,6 +114,7 @@ impl Pager {
             Request::DropShape { shape } => {
                 self.shapes.remove(&shape);
             }
+            Request::Peers { addresses } => self.stand(&addresses),
             Request::Snapshot { child, shadow_follows } => {
                 return self.snapshot(child, shadow_follows).map(Reply::Snapshot);
             }

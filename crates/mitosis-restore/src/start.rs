@@ -7,6 +7,7 @@ use mitosis_stub::abi::{
     guard_message,
 };
 use mitosis_sys::SysError;
+use mitosis_sys::sched::Patience;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
@@ -112,12 +113,17 @@ pub fn start(
         }
     }
     drop(attached);
+    // A message wakes its receiver on this processor, as if this thread were about to sleep.
+    std::thread::yield_now();
     if !meanwhile() {
         return Err(RestoreError::Silent("given up".into()));
     }
     drop((status_child, fds));
     let sent = Instant::now();
+    // A child that says that it runs is to run.
+    let patience = Patience::begin();
     let (pid, words) = receive(&status, Some(control), begun + BUILD_TIMEOUT)?;
+    drop(patience);
     let word = |n: usize| words[n];
     if word(0) & 0xffff_ffff != STATUS_STARTED {
         return Err(operation_error(plan, &words));

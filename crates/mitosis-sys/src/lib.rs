@@ -16,5 +16,6 @@ pub mod sched;
 pub mod sockopt;
 pub mod spawn;
 pub mod uffd;
+pub mod warm;
 
 pub use error::SysError;

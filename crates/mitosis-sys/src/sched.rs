@@ -66,6 +66,36 @@ pub fn scheduling(tid: i32) -> Result<Scheduling, SysError> {
     Ok(Scheduling { policy, flags, nice, priority, ioprio: ioprio as u32, cpus })
 }
 
+/// While there is one, the thread that made it waits, when it wakes, until whoever has the processor
+/// pauses, instead of taking it away (`SCHED_BATCH`, sched(7)). Where that is not allowed nothing
+/// changes.
+#[derive(Debug)]
+pub struct Patience {
+    /// Not to be sent to another thread.
+    of_this_thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Patience {
+    /// From now on.
+    #[must_use]
+    pub fn begin() -> Patience {
+        set_policy(libc::SCHED_BATCH);
+        Patience { of_this_thread: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        set_policy(libc::SCHED_OTHER);
+    }
+}
+
+fn set_policy(policy: i32) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads `parameters`; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+}
+
 /// CPUs of this machine that are online.
 pub fn cpus_online() -> u32 {
     // SAFETY: plain integers.

@@ -236,6 +236,25 @@ impl ControlClient {
         image.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
     }
 
+    /// Makes sure that a connection to the node at `address` stands, so that the next request costs
+    /// one round trip.
+    ///
+    /// # Errors
+    /// [`SourceError`] if there is no answer within `timeout`.
+    pub fn stand(&self, address: &str, timeout: Duration) -> Result<(), SourceError> {
+        let deadline = Instant::now() + timeout;
+        if let Some(stream) = self.pooled(address)
+            && ping(&stream, false, deadline).is_ok()
+        {
+            self.keep(address, stream);
+            return Ok(());
+        }
+        let stream = connect(address, deadline)?;
+        ping(&stream, true, deadline)?;
+        self.keep(address, stream);
+        Ok(())
+    }
+
     /// Asks the node at `address` whether it lets others read by RDMA: its device, or why not.
     ///
     /// # Errors
@@ -321,6 +340,14 @@ fn exchange<T: serde::Serialize>(
         }
     }
     header(stream, deadline)
+}
+
+fn ping(stream: &TcpStream, fresh: bool, deadline: Instant) -> Result<(), SourceError> {
+    let head = exchange(stream, Kind::Ping, &(), fresh, deadline)?;
+    if head.kind != Kind::Pong {
+        return Err(unexpected(head.kind));
+    }
+    body(stream, head.length as usize, deadline).map(drop)
 }
 
 fn take_list(stream: &TcpStream, most: usize, deadline: Instant) -> Result<Vec<u64>, SourceError> {

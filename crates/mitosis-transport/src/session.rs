@@ -285,8 +285,10 @@ impl Session {
         {
             return self.image(tag, &**seed, &pages, &file);
         }
-        // To look what it is takes a moment, in which the other node can plan.
+        // To look what it is takes a moment, in which the other node can plan; whoever waits for it
+        // on this processor goes first.
         self.send()?;
+        std::thread::yield_now();
         let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
         let pages = crate::Want { have: ask.have, want: ask.want }.part(known);
         let head = Header { tag, ..Header::new(Kind::WorkingSet) };

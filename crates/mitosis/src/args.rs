@@ -148,6 +148,15 @@ pub struct NodeRun {
     /// Address that references name, where other nodes find this one [default: --listen]
     #[arg(long, value_name = "HOST:PORT", env = "MITOSIS_NODE_ADVERTISE")]
     pub advertise: Option<String>,
+    /// A node whose seeds are forked here; a connection to it stands before it is needed. Several times, or
+    /// with commas
+    #[arg(
+        long = "peer",
+        value_name = "HOST:PORT",
+        env = "MITOSIS_NODE_PEERS",
+        value_delimiter = ','
+    )]
+    pub peers: Vec<String>,
     /// Control socket [default: /run/mitosis/NAME.sock]
     #[arg(long, value_name = "PATH", env = "MITOSIS_SOCKET")]
     pub socket: Option<PathBuf>,

@@ -30,6 +30,7 @@ fn start(mut args: NodeRun) -> Done {
     let listen = args.listen.ok_or_else(|| missing("--listen"))?;
     let mut config = Config::new(&name, listen);
     config.advertise = args.advertise.or(config.advertise);
+    config.peers = args.peers;
     config.socket = args.socket.unwrap_or(config.socket);
     config.state_dir = args.state_dir.unwrap_or(config.state_dir);
     config.page_timeout = args.page_timeout.unwrap_or(config.page_timeout);
@@ -50,6 +51,7 @@ fn start(mut args: NodeRun) -> Done {
 
 /// Fills what flags and environment left open from `key = value` lines.
 fn merge(args: &mut NodeRun, text: &str, path: &Path) -> Result<(), CliError> {
+    let open = args.peers.is_empty();
     for (number, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
@@ -58,7 +60,13 @@ fn merge(args: &mut NodeRun, text: &str, path: &Path) -> Result<(), CliError> {
         let at =
             |what: String| CliError::Usage(format!("{}:{}: {what}", path.display(), number + 1));
         let (key, value) = line.split_once('=').ok_or_else(|| at("want `flag = value`".into()))?;
-        set(args, key.trim(), value.trim().trim_matches('"')).map_err(at)?;
+        let (key, value) = (key.trim(), value.trim().trim_matches('"'));
+        match key {
+            // The only one that may have several lines.
+            "peer" if open => args.peers.extend(value.split(',').map(|one| one.trim().to_owned())),
+            "peer" => {}
+            _ => set(args, key, value).map_err(at)?,
+        }
     }
     Ok(())
 }
@@ -99,11 +107,16 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let mut args = NodeRun { name: Some("flag".into()), ..NodeRun::default() };
-        let text = "# a node\nname = file\nlisten = \"127.0.0.1:7000\"\npool=9\n";
+        let text = "# a node\nname = file\nlisten = \"127.0.0.1:7000\"\npool=9\n\
+                    peer = a:1, b:2\npeer = c:3\n";
         merge(&mut args, text, Path::new("f")).unwrap();
         assert_eq!(args.name.as_deref(), Some("flag"));
         assert_eq!(args.pool, Some(9));
         assert_eq!(args.listen.unwrap().port(), 7000);
+        assert_eq!(args.peers, ["a:1", "b:2", "c:3"]);
+        let mut args = NodeRun { peers: vec!["d:4".into()], ..NodeRun::default() };
+        merge(&mut args, text, Path::new("f")).unwrap();
+        assert_eq!(args.peers, ["d:4"]);
     }
 
     #[test]
