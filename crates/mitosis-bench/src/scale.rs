@@ -11,7 +11,7 @@ use crate::report::{Figure, Samples, Section, Target};
 use group::Group;
 use memory::{LINES, Meminfo, Taken, parent, taken};
 use mitosis_lab::Lab;
-use mitosis_proto::{ChildRow, ChildState, ForkRequest, Net, Prepared, Via};
+use mitosis_proto::{ChildRow, ChildState, ForkRequest, Hooks, Net, Prepared, Via};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ const BATCH: usize = 20;
 /// Processes that are looked at closely.
 const SAMPLE: usize = 20;
 /// Children of fork(2), and children with networks of their own.
-const PEERS: usize = 100;
+const PEERS: usize = 200;
 /// Longest wait for guards that were made ahead and not needed to be gone.
 const SETTLE: Duration = Duration::from_secs(4);
 /// Between two requests: whoever answered the first waits again.
@@ -101,7 +101,7 @@ fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(),
         warm(host, &seed)?;
     }
     bed.servants = servants(bed)?;
-    let network = network(bed, &seed)?;
+    let others = others(bed, &seed)?;
     let (mut done, mut times) = (Vec::new(), Vec::new());
     for &alive in steps {
         let before = done.last().map_or(0, |step: &Step| step.alive);
@@ -112,7 +112,7 @@ fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(),
         eprintln!("bench scale: {alive} children");
         done.push(step(bed, &seed, before, alive, &mut times)?);
     }
-    report(bed, section, &done, (plain, plain_answered, network))?;
+    report(bed, section, &done, (plain, plain_answered), &others)?;
     let every = times.len().div_ceil(ANSWERS_KEPT).max(1);
     let kept = times.into_iter().step_by(every).collect();
     section.add(Figure::new("one answer, all children alive", Samples::new("ms", kept)));
@@ -147,7 +147,7 @@ fn plain(bed: &Bed<'_>, section: &mut Section) -> Result<(f64, f64), BenchError>
 /// A template that knows what children touch until they have answered once.
 fn warm(host: &Member<'_>, seed: &Prepared) -> Result<(), BenchError> {
     for _ in 0..3 {
-        start(host, seed, 1, Net::Node)?;
+        start(host, seed, 1, Net::Node, Hooks::Auto)?;
         ask(host.node, PORT, b"GET /first HTTP/1.0\r\n\r\n")?;
         std::thread::sleep(Duration::from_millis(700));
         host.end_all()?;
@@ -155,7 +155,13 @@ fn warm(host: &Member<'_>, seed: &Prepared) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn start(host: &Member<'_>, seed: &Prepared, count: usize, net: Net) -> Result<(), BenchError> {
+fn start(
+    host: &Member<'_>,
+    seed: &Prepared,
+    count: usize,
+    net: Net,
+    hooks: Hooks,
+) -> Result<(), BenchError> {
     let mut client = host.client()?;
     let mut left = count;
     while left > 0 {
@@ -164,6 +170,7 @@ fn start(host: &Member<'_>, seed: &Prepared, count: usize, net: Net) -> Result<(
             count: batch as u32,
             via: Via::Template,
             net,
+            hooks,
             ..ForkRequest::new(&seed.reference)
         };
         client.fork(request).map_err(BenchError::node("fork"))?;
@@ -188,19 +195,28 @@ fn servants(bed: &Bed<'_>) -> Result<Vec<(usize, u32, bool, f64)>, BenchError> {
     Ok(all)
 }
 
-/// What a network namespace takes beside all the rest.
-fn network(bed: &Bed<'_>, seed: &Prepared) -> Result<f64, BenchError> {
+/// What children take that are asked for in another way than most.
+struct Others {
+    /// A network namespace, beside all the rest.
+    network: f64,
+    /// All of a child whose program is called by nobody (`--hooks none`).
+    no_hooks: f64,
+}
+
+fn others(bed: &Bed<'_>, seed: &Prepared) -> Result<Others, BenchError> {
     let host = &bed.hosts[0];
-    let mut each = Vec::new();
-    for net in [Net::Node, Net::Own] {
+    let each = |net, hooks| {
         let before = bed.now()?;
-        start(host, seed, PEERS, net)?;
+        start(host, seed, PEERS, net, hooks)?;
         std::thread::sleep(SETTLE);
-        each.push(charged(&bed.now()?.each(&before, PEERS)));
+        let each = charged(&bed.now()?.each(&before, PEERS));
         host.end_all()?;
         std::thread::sleep(SETTLE);
-    }
-    Ok(each[1] - each[0])
+        Ok::<_, BenchError>(each)
+    };
+    let usual = each(Net::Node, Hooks::Auto)?;
+    let network = each(Net::Own, Hooks::Auto)? - usual;
+    Ok(Others { network, no_hooks: each(Net::Node, Hooks::None)? })
 }
 
 /// Children until `alive` are there, evenly on all hosts; then each of the new ones answers.
@@ -216,7 +232,7 @@ fn step(
     let memory = bed.now()?;
     let begun = Instant::now();
     for host in &bed.hosts {
-        start(host, seed, share - before / hosts, Net::Node)?;
+        start(host, seed, share - before / hosts, Net::Node, Hooks::Auto)?;
     }
     let per_second = new as f64 / begun.elapsed().as_secs_f64();
     std::thread::sleep(SETTLE);
@@ -274,7 +290,8 @@ fn report(
     bed: &Bed<'_>,
     section: &mut Section,
     steps: &[Step],
-    (plain, plain_answered, network): (f64, f64, f64),
+    (plain, plain_answered): (f64, f64),
+    others: &Others,
 ) -> Result<(), BenchError> {
     let Some(last) = steps.last() else { return Ok(()) };
     let kib = |value: f64| Samples::new("KiB", vec![value]);
@@ -292,7 +309,9 @@ fn report(
     section.add(Figure::new("requests until each had", asked));
     let rate = steps.iter().map(|step| step.per_second).collect();
     section.add(Figure::new("children started, one client", Samples::new("1/s", rate)));
-    section.add(Figure::new("a network namespace, beside all this", kib(network)));
+    section.add(Figure::new("a network namespace, beside all this", kib(others.network)));
+    let name = format!("--hooks none: memory of each of {PEERS} idle children");
+    section.add(Figure::new(name, kib(others.no_hooks)).beside("fork()", plain));
     let whole: Vec<f64> = (0..LINES.len())
         .map(|line| {
             let sum: f64 = steps.iter().map(|step| step.idle[line] * step.new as f64).sum();
