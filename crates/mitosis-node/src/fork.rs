@@ -87,7 +87,7 @@ fn fork_batch(batch: &Batch<'_>) -> Result<Forked, NodeError> {
     for nth in 0..request.count {
         // All of them have been admitted, but by now they may have used what there was.
         let admitted = if nth == 0 { Ok(()) } else { node.admission.room(1) };
-        let admitted = admitted.map_err(|cause| admission::refused(cause));
+        let admitted = admitted.map_err(admission::refused);
         match admitted.and_then(|()| batch.start_one()) {
             Ok(child) => started.push(child),
             Err(error) => return Err(give_up(node, &started, error)),
