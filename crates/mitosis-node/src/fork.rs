@@ -151,8 +151,10 @@ fn batch<'a>(
         None => {
             let (working_set, want) = match in_bulk(node, reference, request.transport) {
                 true => {
+                    let here = reference.address == node.address;
                     let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
-                    let want = kept.want();
+                    // The pager fetches ahead what is another node's only.
+                    let want = if here { kept.want() } else { kept.want_first() };
                     (kept, want)
                 }
                 false => (none(key), Want::default()),

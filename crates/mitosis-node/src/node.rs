@@ -186,15 +186,18 @@ impl Node {
     /// A child has ended: reap its guard, note the reason, give back what it held.
     pub fn child_ended(&self, id: u64, end: End) {
         let reason = end.reason.clone();
+        // First: whoever sees that it has ended finds the reason in its log.
+        if let Some(reason) = &reason
+            && let Some(start) = self.children.announce_end(id)
+        {
+            self.append_reason(&start, reason);
+        }
         if let Some((start, guard)) = self.children.ended(id, end) {
             if let Some(guard) = guard {
                 guard.end();
             }
             let text = reason.as_deref().unwrap_or("ended by itself");
             self.log.info(format_args!("child {}: {text}", start.pid));
-            if let Some(reason) = reason {
-                self.append_reason(&start, &reason);
-            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::working_set::Part;
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
+use mitosis_transport::wire::WORKING_SET_FIRST;
 
 use mitosis_transport::{Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
 use std::collections::HashMap;
@@ -69,8 +70,21 @@ pub(crate) struct Seed {
     places: Places,
     /// What its children will need, as far as anybody has shown.
     trail: Mutex<Trail>,
-    /// The beginning of that in a file.
-    image: Mutex<Option<Arc<Part>>>,
+    /// The beginning of that in files: what the first child on a node waits for, and all of it.
+    images: Mutex<Images>,
+}
+
+/// Beginnings of a trail, each with its pages in a file in memory.
+#[derive(Debug, Default)]
+struct Images {
+    first: Option<Arc<Part>>,
+    whole: Option<Arc<Part>>,
+}
+
+impl Images {
+    fn pages(&self) -> usize {
+        [&self.first, &self.whole].into_iter().flatten().map(|part| part.pages.len()).sum()
+    }
 }
 
 /// The unchanging part of a seed.
@@ -116,7 +130,7 @@ impl Seed {
             forks: AtomicU64::new(0),
             places: parts.places,
             trail: Mutex::new(Trail::new()),
-            image: Mutex::default(),
+            images: Mutex::default(),
         }
     }
 
@@ -151,7 +165,7 @@ impl Seed {
             life.state = state;
             life.reason = Some(reason.to_owned());
         }
-        *self.image.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.images() = Images::default();
         self.memory.replace(Place::Gone(reason.to_owned()))
     }
 
@@ -201,36 +215,52 @@ impl Seed {
         want.part(self.trail())
     }
 
-    /// The beginning of the working set in a file in memory, once there is one.
-    pub fn image(&self) -> Option<Arc<Part>> {
-        self.image.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn images(&self) -> MutexGuard<'_, Images> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes that file, or a larger one, if children have told enough for it and `room` pages are
-    /// enough. The seed's memory never changes, so the file stays right as long as the seed lives.
+    /// The first pages of the working set in a file in memory, at most `most` of them, if there is
+    /// such a file.
+    pub fn image(&self, most: usize) -> Option<Arc<Part>> {
+        let images = self.images();
+        let fits = |part: &&Arc<Part>| part.pages.len() <= most;
+        let first = || images.first.as_ref().filter(|_| most <= WORKING_SET_FIRST);
+        images.whole.as_ref().filter(fits).or_else(|| first().filter(fits)).cloned()
+    }
+
+    /// Makes these files, or larger ones, as far as `room` pages are enough: the beginning that the
+    /// parent's writes or other seeds of its program suggest, and all that children have told. The
+    /// seed's memory never changes, so the files stay right as long as the seed lives.
     ///
     /// # Errors
     /// No memory, or the seed has ended.
-    pub fn make_image(&self, room: usize) -> Result<(), NodeError> {
-        let mut pages = {
+    pub fn make_images(&self, room: usize) -> Result<(), NodeError> {
+        let (first, whole) = {
             let mut trail = self.known();
-            if !trail.told() {
-                // Now, so that the next fork need not.
-                trail.look(&self.memory);
-                return Ok(());
-            }
-            trail.beginning().to_vec()
+            // Now, so that the next fork need not.
+            trail.look(&self.memory);
+            let whole = if trail.told() { trail.beginning() } else { &[] };
+            let first = trail.pages();
+            (first.get(..WORKING_SET_FIRST).unwrap_or(first).to_vec(), whole.to_vec())
         };
-        let have = self.image().map_or(0, |image| image.pages.len());
-        if pages.len() <= have || pages.len() - have > room {
-            return Ok(());
-        }
-        pages.sort_unstable();
-        let image = Part::read(self, pages)?;
-        let mut slot = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+        let have = |part: &Option<Arc<Part>>| part.as_ref().map_or(0, |part| part.pages.len());
+        let (have_first, have_whole) = {
+            let images = self.images();
+            (have(&images.first), have(&images.whole))
+        };
+        let make = |mut pages: Vec<u64>, have: usize| {
+            if pages.len() <= have || pages.len() - have > room {
+                return Ok(None);
+            }
+            pages.sort_unstable();
+            Part::read(self, pages).map(|part| Some(Arc::new(part)))
+        };
+        let (first, whole) = (make(first, have_first)?, make(whole, have_whole)?);
+        let mut images = self.images();
         // A seed that has ended meanwhile keeps nothing.
         if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
-            *slot = Some(Arc::new(image));
+            images.first = first.or(images.first.take());
+            images.whole = whole.or(images.whole.take());
         }
         Ok(())
     }
@@ -335,8 +365,8 @@ impl OpenSeed for Reader {
     fn told(&self) -> bool {
         self.0.known().told()
     }
-    fn image(&self) -> Option<(Arc<[u64]>, Arc<File>)> {
-        self.0.image().map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
+    fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
+        self.0.image(most).map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;
@@ -447,10 +477,10 @@ impl Registry {
     /// The last failure; the others were tried all the same.
     pub fn make_images(&self) -> Result<(), NodeError> {
         let seeds = self.all();
-        let pages = || seeds.iter().filter_map(|s| s.image()).map(|i| i.pages.len()).sum::<usize>();
+        let pages = || seeds.iter().map(|seed| seed.images().pages()).sum::<usize>();
         let mut result = Ok(());
         for seed in &seeds {
-            let made = seed.make_image(IMAGE_PAGES_MAX.saturating_sub(pages()));
+            let made = seed.make_images(IMAGE_PAGES_MAX.saturating_sub(pages()));
             if made.is_err() && seed.state() == SeedState::Alive {
                 result = made;
             }

@@ -8,7 +8,7 @@
 use crate::error::NodeError;
 use crate::registry::Seed;
 use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
-use mitosis_transport::wire::WORKING_SET_MAX;
+use mitosis_transport::wire::{WORKING_SET_FIRST, WORKING_SET_MAX};
 use mitosis_transport::{ControlClient, Incoming, Want};
 use rustix::fs::MemfdFlags;
 use std::cell::RefCell;
@@ -165,9 +165,18 @@ impl<'a> WorkingSet<'a> {
 
     /// What to ask of the seed's node.
     pub fn want(&self) -> Want {
+        self.want_up_to(WORKING_SET_MAX)
+    }
+
+    /// The same for a child that waits for it: what comes later is fetched while it runs.
+    pub fn want_first(&self) -> Want {
+        self.want_up_to(WORKING_SET_FIRST)
+    }
+
+    fn want_up_to(&self, most: usize) -> Want {
         let have = self.pages();
-        let more = self.len() < PARTS_MAX && have < WORKING_SET_MAX;
-        Want { have: have as u32, want: if more { WORKING_SET_MAX as u32 } else { 0 } }
+        let more = self.len() < PARTS_MAX && have < most;
+        Want { have: have as u32, want: if more { most as u32 } else { 0 } }
     }
 
     /// The rest is on its way. Its part is a file at once, whatever will come.
@@ -177,7 +186,7 @@ impl<'a> WorkingSet<'a> {
     pub fn follows(&self, rest: Rest) -> Result<(), NodeError> {
         let mut parts = self.parts.borrow_mut();
         if let Rest::Local(seed, want) = &rest
-            && let Some(image) = seed.image().filter(|_| want.have == 0)
+            && let Some(image) = seed.image(want.want as usize).filter(|_| want.have == 0)
         {
             parts.push(image);
             return Ok(());

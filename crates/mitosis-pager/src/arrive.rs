@@ -3,7 +3,7 @@
 use crate::child::Via;
 use crate::map::Tag;
 use crate::message::ChildId;
-use crate::pager::{Pager, Parked, watch_peer};
+use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
 use crate::space::{Outcome, PAGE};
 use mitosis_descriptor::Vpn;
 use mitosis_transport::{
@@ -205,14 +205,25 @@ impl Pager {
     fn failed(&mut self, tag: u64, error: &ReadError) {
         let Some(read) = self.reads.remove(&tag) else { return };
         let child = read.child;
-        if let Some(found) = self.children.get_mut(&child).filter(|_| read.fill) {
-            found.filling -= u64::from(read.count - read.next);
-        }
+        self.gone(&read);
         let Some(space) = self.spaces.get(&read.space) else { return };
         let (lo, hi) = (read.page + u64::from(read.next), read.page + u64::from(read.count));
         let tag = Tag::new(tag);
         if space.map.within(lo, hi).any(|run| run.tag == tag) {
             self.kill(child, error.to_string());
+        }
+    }
+
+    /// A read is not in flight any more.
+    pub(crate) fn gone(&mut self, read: &ReadInFlight) {
+        let Some(child) = self.children.get_mut(&read.child) else { return };
+        match read.purpose {
+            Purpose::Fill => child.filling -= u64::from(read.count - read.next),
+            Purpose::Ahead => {
+                child.ahead = child.ahead.saturating_sub(1);
+                self.close_ahead(read.child);
+            }
+            Purpose::Touch => {}
         }
     }
 
@@ -228,16 +239,17 @@ impl Pager {
         let page = read.page + u64::from(first);
         read.next += count;
         read.progress = Instant::now();
-        let (space, child, demand, fill) = (read.space, read.child, read.demand, read.fill);
-        if read.next == read.count {
-            self.reads.remove(&tag);
-        }
+        let (space, child, demand, purpose) = (read.space, read.child, read.demand, read.purpose);
+        let done = if read.next == read.count { self.reads.remove(&tag) } else { None };
         if let Some(child) = self.children.get_mut(&child) {
             child.counters.bytes_fetched += bytes.len() as u64;
-            if fill {
+            if purpose == Purpose::Fill {
                 child.filling -= u64::from(count);
                 self.review.insert(child.id);
             }
+        }
+        if let Some(read) = done {
+            self.gone(&read);
         }
         if let Some(tag) = Tag::new(tag) {
             self.place(space, page, bytes, tag, demand);

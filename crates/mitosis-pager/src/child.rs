@@ -31,6 +31,8 @@ pub struct Source {
     pub owner: OwnerSource,
     /// The way; `None` when no page of it is missing any more.
     pub via: Option<Via>,
+    /// The way for what is fetched ahead, while something is.
+    pub ahead: Option<Via>,
     /// Its early reads were begun.
     pub begun: bool,
 }
@@ -79,6 +81,8 @@ pub struct Child {
     pub waiting: Option<(Areas, Arc<PageMap>)>,
     /// Pages that may still be fetched before they are touched.
     pub early_left: usize,
+    /// Reads ahead of its touches in flight.
+    pub ahead: u32,
     /// Where it arrives.
     pub uffd_rx: Option<OwnedFd>,
     /// The guard's control socket.
@@ -141,7 +145,7 @@ impl Child {
             Arc::make_mut(&mut map).remove(run[0], run[0] + run.len() as u64);
         }
         let transport = transport(&shape.owners);
-        let source = |owner| Source { owner, via: None, begun: false };
+        let source = |owner| Source { owner, via: None, ahead: None, begun: false };
         let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
             id: add.child,
@@ -156,6 +160,7 @@ impl Child {
             },
             waiting: Some((shape.areas.clone(), map)),
             early_left: EARLY_PAGES,
+            ahead: 0,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
             guard_pidfd: Some(guard_pidfd),

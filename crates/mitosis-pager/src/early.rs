@@ -7,7 +7,7 @@
 use crate::child::Via;
 use crate::map::{PageMap, Run};
 use crate::message::ChildId;
-use crate::pager::Pager;
+use crate::pager::{Pager, Purpose};
 use mitosis_transport::Handle;
 
 /// Most pages fetched for a child before it touches anything: what a mistaken trail may cost.
@@ -38,8 +38,13 @@ impl Pager {
     pub(crate) fn begin_early(&mut self, id: ChildId, key: u64) {
         let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
         for number in 0..owners {
-            for run in self.early_runs(id, key, number) {
-                self.read(key, run, None, false);
+            let runs = self.early_runs(id, key, number);
+            if runs.is_empty() {
+                continue;
+            }
+            self.open_ahead(id, number);
+            for run in runs {
+                self.read(key, run, None, Purpose::Ahead);
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::child::{Child, Via};
 use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
-use crate::pager::{Pager, ReadInFlight, Token, watch};
+use crate::pager::{Pager, Purpose, ReadInFlight, Token, watch};
 use crate::peer::Peer;
 use crate::space::{Outcome, Role};
 use mitosis_descriptor::Vpn;
@@ -27,6 +27,8 @@ const SCATTERED: u64 = crate::prefetch::RANDOM;
 /// Most pages fetched for a touch of which the trail is told: more are fetched for a long sequential
 /// run, whose next pages are known without a trail.
 const TOLD_PAGES: u64 = 16;
+/// Pages of a read ahead that come so soon that they are not asked for again.
+const NEAR: u64 = 8;
 /// Most touches of a child that are remembered until they are told.
 const TOUCHED_MAX: usize = 1024;
 /// Most batches of events taken from one address space before others get their turn.
@@ -135,8 +137,12 @@ impl Pager {
                 child.counters.zero_pages += zeros;
                 self.outcome(id, outcome);
             }
-            Some(run) => {
+            Some(mut run) => {
                 let mut target = space.streams.touch(page);
+                if run.tag.is_some_and(|tag| late(&self.reads, tag, page)) {
+                    // Whoever waits is not to wait behind what is fetched ahead.
+                    run.tag.take().inspect(|tag| space.map_mut().unmark(page, page + 1, *tag));
+                }
                 let wanted = run.tag.is_none();
                 let (owner, source) = (run.owner, run.source + (page - run.start));
                 if target - page <= SCATTERED && !told(&self.peers, child, owner) {
@@ -186,7 +192,7 @@ impl Pager {
             }
         }
         for run in runs {
-            self.read(id, run, None, false);
+            self.read(id, run, None, Purpose::Touch);
         }
     }
 
@@ -214,24 +220,30 @@ impl Pager {
         }
         for run in runs {
             let demand = (demanded && run.start == page).then_some(page);
-            self.read(id, run, demand, false);
+            self.read(id, run, demand, Purpose::Touch);
         }
     }
 
     /// Starts a read.
-    pub(crate) fn read(&mut self, id: u64, run: Run, demand: Option<u64>, fill: bool) {
+    pub(crate) fn read(&mut self, id: u64, run: Run, demand: Option<u64>, purpose: Purpose) {
         let tag = self.id();
         let (Some(number), Some(space)) = (Tag::new(tag), self.spaces.get_mut(&id)) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
-        let via = child.sources.get(usize::from(run.owner)).and_then(|source| source.via);
+        let source = child.sources.get(usize::from(run.owner));
+        let via = source.and_then(|source| match purpose {
+            Purpose::Ahead => source.ahead.or(source.via),
+            Purpose::Touch | Purpose::Fill => source.via,
+        });
         let Some(via) = via else {
             let child = child.id;
             self.kill(child, format!("a missing page of owner {}, which was let go", run.owner));
             return;
         };
         space.map_mut().mark(run.start, run.end(), number);
-        if fill {
-            child.filling += run.count;
+        match purpose {
+            Purpose::Fill => child.filling += run.count,
+            Purpose::Ahead => child.ahead += 1,
+            Purpose::Touch => {}
         }
         let count = run.count as u32;
         let read = ReadInFlight {
@@ -243,7 +255,7 @@ impl Pager {
             count,
             next: 0,
             demand,
-            fill,
+            purpose,
             progress: Instant::now(),
         };
         let request = |handle| ReadRequest { tag, handle, source: Vpn(run.source), count };
@@ -273,7 +285,7 @@ impl Pager {
                 let filling = self.children.get(&child).map_or(u64::MAX, |child| child.filling);
                 let room = FILL_PAGES.saturating_sub(filling);
                 let Some(run) = self.next_fill(id, room.min(FILL_READ)) else { break };
-                self.read(id, run, None, true);
+                self.read(id, run, None, Purpose::Fill);
             }
         }
     }
@@ -318,6 +330,12 @@ impl Pager {
             }
         }
     }
+}
+
+/// Whether a page of a read that was begun ahead is not among the next to come.
+fn late(reads: &HashMap<u64, ReadInFlight>, tag: Tag, page: u64) -> bool {
+    let read = reads.get(&tag.get()).filter(|read| read.purpose == Purpose::Ahead);
+    read.is_some_and(|read| read.next == 0 || page >= read.page + u64::from(read.next) + NEAR)
 }
 
 /// Whether the owner's children have told anything. A local owner keeps no trail.

@@ -166,7 +166,7 @@ impl Pager {
             return Ok(Via::Local(handle));
         }
         let address = source.address.ok_or("an owner has no address")?;
-        let key = self.peer(address, source.rdma);
+        let key = self.peer(address, source.rdma, false);
         let peer = self.peers.get_mut(&key).ok_or("a peer is missing")?;
         Ok(Via::Peer(key, peer.open(&source.owner, id, Instant::now())))
     }
@@ -202,22 +202,54 @@ impl Pager {
             peer.standing = false;
         }
         for address in addresses {
-            let id = self.peer(*address, false);
-            if let Some(peer) = self.peers.get_mut(&id) {
-                peer.standing = true;
+            for ahead in [false, true] {
+                let id = self.peer(*address, false, ahead);
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.standing = true;
+                }
+                self.connect(id);
             }
-            self.connect(id);
         }
     }
 
-    fn peer(&mut self, address: SocketAddr, rdma: bool) -> u64 {
-        let known = self.peers.iter().find(|(_, p)| p.address == address && p.rdma == rdma);
-        if let Some((id, _)) = known {
+    fn peer(&mut self, address: SocketAddr, rdma: bool, ahead: bool) -> u64 {
+        let same = |p: &Peer| p.address == address && p.rdma == rdma && p.ahead == ahead;
+        if let Some((id, _)) = self.peers.iter().find(|(_, peer)| same(peer)) {
             return *id;
         }
         let id = self.id();
-        self.peers.insert(id, Peer::new(address, rdma, Instant::now()));
+        self.peers.insert(id, Peer::new(address, rdma, ahead, Instant::now()));
         id
+    }
+
+    /// Opens an owner for what is fetched ahead of a child's touches; what is read by RDMA needs no
+    /// second way.
+    pub(crate) fn open_ahead(&mut self, id: ChildId, number: usize) {
+        let source = self.children.get(&id).and_then(|child| child.sources.get(number));
+        let Some(source) = source.filter(|source| source.ahead.is_none()) else { return };
+        let owner = source.owner.clone();
+        let Some(address) = owner.address.filter(|_| !owner.rdma) else { return };
+        let key = self.peer(address, false, true);
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let handle = peer.open(&owner.owner, id, Instant::now());
+        if let Some(child) = self.children.get_mut(&id) {
+            child.sources[number].ahead = Some(Via::Peer(key, handle));
+        }
+    }
+
+    /// Lets go of the ways for what is fetched ahead, once nothing is on them any more.
+    pub(crate) fn close_ahead(&mut self, id: ChildId) {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.ahead == 0) else {
+            return;
+        };
+        let ways: Vec<Via> = child.sources.iter_mut().filter_map(|s| s.ahead.take()).collect();
+        for way in ways {
+            if let Via::Peer(peer, handle) = way
+                && let Some(peer) = self.peers.get_mut(&peer)
+            {
+                peer.release(handle, id);
+            }
+        }
     }
 
     /// The child's userfaultfd: from now on its touches can be answered.
@@ -354,6 +386,10 @@ impl Pager {
         for number in 0..count {
             self.release(id, number);
         }
+        if let Some(child) = self.children.get_mut(&id) {
+            child.ahead = 0;
+        }
+        self.close_ahead(id);
     }
 
     /// An address space is gone: its process exited or executed another program.

@@ -73,6 +73,17 @@ impl Token {
     }
 }
 
+/// Why pages are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Somebody touched one of them, or what comes before them.
+    Touch,
+    /// The trail says that somebody will.
+    Ahead,
+    /// The child is to depend on nobody.
+    Fill,
+}
+
 /// A read in flight.
 #[derive(Debug)]
 pub(crate) struct ReadInFlight {
@@ -89,8 +100,8 @@ pub(crate) struct ReadInFlight {
     pub next: u32,
     /// The page whose touch caused it.
     pub demand: Option<u64>,
-    /// Asked for by the background fill.
-    pub fill: bool,
+    /// Why it was asked for.
+    pub purpose: Purpose,
     /// When it was asked for, or last made progress.
     pub progress: Instant,
 }

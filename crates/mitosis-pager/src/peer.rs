@@ -1,4 +1,5 @@
-//! The nodes that own pages: one connection each, shared by all children.
+//! The nodes that own pages: two connections each, shared by all children. Over one goes what somebody
+//! waits for, over the other what is fetched ahead, so that nobody waits behind that.
 //!
 //! A peer outlives its connection. What was opened and what is in flight is known here and in the
 //! table of reads, so a broken connection is replaced and everything is asked again, until the page
@@ -49,6 +50,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Whether it is read by RDMA.
     pub rdma: bool,
+    /// Whether this is the connection for what is fetched ahead.
+    pub ahead: bool,
     /// Its connection is kept while no child needs it, too.
     pub standing: bool,
     /// The connection, if there is one.
@@ -81,10 +84,11 @@ enum Out {
 
 impl Peer {
     /// A peer without a connection; the first flush makes one.
-    pub fn new(address: SocketAddr, rdma: bool, now: Instant) -> Peer {
+    pub fn new(address: SocketAddr, rdma: bool, ahead: bool, now: Instant) -> Peer {
         Peer {
             address,
             rdma,
+            ahead,
             standing: false,
             source: None,
             watched: None,

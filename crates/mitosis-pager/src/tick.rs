@@ -2,7 +2,7 @@
 
 use crate::child::Via;
 use crate::message::ChildId;
-use crate::pager::Pager;
+use crate::pager::{Pager, ReadInFlight};
 use crate::space::{Outcome, Role};
 use mitosis_transport::{Handle, SourceError};
 use rustix::process::Signal;
@@ -118,17 +118,16 @@ impl Pager {
         }
         // Reads of the dead are forgotten when their time is over, not before: late answers
         // must not be taken for a breach of the protocol.
-        let (spaces, children) = (&self.spaces, &mut self.children);
-        self.reads.retain(|_, read| {
-            let keep =
-                spaces.contains_key(&read.space) || now.duration_since(read.progress) <= timeout;
-            if !keep && read.fill {
-                if let Some(child) = children.get_mut(&read.child) {
-                    child.filling -= u64::from(read.count - read.next);
-                }
+        let over = |read: &ReadInFlight| {
+            !self.spaces.contains_key(&read.space) && now.duration_since(read.progress) > timeout
+        };
+        let tags: Vec<u64> =
+            self.reads.iter().filter(|(_, read)| over(read)).map(|(tag, _)| *tag).collect();
+        for tag in tags {
+            if let Some(read) = self.reads.remove(&tag) {
+                self.gone(&read);
             }
-            keep
-        });
+        }
     }
 
     fn tick_spaces(&mut self) {

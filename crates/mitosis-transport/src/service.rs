@@ -92,9 +92,10 @@ pub trait OpenSeed: Send + Sync {
         Vec::new()
     }
 
-    /// The beginning of that as a file in memory: the pages, ascending, and a file that holds them one
-    /// after the other. At most [`crate::wire::WORKING_SET_MAX`] pages.
-    fn image(&self) -> Option<(Arc<[u64]>, Arc<std::fs::File>)> {
+    /// The beginning of that, at most `most` pages, as a file in memory: the pages, ascending, and a
+    /// file that holds them one after the other.
+    fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<std::fs::File>)> {
+        let _ = most;
         None
     }
 

@@ -279,10 +279,8 @@ impl Session {
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.
     fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
-        let image = seed.as_ref().and_then(|seed| seed.image()).filter(|_| ask.have == 0);
-        if let (Some(seed), Some((pages, file))) = (&seed, image)
-            && pages.len() <= ask.want as usize
-        {
+        let image = seed.as_ref().and_then(|seed| seed.image(ask.want as usize));
+        if let (Some(seed), Some((pages, file))) = (&seed, image.filter(|_| ask.have == 0)) {
             return self.image(tag, &**seed, &pages, &file);
         }
         // To look what it is takes a moment, in which the other node can plan; whoever waits for it

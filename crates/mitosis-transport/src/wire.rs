@@ -33,6 +33,8 @@ pub const LEARN_BODY_MAX: usize = 16 << 10;
 pub const TRAIL_PAGES_MAX: usize = 2048;
 /// Most pages of a [`Kind::WorkingSet`].
 pub const WORKING_SET_MAX: usize = 1024;
+/// How many of them a child waits for that is made from nothing; the others come while it runs.
+pub const WORKING_SET_FIRST: usize = 192;
 /// Most bytes of a descriptor.
 pub const DESCRIPTOR_MAX: usize = 64 << 20;
 /// Most seeds one connection may have open.
