@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub vdsos: crate::vdso::Vdsos,
     /// What children of seeds begin with.
     pub working_sets: WorkingSets,
+    /// Whether more children are taken.
+    pub admission: crate::admission::Admission,
     /// Processes to copy children from.
     pub templates: crate::template::Templates,
     /// What they said about RDMA.
@@ -81,7 +83,9 @@ pub(crate) struct Parts {
 impl Node {
     /// A node without seeds, children or pager.
     pub fn new(parts: Parts) -> Node {
+        let Config { memory_min, children_max, .. } = parts.config;
         Node {
+            admission: crate::admission::Admission::new(memory_min, children_max),
             log: Log(parts.config.log_level),
             config: parts.config,
             address: parts.address,

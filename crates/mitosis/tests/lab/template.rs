@@ -1,6 +1,7 @@
 //! Children that are copies of a template.
 
 use std::path::Path;
+use std::time::Duration;
 
 use mitosis_lab::Daemon;
 
@@ -94,6 +95,23 @@ fn a_template_lets_nobody_fork_and_none_is_made_once_a_seed_is_revoked() {
         assert_eq!(revoked.status.code(), Some(1), "{revoked:?}");
     }
     until("the template is gone", SOON, || templates(&b).is_empty().then_some(()));
+}
+
+#[test]
+fn a_template_learns_from_children_that_come_seldom() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    // Each finds that its lease is over.
+    until("a template holds what children touched", SOON, || {
+        let child = by_template(&b, &seed, &[]);
+        assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        std::thread::sleep(Duration::from_millis(700));
+        let fetched = row(&b, child.pid)["pages_fetched"].as_u64().unwrap();
+        end_children(&b);
+        (fetched < 32).then_some(())
+    });
 }
 
 #[test]
