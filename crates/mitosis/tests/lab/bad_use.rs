@@ -156,7 +156,7 @@ fn a_second_daemon_of_a_node_with_another_socket() {
         assert!(output.stderr.contains("already running"), "{}", output.stderr);
         same_pids(a.node(), &before);
     }
-    fork_one(&a, &seed.reference, &["--net", "own"]);
+    fork(&a, &seed.reference, &["--net", "own"]);
 }
 
 #[test]
