@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub listeners: Listeners,
     /// What of this machine matters to a restore.
     pub facts: NodeFacts,
+    /// Parents that are being prepared.
+    pub preparing: crate::turns::Turns,
     /// Time namespaces for children.
     pub times: crate::time::Spaces,
     /// The pager.
@@ -92,6 +94,7 @@ impl Node {
             hashes: parts.hashes,
             listeners: Listeners::default(),
             facts: parts.facts,
+            preparing: crate::turns::Turns::default(),
             times: crate::time::Spaces::probe(),
             pager: PagerSlot::default(),
             store: parts.store,
