@@ -15,7 +15,7 @@ if ! command -v cargo >/dev/null; then
 fi
 
 venv=target/venv
-pins="numpy==2.2.6 fdk==0.1.128"
+pins="numpy==2.2.6 fdk==0.1.128 pyaes==1.6.1 jinja2==3.1.6 pillow==11.3.0"
 if [ "$(cat $venv/pins 2>/dev/null || true)" != "$pins" ]; then
     echo "setup: numpy and fdk into $venv"
     rm -rf "$venv"
