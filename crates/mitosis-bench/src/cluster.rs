@@ -220,13 +220,18 @@ pub fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8
     Ok(answer)
 }
 
-/// As [`exchange`], over a unix socket.
-pub fn exchange_unix(path: &Path, request: &[u8]) -> std::io::Result<Vec<u8>> {
+/// As [`exchange`], over a unix socket whose other side does not close it: until `end` has come.
+pub fn exchange_unix(path: &Path, request: &[u8], end: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(ANSWER_BOUND))?;
     stream.write_all(request)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !answer.windows(end.len()).any(|window| window == end) {
+        match stream.read(&mut piece)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&piece[..read]),
+        }
+    }
     Ok(answer)
 }
 

@@ -7,6 +7,7 @@ use crate::cluster::ANSWER_BOUND;
 use crate::error::BenchError;
 use mitosis_lab::{LabProcess, Node};
 use serde_json::json;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -39,6 +40,9 @@ pub struct Container<'lab> {
     runtime: &'static str,
     id: String,
     dir: String,
+    mounts: String,
+    /// Killed on drop.
+    _view: LabProcess,
 }
 
 impl<'lab> Container<'lab> {
@@ -61,9 +65,11 @@ impl<'lab> Container<'lab> {
                 std::os::unix::fs::symlink(format!("usr/{name}"), link).map_err(failed)?;
             }
         }
+        let view = view(node)?;
+        let mounts = format!("--mount=/proc/{}/ns/mnt", view.node_pid()?);
         let config = config(spec).to_string();
         std::fs::write(node.host_path(&dir).join("config.json"), config).map_err(failed)?;
-        Ok(Container { node, runtime, id: format!("{}-{name}", node.name()), dir })
+        Ok(Container { node, runtime, id: format!("{}-{name}", node.name()), dir, mounts, _view: view })
     }
 
     /// Milliseconds from `run` of the runtime until `ask` succeeded; the container is then removed.
@@ -100,7 +106,9 @@ impl<'lab> Container<'lab> {
     }
 
     fn verb(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.runtime);
+        // One exec more, about a millisecond.
+        let mut command = Command::new("nsenter");
+        command.args([&self.mounts, self.runtime]);
         let state = format!("/run/lab/state-{}", self.runtime);
         command.args(["--root", &state]).args(args).current_dir("/");
         silent(&mut command);
@@ -142,6 +150,22 @@ impl Running<'_, '_> {
         node.run(self.container.verb(&["delete", "--force", id]))?;
         Ok(())
     }
+}
+
+/// A process of `node` that holds the mounts which runtimes see: the node's, without a second
+/// hierarchy of cgroups. Debian's `crun` refuses machines that have both versions, and both runtimes
+/// are to do the same work.
+fn view(node: &Node) -> Result<LabProcess, BenchError> {
+    let line = "! mountpoint -q /sys/fs/cgroup/unified || umount -l /sys/fs/cgroup/unified; \
+                echo; exec sleep infinity";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", line]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut holder = node.spawn(command)?;
+    if let Some(mut stdout) = holder.take_stdout() {
+        stdout.read_exact(&mut [0]).map_err(BenchError::io("container", "mounts"))?;
+    }
+    Ok(holder)
 }
 
 /// Asks again until it succeeds, for a bounded time.

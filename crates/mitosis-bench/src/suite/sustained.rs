@@ -82,18 +82,16 @@ fn one(
     Ok([(name.to_owned(), over_time), (format!("{name}, fork() and exit"), level)])
 }
 
-/// When, and how many per second since the point before it.
+/// When, and how many per second in the equally long time up to then.
 fn over_time(marks: &[f64], made: usize) -> Vec<(f64, f64)> {
     let each = made as f64 / marks.len().max(1) as f64;
-    let step = marks.len().div_ceil(POINTS).max(1);
-    let mut from = 0.0;
-    let mut points = Vec::new();
-    for chunk in marks.chunks(step) {
-        let until = chunk.last().copied().unwrap_or(from);
-        if until > from {
-            points.push((until, chunk.len() as f64 * each / (until - from)));
-        }
-        from = until;
-    }
-    points
+    let end = marks.last().copied().unwrap_or(0.0);
+    let points = POINTS.min(marks.len() / 2).max(1);
+    let step = end / points as f64;
+    let point = |index: usize| {
+        let (from, until) = (index as f64 * step, (index + 1) as f64 * step);
+        let within = marks.iter().filter(|mark| **mark > from && **mark <= until).count();
+        (until, within as f64 * each / step)
+    };
+    (0..points).map(point).collect()
 }
