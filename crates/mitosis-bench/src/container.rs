@@ -69,7 +69,14 @@ impl<'lab> Container<'lab> {
         let mounts = format!("--mount=/proc/{}/ns/mnt", view.node_pid()?);
         let config = config(spec).to_string();
         std::fs::write(node.host_path(&dir).join("config.json"), config).map_err(failed)?;
-        Ok(Container { node, runtime, id: format!("{}-{name}", node.name()), dir, mounts, _view: view })
+        Ok(Container {
+            node,
+            runtime,
+            id: format!("{}-{name}", node.name()),
+            dir,
+            mounts,
+            _view: view,
+        })
     }
 
     /// Milliseconds from `run` of the runtime until `ask` succeeded; the container is then removed.

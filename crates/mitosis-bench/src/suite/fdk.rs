@@ -3,13 +3,14 @@
 
 use super::{REST, python_spec};
 use crate::chart::Chart;
-use crate::cluster::exchange_unix;
+use crate::cluster::{ANSWER_BOUND, exchange_unix};
 use crate::container::{Container, retry};
 use crate::core::Bed;
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_lab::Node;
 use mitosis_proto::Net;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -125,5 +126,14 @@ fn child(bed: &Bed<'_>, reference: &str, rest: Duration) -> Result<f64, BenchErr
     let ms = start.elapsed().as_secs_f64() * 1000.0;
     std::thread::sleep(rest);
     bed.host.end(child.pid)?;
+    // The node holds the listener for a moment more; the next child is to have one of its own.
+    let path = node.host_path(DIR).join(SOCKET);
+    let end = Instant::now() + ANSWER_BOUND;
+    while UnixStream::connect(&path).is_ok() {
+        if Instant::now() > end {
+            return Err(BenchError::wrong("fdk", "the socket of an ended child stays open"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
     Ok(ms)
 }
