@@ -77,7 +77,7 @@ pub struct DemoArgs {
 /// What `mitosis bench` was asked to do.
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
-    /// Benchmarks by name: `core` or one of its parts, `floors`, `mechanisms`, `shadow`.
+    /// Benchmarks by name: those of BENCHMARKS.md, a part of `core`, or `all`.
     pub names: Vec<String>,
     /// Fewer runs: enough to see that it works, not enough to quote.
     pub quick: bool,
