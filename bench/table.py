@@ -55,7 +55,9 @@ def table(name):
     when = datetime.datetime.fromtimestamp(machine["unix_time"], datetime.timezone.utc)
     lines = [f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
              f"{machine['memory_mib']} MiB, {when:%Y-%m-%d %H:%M} UTC; raw data: "
-             f"`bench/results/{name}.json`"]
+             f"`bench/results/{name}.json`"
+             + ("; **a quick run, which shows the shape and is not to be quoted**"
+                if report["quick"] else "")]
     for section in report["sections"]:
         paper = any(figure.get("paper") is not None for figure in section["figures"])
         lines += ["", "| what | min | median | max | unit | n | beside its peer | promise |"
