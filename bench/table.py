@@ -34,12 +34,15 @@ def verdict(figure):
     return f"{words[kind]}: {outcome}"
 
 
-def row(figure):
+def row(figure, paper):
     ratio = f"{short(figure['ratio'])} x {figure['peer']}" if figure["peer"] else ""
     values = [short(figure[key]) for key in ("min", "median", "max")]
     samples = figure["samples"]
     cells = [figure["name"], *values, samples["unit"], str(len(samples["values"])), ratio,
              verdict(figure)]
+    if paper:
+        published = figure.get("paper")
+        cells.append("" if published is None else short(published))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -52,11 +55,15 @@ def table(name):
     when = datetime.datetime.fromtimestamp(machine["unix_time"], datetime.timezone.utc)
     lines = [f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
              f"{machine['memory_mib']} MiB, {when:%Y-%m-%d %H:%M} UTC; raw data: "
-             f"`bench/results/{name}.json`"]
+             f"`bench/results/{name}.json`"
+             + ("; **a quick run, which shows the shape and is not to be quoted**"
+                if report["quick"] else "")]
     for section in report["sections"]:
-        lines += ["", "| what | min | median | max | unit | n | beside its peer | promise |",
-                  "|---|---:|---:|---:|---|---:|---|---|"]
-        lines += [row(figure) for figure in section["figures"]]
+        paper = any(figure.get("paper") is not None for figure in section["figures"])
+        lines += ["", "| what | min | median | max | unit | n | beside its peer | promise |"
+                  + (" published (OSDI'23) |" if paper else ""),
+                  "|---|---:|---:|---:|---|---:|---|---|" + ("---:|" if paper else "")]
+        lines += [row(figure, paper) for figure in section["figures"]]
         lines += [""] + [f"- {note}" for note in section["notes"]] if section["notes"] else []
     return "\n".join(lines)
 

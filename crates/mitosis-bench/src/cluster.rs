@@ -7,7 +7,8 @@ use mitosis_proto::{
 };
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -123,7 +124,7 @@ impl<'lab> Member<'lab> {
 }
 
 /// Nanoseconds of processor time of the process whose `/proc` directory is `dir`.
-pub fn cpu_ns(dir: &std::path::Path) -> Result<u64, BenchError> {
+pub fn cpu_ns(dir: &Path) -> Result<u64, BenchError> {
     let failed = || BenchError::io("cpu time", dir.display());
     let mut total = 0;
     for task in std::fs::read_dir(dir.join("task")).map_err(failed())? {
@@ -180,6 +181,11 @@ pub fn helper(node: &Node, name: &str, port: u16, args: &[&str]) -> Result<Paren
     ready(node, process, port)
 }
 
+/// Runs `command` on `node`; it has to listen at `port`.
+pub fn process(node: &Node, command: Command, port: u16) -> Result<Parent, BenchError> {
+    ready(node, node.spawn(command)?, port)
+}
+
 fn quiet(command: &mut Command) {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
 }
@@ -211,6 +217,21 @@ pub fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8
     stream.write_all(request)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// As [`exchange`], over a unix socket whose other side does not close it: until `end` has come.
+pub fn exchange_unix(path: &Path, request: &[u8], end: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(ANSWER_BOUND))?;
+    stream.write_all(request)?;
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !answer.windows(end.len()).any(|window| window == end) {
+        match stream.read(&mut piece)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&piece[..read]),
+        }
+    }
     Ok(answer)
 }
 

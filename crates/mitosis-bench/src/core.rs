@@ -7,13 +7,16 @@ mod response;
 mod start;
 mod stream;
 
-pub(crate) use freeze::{Gaps, SPINNER, longest};
+pub(crate) use copies::{BRIEF, seed as warm_seed, sustained};
+pub(crate) use freeze::{Gaps, SPINNER, longest, watched};
+pub(crate) use start::one as start_one;
 
-use crate::RUNS;
+use crate::Scale;
 use crate::cluster::Member;
 use crate::error::BenchError;
 use crate::quiet::Quiet;
 use crate::report::Section;
+use crate::suite;
 use mitosis_lab::Lab;
 use std::time::Duration;
 
@@ -26,17 +29,23 @@ const PATIENCE_QUICK: Duration = Duration::from_secs(5);
 /// One part of it: adds its figures to the section.
 type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 12] = [
     ("freeze", freeze::run),
     ("start", start::run),
     ("response", response::run),
     ("fault", fault::run),
     ("stream", stream::run),
-    (COPIES, copies::run),
+    ("copies", copies::run),
+    ("sustained", suite::sustained::run),
+    ("workloads", suite::workloads::run),
+    ("synthetic", suite::synthetic::run),
+    ("large", suite::large::run),
+    ("learned", suite::learned::run),
+    ("fdk", suite::fdk::run),
 ];
 
-/// The part that is not of `core`.
-const COPIES: &str = "copies";
+/// So many of the first are `core`.
+const OF_CORE: usize = 5;
 
 /// What every part works on: the owner of the parents, and the node of the children.
 pub(crate) struct Bed<'lab> {
@@ -46,6 +55,8 @@ pub(crate) struct Bed<'lab> {
     pub host: Member<'lab>,
     /// Samples of each figure.
     pub runs: usize,
+    /// Smaller parents and fewer of them; or larger ones.
+    pub scale: Scale,
     /// Asked before each run.
     pub quiet: Quiet,
 }
@@ -57,11 +68,15 @@ pub fn parts() -> impl Iterator<Item = &'static str> {
 
 /// Runs the part of that name, or all for `core`; a part that fails says so in the notes of the
 /// section and in `failures`, and the others still run.
-pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Section, BenchError> {
+pub fn run(
+    name: &str,
+    scale: Scale,
+    failures: &mut Vec<BenchError>,
+) -> Result<Section, BenchError> {
+    let runs = scale.runs;
     let mut section = Section::new(name);
-    for (part, work) in
-        PARTS.iter().filter(|(part, _)| name == *part || (name == "core" && *part != COPIES))
-    {
+    let parts = if name == "core" { &PARTS[..OF_CORE] } else { &PARTS[..] };
+    for (part, work) in parts.iter().filter(|(part, _)| name == "core" || name == *part) {
         eprintln!("bench {part}: {runs} runs");
         // A lab for each part: what one leaves in memory or caches is not the next one's.
         let lab = Lab::new("bench", 2)?;
@@ -69,7 +84,8 @@ pub fn run(name: &str, runs: usize, failures: &mut Vec<BenchError>) -> Result<Se
             owner: Member::start(&lab, 0)?,
             host: Member::start(&lab, 1)?,
             runs,
-            quiet: Quiet::new(if runs < RUNS { PATIENCE_QUICK } else { PATIENCE }),
+            scale,
+            quiet: Quiet::new(if scale.quick { PATIENCE_QUICK } else { PATIENCE }),
         };
         if let Err(error) = work(&mut bed, &mut section) {
             section.notes.push(format!("{part} could not be measured: {error}"));

@@ -6,7 +6,7 @@ mod table;
 use crate::cluster::{ANSWER_BOUND, Member, Parent, python};
 use crate::error::BenchError;
 use crate::report::Samples;
-use crate::response::{Bundle, HELLO, first, get, local, python_anew};
+use crate::response::{HELLO, answered, container, first, get, local, python_anew};
 use crate::{DemoArgs, cluster};
 use mitosis_lab::{Lab, Memory};
 use mitosis_proto::Prepared;
@@ -125,12 +125,12 @@ fn split(children: &[Child]) -> (Vec<f64>, Vec<f64>) {
 }
 
 fn cold(member: &Member<'_>, progress: &mut Progress) -> Result<(Samples, Samples), BenchError> {
-    let bundle = Bundle::new(member.node, COLD_PORT, STATE_MIB)?;
+    let cold = container(member.node, "runc", COLD_PORT, STATE_MIB)?;
     let (mut python_ms, mut runc_ms) = (Vec::new(), Vec::new());
     for _ in 0..COLD_STARTS {
         python_ms.push(python_anew(member.node, COLD_PORT, STATE_MIB)?);
         progress.step();
-        runc_ms.push(bundle.run()?);
+        runc_ms.push(cold.run(|| answered(member.node, COLD_PORT))?);
         progress.step();
     }
     Ok((Samples::new("ms", python_ms), Samples::new("ms", runc_ms)))

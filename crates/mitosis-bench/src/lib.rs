@@ -7,7 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+mod chart;
 mod cluster;
+mod container;
 mod core;
 mod demo;
 mod error;
@@ -21,6 +23,7 @@ mod report;
 mod response;
 mod scale;
 mod shadow;
+mod suite;
 
 pub use error::BenchError;
 pub use machine::Machine;
@@ -31,6 +34,35 @@ use std::path::{Path, PathBuf};
 /// Samples of each figure: enough to quote, and enough to see that it works.
 const RUNS: usize = 20;
 const RUNS_QUICK: usize = 3;
+
+/// The name that stands for [`SUITE`].
+const ALL: &str = "all";
+
+/// Everything, each once.
+const SUITE: [&str; 11] = [
+    "floors",
+    "mechanisms",
+    "shadow",
+    "core",
+    "copies",
+    "sustained",
+    "workloads",
+    "synthetic",
+    "large",
+    "learned",
+    "fdk",
+];
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    /// Samples of each figure.
+    pub runs: usize,
+    /// Smaller parents and fewer of them.
+    pub quick: bool,
+    /// Parents of 4 GiB too.
+    pub large: bool,
+}
 
 /// What `mitosis demo` was asked to do.
 #[derive(Clone, Debug)]
@@ -46,11 +78,12 @@ pub struct DemoArgs {
 /// What `mitosis bench` was asked to do.
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
-    /// Benchmarks by name: `core` or one of its parts, `floors`, `mechanisms`, `scale`,
-    /// `shadow`.
+    /// Benchmarks by name: those of BENCHMARKS.md, a part of `core`, or `all`.
     pub names: Vec<String>,
     /// Fewer runs: enough to see that it works, not enough to quote.
     pub quick: bool,
+    /// Parents of 4 GiB too, which need as much memory and more.
+    pub large: bool,
     /// JSON with all raw samples on stdout instead of tables.
     pub json: bool,
     /// Directory for SVG plots, one for each benchmark; made if it is not there.
@@ -82,7 +115,7 @@ fn status(verb: &str, result: Result<(), BenchError>) -> i32 {
 }
 
 fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let known: Vec<&str> = ["core", "floors", "mechanisms", "scale", "shadow"]
+    let known: Vec<&str> = [ALL, "core", "floors", "mechanisms", "scale", "shadow"]
         .into_iter()
         .chain(core::parts())
         .collect();
@@ -90,17 +123,26 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
         let known = known.join(", ");
         return Err(BenchError::Usage(format!("no benchmark {name:?}; there are {known}")));
     }
+    let names: Vec<&str> = args
+        .names
+        .iter()
+        .flat_map(|name| if name == ALL { SUITE.to_vec() } else { vec![name.as_str()] })
+        .collect();
     let runs = if args.quick { RUNS_QUICK } else { RUNS };
+    let scale = Scale { runs, quick: args.quick, large: args.large };
     let mut report =
         Report { machine: machine::Machine::this(), quick: args.quick, sections: Vec::new() };
     let mut failures = Vec::new();
-    for name in &args.names {
-        report.sections.push(match name.as_str() {
+    let begun = std::time::Instant::now();
+    for (index, name) in names.iter().enumerate() {
+        let (of, seconds) = (names.len(), begun.elapsed().as_secs());
+        eprintln!("bench {name}: {} of {of}, after {seconds} s", index + 1);
+        report.sections.push(match *name {
             "floors" => peers::run(runs)?,
             "mechanisms" => mechanisms::run(runs)?,
             "scale" => scale::run(args.quick, &mut failures)?,
             "shadow" => shadow::run(runs)?,
-            part => core::run(part, runs, &mut failures)?,
+            part => core::run(part, scale, &mut failures)?,
         });
     }
     if args.json {
@@ -122,6 +164,11 @@ fn plots(dir: &Path, report: &Report) -> Result<(), BenchError> {
         let path = dir.join(format!("{}.svg", section.name));
         let failed = BenchError::io("plot", path.display());
         std::fs::write(&path, plot::svg(section)).map_err(failed)?;
+        for chart in &section.charts {
+            let path = dir.join(format!("{}-{}.svg", section.name, chart.file));
+            let failed = BenchError::io("plot", path.display());
+            std::fs::write(&path, chart.svg()).map_err(failed)?;
+        }
     }
     Ok(())
 }

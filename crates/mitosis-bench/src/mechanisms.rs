@@ -1,5 +1,6 @@
 //! `bench mechanisms`: the two ways to fill a child's memory, against each other.
 
+use crate::chart::Chart;
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section};
 use mitosis_sys::floors::{
@@ -33,12 +34,14 @@ pub fn run(runs: usize) -> Result<Section, BenchError> {
 
 /// One fault answered by another process, placed by the scheduler and on one processor.
 fn faults(section: &mut Section, runs: usize) -> io::Result<()> {
+    let mut lines = BACKINGS.map(|(_, name)| (name.to_owned(), Vec::new()));
     for window in WINDOWS {
         let mut peer = f64::NAN;
-        for (backing, name) in BACKINGS {
+        for ((backing, name), line) in BACKINGS.into_iter().zip(&mut lines) {
             let ns = fault_latency(backing, runs * 8, window, Some((0, 0)))?;
             let name = format!("one fault, {name}, window {window}, same cpu");
             let figure = Figure::new(name, Samples::from_ns(&ns));
+            line.1.push((window as f64, figure.median / window as f64));
             if backing == Backing::Anonymous {
                 peer = section.add(figure);
             } else {
@@ -46,6 +49,13 @@ fn faults(section: &mut Section, runs: usize) -> io::Result<()> {
             }
         }
     }
+    section.charts.push(Chart {
+        file: "windows",
+        title: "cost of a fault for each page of its window, one processor".to_owned(),
+        axes: ["pages of the window", "us for each page"],
+        log: [true, true],
+        lines: lines.into(),
+    });
     for (backing, name) in BACKINGS {
         let ns = fault_latency(backing, runs * 8, 1, None)?;
         let name = format!("one fault, {name}, window 1, any cpu");

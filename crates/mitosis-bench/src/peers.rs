@@ -6,7 +6,7 @@ use crate::core::{Gaps, SPINNER, longest};
 use crate::error::BenchError;
 use crate::helper::{PAGE_BYTES, SERVE, elapsed_ns};
 use crate::report::{Figure, Samples, Section};
-use crate::response::{Bundle, python_anew};
+use crate::response::{answered, container, python_anew};
 use mitosis_lab::{Lab, Node};
 use mitosis_sys::floors::{Backing, fault_latency, remote_fault_latency};
 use std::io::{Read, Write};
@@ -113,7 +113,7 @@ pub fn run(runs: usize) -> Result<Section, BenchError> {
         forks.extend(longest(&around));
     }
     drop(spinner);
-    let bundle = Bundle::new(host, COLD_PORT, "0")?;
+    let cold = container(host, "runc", COLD_PORT, "0")?;
     let (mut faults, mut trips, mut chains) = (Vec::new(), Vec::new(), Vec::new());
     let (mut passes, mut python_ms, mut runc_ms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
@@ -123,7 +123,7 @@ pub fn run(runs: usize) -> Result<Section, BenchError> {
         chains.extend(bare_remote_faults(owner, host, 50)?);
         passes.push(plain_stream(host, owner, &bare)?);
         python_ms.push(python_anew(host, COLD_PORT, "0")?);
-        runc_ms.push(bundle.run()?);
+        runc_ms.push(cold.run(|| answered(host, COLD_PORT))?);
     }
     let of = |unit, field: fn(&Pass) -> f64| Samples::new(unit, passes.iter().map(field).collect());
     let figures = [

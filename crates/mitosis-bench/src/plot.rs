@@ -70,7 +70,7 @@ pub fn svg(section: &Section) -> String {
     svg
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

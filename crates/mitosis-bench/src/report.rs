@@ -1,5 +1,6 @@
 //! Figures: samples, their spread, their peer and what was promised.
 
+use crate::chart::Chart;
 use crate::machine::Machine;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -87,6 +88,9 @@ pub struct Figure {
     pub target: Option<Target>,
     /// Whether the promise was kept in this run.
     pub met: Option<bool>,
+    /// What the paper says (Wei et al., OSDI'23), on its machines; in the unit of the samples. Not of
+    /// this run.
+    pub paper: Option<f64>,
 }
 
 impl Figure {
@@ -94,7 +98,18 @@ impl Figure {
     pub fn new(name: impl Into<String>, samples: Samples) -> Self {
         let (min, median, max) = (samples.min(), samples.median(), samples.max());
         let name = name.into();
-        Figure { name, min, median, max, samples, peer: None, ratio: None, target: None, met: None }
+        Figure {
+            name,
+            min,
+            median,
+            max,
+            samples,
+            peer: None,
+            ratio: None,
+            target: None,
+            met: None,
+            paper: None,
+        }
     }
 
     /// Compared with `value`, the median of `peer`.
@@ -102,6 +117,12 @@ impl Figure {
         self.peer = Some(peer.to_owned());
         self.ratio = Some(self.median / value);
         self.judge()
+    }
+
+    /// With what the paper published of it.
+    pub fn in_paper(mut self, value: f64) -> Self {
+        self.paper = Some(value);
+        self
     }
 
     /// With a promise.
@@ -130,12 +151,20 @@ pub struct Section {
     pub figures: Vec<Figure>,
     /// Facts that are no samples, for people.
     pub notes: Vec<String>,
+    /// Plots besides the one of all samples.
+    #[serde(skip)]
+    pub charts: Vec<Chart>,
 }
 
 impl Section {
     /// An empty section.
     pub fn new(name: &str) -> Self {
-        Section { name: name.to_owned(), figures: Vec::new(), notes: Vec::new() }
+        Section {
+            name: name.to_owned(),
+            figures: Vec::new(),
+            notes: Vec::new(),
+            charts: Vec::new(),
+        }
     }
 
     /// Adds a figure and returns its median.
@@ -224,6 +253,9 @@ impl Section {
 impl Figure {
     fn verdict(&self) -> String {
         let mut text = String::new();
+        if let Some(paper) = self.paper {
+            let _ = write!(text, "(paper: {}) ", short(paper));
+        }
         if let (Some(ratio), Some(peer)) = (self.ratio, &self.peer) {
             let _ = write!(text, "{} x {peer}", short(ratio));
         }

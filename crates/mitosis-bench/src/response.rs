@@ -1,18 +1,18 @@
 //! Time to first response: from the decision to start a function to its HTTP answer.
 
-use crate::cluster::{ANSWER_BOUND, exchange, python_command};
+use crate::cluster::{ANSWER_BOUND, PYTHON, exchange, python_command};
+use crate::container::{Container, Spec};
 use crate::error::BenchError;
 use mitosis_lab::{LabProcess, Node};
-use serde_json::json;
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The function: arguments are the port and the MiB of state.
 pub const HELLO: &str = include_str!("python/hello.py");
 
 /// How long to wait before asking again a port at which nobody listens yet.
-const RETRY: Duration = Duration::from_micros(200);
+pub const RETRY: Duration = Duration::from_micros(200);
 
 /// Asks the function at `to` once.
 pub fn get(stream: TcpStream) -> Result<(), BenchError> {
@@ -37,11 +37,6 @@ pub fn first(mut connect: impl FnMut() -> Result<TcpStream, BenchError>) -> Resu
     }
 }
 
-/// Asks at `port` of `node` as a process of that node, as soon as somebody listens there.
-pub fn answer(node: &Node, port: u16) -> Result<(), BenchError> {
-    get(node.connect_soon(SocketAddr::new(node.ip(), port), RETRY, ANSWER_BOUND)?)
-}
-
 /// Connects to `port` of `node` as a process of that node.
 pub fn local(node: &Node, port: u16) -> Result<TcpStream, BenchError> {
     Ok(node.connect(SocketAddr::new(node.ip(), port), ANSWER_BOUND)?)
@@ -52,7 +47,7 @@ pub fn local(node: &Node, port: u16) -> Result<TcpStream, BenchError> {
 pub fn timed(node: &Node, command: Command, port: u16) -> Result<(f64, LabProcess), BenchError> {
     let start = Instant::now();
     let process = node.spawn(command)?;
-    answer(node, port)?;
+    answered(node, port)?;
     Ok((start.elapsed().as_secs_f64() * 1000.0, process))
 }
 
@@ -63,89 +58,21 @@ pub fn python_anew(node: &Node, port: u16, state_mib: &str) -> Result<f64, Bench
     Ok(ms)
 }
 
-/// An OCI bundle with the function on one node.
-pub struct Bundle<'lab> {
+/// The function in a container of `runtime`.
+pub fn container<'lab>(
     node: &'lab Node,
-    id: String,
+    runtime: &'static str,
     port: u16,
+    state_mib: &str,
+) -> Result<Container<'lab>, BenchError> {
+    let port = port.to_string();
+    let args = [PYTHON, "-c", HELLO, &port, state_mib].map(str::to_owned).to_vec();
+    Container::new(node, runtime, "function", &Spec { args, ..Spec::default() })
 }
 
-const BUNDLE: &str = "/run/lab/bundle";
-
-impl<'lab> Bundle<'lab> {
-    /// Writes the bundle. The file system is the node's `/usr` and `/etc`, the network the node's.
-    pub fn new(node: &'lab Node, port: u16, state_mib: &str) -> Result<Self, BenchError> {
-        let root = node.host_path(BUNDLE).join("rootfs");
-        let failed = |error| BenchError::io("runc", root.display())(error);
-        for dir in ["usr", "etc", "proc", "dev", "tmp"] {
-            std::fs::create_dir_all(root.join(dir)).map_err(failed)?;
-        }
-        for name in ["bin", "sbin", "lib", "lib64"] {
-            let link = root.join(name);
-            if !link.is_symlink() {
-                std::os::unix::fs::symlink(format!("usr/{name}"), link).map_err(failed)?;
-            }
-        }
-        let config = config(port, state_mib).to_string();
-        std::fs::write(node.host_path(BUNDLE).join("config.json"), config).map_err(failed)?;
-        Ok(Bundle { node, id: format!("{}-function", node.name()), port })
-    }
-
-    /// Milliseconds from `runc run` to the first response; the container is then removed.
-    pub fn run(&self) -> Result<f64, BenchError> {
-        let (ms, mut process) =
-            match timed(self.node, self.command(&["run", "--bundle", BUNDLE, &self.id]), self.port)
-            {
-                Ok(started) => started,
-                Err(error) => {
-                    let said =
-                        self.node.run(self.command(&["run", "--bundle", BUNDLE, &self.id]))?;
-                    let said = said.stderr.trim().to_owned();
-                    self.node.run(self.command(&["delete", "--force", &self.id]))?;
-                    return Err(BenchError::wrong("runc", format!("{error}; runc says: {said}")));
-                }
-            };
-        self.node.run(self.command(&["kill", &self.id, "KILL"]))?.success()?;
-        process.wait(ANSWER_BOUND)?;
-        // `runc run` in the foreground has removed it already; this is for when it could not.
-        self.node.run(self.command(&["delete", "--force", &self.id]))?;
-        Ok(ms)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("runc");
-        command.args(["--root", "/run/lab/runc"]).args(args).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    }
-}
-
-/// The bundle's `config.json`.
-fn config(port: u16, state_mib: &str) -> serde_json::Value {
-    let bind = |path: &str| {
-        json!({ "destination": path, "source": path, "type": "bind",
-                "options": ["rbind", "ro"] })
-    };
-    let mount = |to: &str, kind: &str| json!({ "destination": to, "source": kind, "type": kind, "options": ["nosuid"] });
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": { "uid": 0, "gid": 0 },
-            "args": ["/usr/bin/python3", "-c", HELLO, port.to_string(), state_mib],
-            "env": ["PATH=/usr/bin:/bin"],
-            "cwd": "/",
-            "noNewPrivileges": true,
-        },
-        "root": { "path": "rootfs", "readonly": true },
-        "hostname": "function",
-        "mounts": [mount("/proc", "proc"), mount("/dev", "tmpfs"), mount("/tmp", "tmpfs"),
-                   bind("/usr"), bind("/etc")],
-        "linux": {
-            "namespaces": [{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" },
-                           { "type": "mount" }],
-        },
-    })
+/// One question to what runs on `node`, which may not listen yet.
+pub fn answered(node: &Node, port: u16) -> Result<(), BenchError> {
+    get(node.connect_soon(SocketAddr::new(node.ip(), port), RETRY, ANSWER_BOUND)?)
 }
 
 #[cfg(test)]
@@ -157,9 +84,13 @@ mod tests {
     fn the_function_answers_from_a_cold_start_of_either_kind() {
         let lab = Lab::new("cold", 1).expect("lab");
         assert!(python_anew(lab.node(0), 7001, "0").expect("python3") > 0.0);
-        let bundle = Bundle::new(lab.node(0), 7002, "0").expect("bundle");
-        // Twice: the first must have left nothing that the second stumbles over.
-        assert!(bundle.run().expect("runc run") > 0.0);
-        assert!(bundle.run().expect("runc run") > 0.0);
+        for runtime in ["runc", "crun"] {
+            let container = container(lab.node(0), runtime, 7002, "0").expect("bundle");
+            // Twice: the first must have left nothing that the second stumbles over.
+            for _ in 0..2 {
+                let ms = container.run(|| answered(lab.node(0), 7002)).expect(runtime);
+                assert!(ms > 0.0);
+            }
+        }
     }
 }

@@ -409,6 +409,9 @@ pub struct Bench {
     /// Fewer runs
     #[arg(long, env = "MITOSIS_BENCH_QUICK", value_parser = FalseyValueParser::new())]
     pub quick: bool,
+    /// Parents of 4 GiB too
+    #[arg(long, env = "MITOSIS_BENCH_LARGE", value_parser = FalseyValueParser::new())]
+    pub large: bool,
     /// Directory for plots
     #[arg(long, value_name = "DIR", env = "MITOSIS_BENCH_PLOT")]
     pub plot: Option<PathBuf>,

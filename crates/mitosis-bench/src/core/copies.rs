@@ -4,6 +4,7 @@
 use super::Bed;
 use super::freeze::{Gaps, SPINNER};
 use super::start::{Start, one};
+use crate::chart::Chart;
 use crate::cluster::{ANSWER_BOUND, Parent, ask_json, python};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
@@ -15,7 +16,7 @@ const SPINNER_PORT: u16 = 7106;
 const BRIEF_PORT: u16 = 7107;
 const HELLO_PORT: u16 = 7108;
 /// A parent whose children end at once.
-const BRIEF: &str = include_str!("../python/brief.py");
+pub const BRIEF: &str = include_str!("../python/brief.py");
 /// Children of one request, and requests at a time, while they are counted.
 const BATCH: u32 = 16;
 const CLIENTS: usize = 2;
@@ -29,7 +30,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
 }
 
 /// A seed, and a template of it on the other node that knows what children touch.
-fn seed(bed: &Bed<'_>, parent: &Parent) -> Result<Prepared, BenchError> {
+pub fn seed(bed: &Bed<'_>, parent: &Parent) -> Result<Prepared, BenchError> {
     let seed = bed.owner.prepare(parent.pid)?;
     for _ in 0..2 {
         let request = ForkRequest { via: Via::Template, ..ForkRequest::new(&seed.reference) };
@@ -62,6 +63,11 @@ fn latency(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let name = "fork() into the same namespaces: to the child's first look at the clock";
     let peer = section.add(Figure::new(name, Samples::from_ns(&forks)));
     let samples = |of: fn(&Start) -> f64| Samples::new("us", starts.iter().map(of).collect());
+    let mut chart = Chart::cdf("start", "start of a child, CPython", "us");
+    chart.distribution("fork() into the namespaces", &Samples::from_ns(&forks));
+    chart.distribution("copy of a template, start_us", &samples(|start| start.said_us));
+    chart.distribution("copy, from outside", &samples(|start| start.seen_us));
+    section.charts.push(chart);
     let said = "copy of a template: request to first instruction, start_us";
     section.add(
         Figure::new(said, samples(|start| start.said_us))
@@ -84,7 +90,7 @@ fn rate(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         plain.push(made as f64 * 1e9 / ns as f64);
         parent.pause()?;
         bed.quiet.wait(0);
-        copies.push(children_per_second(bed, &seed, count)?);
+        copies.push(sustained(bed, &seed, count)?.rate);
         parent.resume()?;
     }
     bed.owner.remove(&seed.seed)?;
@@ -99,13 +105,24 @@ fn rate(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Starts `count` children, which end by themselves; per second, until the last has ended.
-fn children_per_second(bed: &Bed<'_>, seed: &Prepared, count: usize) -> Result<f64, BenchError> {
+/// Children that were started one behind the other, all of which have ended.
+pub struct Sustained {
+    /// Per second, until the last has ended.
+    pub rate: f64,
+    /// When the starts of each request were done, in seconds, in order; all requests are alike.
+    pub marks: Vec<f64>,
+    /// How many in all.
+    pub made: usize,
+}
+
+/// Starts at least `count` children, which end by themselves.
+pub fn sustained(bed: &Bed<'_>, seed: &Prepared, count: usize) -> Result<Sustained, BenchError> {
     let share = count.div_ceil(CLIENTS * BATCH as usize);
     let begun = Instant::now();
-    let made = std::thread::scope(|scope| {
+    let mut marks = std::thread::scope(|scope| {
         let client = || {
             let mut client = bed.host.client()?;
+            let mut marks = Vec::with_capacity(share);
             for turn in 0..share {
                 let request = ForkRequest {
                     count: BATCH,
@@ -113,21 +130,25 @@ fn children_per_second(bed: &Bed<'_>, seed: &Prepared, count: usize) -> Result<f
                     ..ForkRequest::new(&seed.reference)
                 };
                 client.fork(request).map_err(BenchError::node("fork"))?;
+                marks.push(begun.elapsed().as_secs_f64());
                 if turn % 4 == 3 {
                     settle(bed, ALIVE_MAX)?;
                 }
             }
-            Ok::<_, BenchError>(share * BATCH as usize)
+            Ok::<_, BenchError>(marks)
         };
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
         let failed = |_| BenchError::wrong("rate", "a client panicked");
-        clients
-            .into_iter()
-            .map(|client| client.join().map_err(failed)?)
-            .sum::<Result<usize, BenchError>>()
+        let mut all = Vec::new();
+        for client in clients {
+            all.extend(client.join().map_err(failed)??);
+        }
+        Ok::<_, BenchError>(all)
     })?;
     settle(bed, 0)?;
-    Ok(made as f64 / begun.elapsed().as_secs_f64())
+    let made = marks.len() * BATCH as usize;
+    marks.sort_by(f64::total_cmp);
+    Ok(Sustained { rate: made as f64 / begun.elapsed().as_secs_f64(), marks, made })
 }
 
 /// Waits until at most so many children run.
@@ -152,11 +173,21 @@ fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let seed = seed(bed, &parent)?;
     let count = bed.runs.max(10) * 10;
     let before = available_kib()?;
-    for _ in 0..count.div_ceil(BATCH as usize) {
+    let mut growth = Vec::new();
+    for turn in 1..=count.div_ceil(BATCH as usize) {
         let request =
             ForkRequest { count: BATCH, via: Via::Template, ..ForkRequest::new(&seed.reference) };
         bed.host.client()?.fork(request).map_err(BenchError::node("fork"))?;
+        let alive = (turn * BATCH as usize) as f64;
+        growth.push((alive, before.saturating_sub(available_kib()?) as f64 / alive));
     }
+    section.charts.push(Chart {
+        file: "memory",
+        title: "memory of each idle child, everything included".to_owned(),
+        axes: ["children alive", "KiB"],
+        log: [false, false],
+        lines: vec![("MemAvailable that is less, for each".to_owned(), growth)],
+    });
     std::thread::sleep(Duration::from_millis(500));
     let made = count.div_ceil(BATCH as usize) * BATCH as usize;
     let each = before.saturating_sub(available_kib()?) as f64 / made as f64;

@@ -24,7 +24,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bed.quiet.wait(1);
         let around: Gaps = ask_json(node, PORT, b"fork\n")?;
         plain.extend(longest(&around));
-        let (seed, gap, took) = watched(node, || bed.owner.prepare(parent.pid))?;
+        let (seed, gap, took) = watched(node, PORT, || bed.owner.prepare(parent.pid))?;
         frozen.extend(gap);
         said.push(seed.freeze_us as f64);
         bed.owner.remove(&seed.seed)?;
@@ -32,7 +32,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
             std::thread::sleep(took);
             Ok(())
         };
-        let ((), gap, _) = watched(node, rest)?;
+        let ((), gap, _) = watched(node, PORT, rest)?;
         quiet.extend(gap);
     }
     let name = "longest gap around a plain fork()";
@@ -48,16 +48,17 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Does `work`; the longest gap that the spinner on `node` saw meanwhile, and how long it took.
-fn watched<T>(
+/// Does `work`; the longest gap that the spinner at `port` of `node` saw meanwhile, and how long it took.
+pub fn watched<T>(
     node: &Node,
+    port: u16,
     work: impl FnOnce() -> Result<T, BenchError>,
 ) -> Result<(T, Option<u64>, Duration), BenchError> {
-    let _: Gaps = ask_json(node, PORT, b"gaps\n")?;
+    let _: Gaps = ask_json(node, port, b"gaps\n")?;
     let from = monotonic_ns();
     let done = work()?;
     let until = monotonic_ns();
-    let gaps: Gaps = ask_json(node, PORT, b"gaps\n")?;
+    let gaps: Gaps = ask_json(node, port, b"gaps\n")?;
     let during = gaps.iter().filter(|gap| gap.1 >= from && gap.0 <= until);
     Ok((done, longest(during), Duration::from_nanos(until - from)))
 }

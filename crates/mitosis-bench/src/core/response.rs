@@ -4,7 +4,7 @@ use super::Bed;
 use crate::cluster::python;
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
-use crate::response::{Bundle, HELLO, answer, get, local, python_anew, timed};
+use crate::response::{HELLO, answered, container, get, local, python_anew, timed};
 use mitosis_proto::{ChildRow, ChildState, Net};
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,14 @@ const REST: Duration = Duration::from_millis(400);
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let parent = python(bed.owner.node, HELLO, PORT, &[STATE_MIB])?;
     get(local(bed.owner.node, PORT)?)?;
-    let bundle = Bundle::new(bed.host.node, COLD_PORT, STATE_MIB)?;
+    let node = bed.host.node;
+    let cold = container(node, "runc", COLD_PORT, STATE_MIB)?;
     let mut times: [Vec<f64>; 6] = Default::default();
     let mut faults: [Vec<f64>; 3] = Default::default();
     for _ in 0..bed.runs {
         bed.quiet.wait(0);
         times[0].push(python_anew(bed.host.node, COLD_PORT, STATE_MIB)?);
-        times[1].push(bundle.run()?);
+        times[1].push(cold.run(|| answered(node, COLD_PORT))?);
         let seed = bed.owner.prepare(parent.pid)?;
         bed.quiet.wait(0);
         let (ms, touches) = by_command(bed, &seed.reference, REST)?;
@@ -91,7 +92,7 @@ fn by_command(
 fn by_client(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
     let start = Instant::now();
     bed.host.fork(reference, Net::Node)?;
-    answer(bed.host.node, PORT)?;
+    answered(bed.host.node, PORT)?;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
     rest(bed)?;
     Ok(ms)

@@ -21,6 +21,7 @@ pub fn bench(args: Bench) -> Done {
     Ok(status(mitosis_bench::bench(mitosis_bench::BenchArgs {
         names: args.names,
         quick: args.quick,
+        large: args.large,
         json: args.output.json(),
         plot: args.plot,
     })))
