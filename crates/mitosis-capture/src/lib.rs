@@ -12,6 +12,7 @@ mod error;
 mod gadget;
 mod hooks;
 mod inject;
+mod ipc;
 mod limits;
 mod memory;
 mod rare;
@@ -176,6 +177,7 @@ struct Frozen {
     inherited: Option<InheritedPages>,
     stood_at: Clocks,
     dontfork: Vec<dontfork::Range>,
+    ipc: Option<ipc::Objects>,
     freeze: Duration,
 }
 
@@ -261,6 +263,7 @@ fn capture_once(
         kept,
         stood_at: frozen.stood_at,
         dontfork: frozen.dontfork,
+        ipc: frozen.ipc,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -306,7 +309,8 @@ fn freeze(
     if facts.shared {
         planted.keep_shared()?;
     }
+    let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, freeze })
 }

@@ -1,6 +1,6 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{AIO, Kept, is_shared};
+use crate::shared::{AIO, Kept, SYSV, is_shared};
 use crate::{CaptureError, InheritedPages, dontfork};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
@@ -133,7 +133,6 @@ fn backing(
         name if name.starts_with(AIO) => {
             return refuse("an asynchronous I/O context (io_setup)".into());
         }
-        name if name.starts_with("/SYSV") => return refuse("System V shared memory".into()),
         _ => {}
     }
     if mapping.has(b"ht") {
@@ -182,7 +181,11 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"dc", vma_flags::DONTFORK),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
-    table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)
+    // Of System V memory that says how it was attached.
+    let sysv = mapping.name.starts_with(SYSV) && shared != 0;
+    let read_only = if sysv && !mapping.has(b"mw") { vma_flags::READ_ONLY } else { 0 };
+    let first = shared | read_only;
+    table.iter().filter(|(f, _)| mapping.has(f)).fold(first, |all, (_, bit)| all | bit)
 }
 
 /// The mappings without what is ours. The kernel may have made one of ours and its neighbour.

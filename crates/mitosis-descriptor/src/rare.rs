@@ -37,6 +37,7 @@ impl Rare {
             return invalid(format!("values of {} threads", self.threads.len()));
         }
         self.validate_objects(all, limits)?;
+        self.ipc.validate(all, limits)?;
         for signals in all.open_files.iter().filter_map(|file| file.signals) {
             pid("owner of an open file", signals.id)?;
             if signals.kind > OWNER_KIND_MAX || signals.signal > SIGNALS_MAX {

@@ -11,6 +11,7 @@ mod files;
 mod frame;
 mod hooks;
 mod identity;
+mod ipc;
 mod machine;
 mod memory;
 mod plan;

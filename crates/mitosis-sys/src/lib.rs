@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cpu;
 mod error;
 pub mod floors;
+pub mod ipc;
 pub mod kernel;
 pub mod openfile;
 pub mod pagemap;
