@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aio;
 mod describe;
 mod dontfork;
 mod error;
@@ -178,6 +179,7 @@ struct Frozen {
     stood_at: Clocks,
     dontfork: Vec<dontfork::Range>,
     ipc: Option<ipc::Objects>,
+    rings: Vec<mitosis_descriptor::Ring>,
     freeze: Duration,
 }
 
@@ -264,6 +266,7 @@ fn capture_once(
         stood_at: frozen.stood_at,
         dontfork: frozen.dontfork,
         ipc: frozen.ipc,
+        rings: frozen.rings,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -310,7 +313,8 @@ fn freeze(
         planted.keep_shared()?;
     }
     let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
+    let rings = if facts.aio { aio::take(planted.pid)? } else { Vec::new() };
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, rings, freeze })
 }

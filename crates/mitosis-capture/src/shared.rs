@@ -83,7 +83,13 @@ pub(crate) fn keep(
     let pid = shadow.tid();
     let fail = CaptureError::sys("shadow", pid);
     let mappings = procfs::mappings(pid).map_err(&fail)?;
-    let mut kept = Kept { mappings, keys: Vec::new(), segments: Vec::new(), objects: Vec::new(), open: Vec::new() };
+    let mut kept = Kept {
+        mappings,
+        keys: Vec::new(),
+        segments: Vec::new(),
+        objects: Vec::new(),
+        open: Vec::new(),
+    };
     let mut pieces: Vec<[u64; 3]> = Vec::new();
     for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
         let file = object(pid, mapping).map_err(&fail)?;

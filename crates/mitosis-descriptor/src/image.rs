@@ -84,6 +84,19 @@ pub struct Rare {
     pub keys: Vec<(u64, u64, u8)>,
     /// System V objects.
     pub ipc: crate::Ipc,
+    /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
+    pub rings: Vec<Ring>,
+}
+
+/// The ring of a context of asynchronous I/O, whose address is its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ring {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Events for which it has room.
+    pub events: u32,
 }
 
 /// Values that prctl(2) keeps for a process.

@@ -97,7 +97,12 @@ pub(crate) fn settle(program: &mut Program, descriptor: &Descriptor) {
 }
 
 /// One mapping: all of the segment is attached elsewhere, and the part moved to its place.
-fn put(program: &mut Program, descriptor: &Descriptor, segment: &Segment, (vma, offset): (&Vma, u64)) {
+fn put(
+    program: &mut Program,
+    descriptor: &Descriptor,
+    segment: &Segment,
+    (vma, offset): (&Vma, u64),
+) {
     let at = scratch(program, descriptor, segment.size);
     let read_only = vma.flags & vma_flags::READ_ONLY != 0;
     let executable = vma.prot & PROT_EXEC != 0;
@@ -124,6 +129,7 @@ fn attach(program: &mut Program, segment: &Segment, at: u64, flags: u64) {
 fn scratch(program: &Program, descriptor: &Descriptor, len: u64) -> u64 {
     let ours = (program.region.base, program.region.base + crate::plan::HOLE);
     let mut taken: Vec<(u64, u64)> = descriptor.vmas.iter().map(|v| (v.start, v.end)).collect();
+    taken.extend(descriptor.rare.rings.iter().map(|ring| (ring.start, ring.end)));
     taken.push(ours);
     taken.sort_unstable();
     let mut at = SCRATCH_FROM;
@@ -171,13 +177,7 @@ pub(crate) fn rest(program: &mut Program, descriptor: &Descriptor, slot: u8) {
 }
 
 /// Makes an object with its id, in a namespace that has none of its kind under it, as whoever made it.
-fn make(
-    program: &mut Program,
-    kind: &str,
-    ipc: &IpcObject,
-    (get, args): (u16, &[u64]),
-    slot: u8,
-) {
+fn make(program: &mut Program, kind: &str, ipc: &IpcObject, (get, args): (u16, &[u64]), slot: u8) {
     let detail = || Detail::Text(format!("{kind} {}", ipc.id));
     let path = program.string(&format!("/proc/sys/kernel/{kind}_next_id"));
     let mut open = op(OPEN, 0, &[path, O_WRONLY_CLOEXEC]);

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aio;
 mod error;
 mod facts;
 mod files;

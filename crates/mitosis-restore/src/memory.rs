@@ -3,7 +3,7 @@
 
 use crate::NodeFacts;
 use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, ipc, rare, shared, vdso, working_set};
+use crate::{RestoreError, aio, ipc, rare, shared, vdso, working_set};
 use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
@@ -166,6 +166,7 @@ impl<'a> Memory<'a> {
         shared::fill(program, self.descriptor);
         ipc::settle(program, self.descriptor);
         ipc::rest(program, self.descriptor, SLOT_UFFD);
+        aio::make(program, self.descriptor, SLOT_UFFD);
         self.seal(program);
         Ok(())
     }

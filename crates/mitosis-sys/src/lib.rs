@@ -9,6 +9,7 @@ mod error;
 pub mod floors;
 pub mod ipc;
 pub mod kernel;
+pub mod mqueue;
 pub mod openfile;
 pub mod pagemap;
 pub mod procfs;

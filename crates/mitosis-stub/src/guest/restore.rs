@@ -256,6 +256,10 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
         }
         bit += 1;
     }
+    if op.flags & OP_LOAD != 0 {
+        // SAFETY: the planner names an address at which the child has a word.
+        return unsafe { (args[0] as *const i64).read_volatile() };
+    }
     // SAFETY: this is the child's own, new address space; the plan may do what it likes in it.
     unsafe { sys::call(u64::from(op.nr), args) }
 }
