@@ -158,24 +158,10 @@ pub(crate) fn provide_memory(
         Provided::Executable(path) => {
             File::open(path).map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?.into()
         }
-        Provided::EndedProcess => ended_process().map_err(failed)?,
         Provided::Stdio(_) | Provided::Listener { .. } | Provided::TimeNamespace => {
             return Ok(None);
         }
     }))
-}
-
-/// What a pidfd is to a child when the process behind it lives on another machine.
-fn ended_process() -> std::io::Result<OwnedFd> {
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    use std::process::{Command, Stdio};
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut process = command.spawn()?;
-    let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty());
-    let _ = process.kill();
-    process.wait()?;
-    Ok(pidfd?)
 }
 
 /// Opens a file that was proven to be the parent's, and proves it again: the path may lead to

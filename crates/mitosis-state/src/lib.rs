@@ -47,6 +47,4 @@ pub enum Provided {
     PlaceTable,
     /// The time namespace in which the child's clocks continue its parent's.
     TimeNamespace,
-    /// A pidfd of a process that has ended.
-    EndedProcess,
 }

@@ -3,9 +3,9 @@
 
 use super::{Capture, Files, Kind, NONBLOCK, decode, encode};
 use crate::program::{Detail, List, op};
-use crate::{Group, Provided, StateError};
+use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use mitosis_stub::abi::{OP_EXPECT, SLOTS};
+use mitosis_stub::abi::{OP_ENDED, OP_EXPECT, SLOTS};
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -43,10 +43,13 @@ const SLOT: u8 = SLOTS as u8 - 1;
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let fd = file.fds[0].0;
     if !decode::<Body>(file)?.own {
-        let from = files.provide(Provided::EndedProcess);
-        for &(fd, cloexec) in &file.fds {
-            files.dup(from, fd, cloexec);
-        }
+        let at = files.lowest(1)[0];
+        let mut make = op(0, OP_ENDED | OP_EXPECT, &[]);
+        make.expect = u64::from(at);
+        let what = "files: pidfd of an ended process";
+        files.program.push(List::Build, make, what, Detail::Fd(fd));
+        files.park(&[at]);
+        files.spread(file, 0);
         let args = [u64::from(fd), F_SETFL, u64::from(file.flags & NONBLOCK)];
         files.call(FCNTL, &args, "files: F_SETFL", fd);
         return Ok(());
