@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mitosis=${1:-${CARGO_TARGET_DIR:-target}/release/mitosis}
 failed=0
-for name in floors mechanisms shadow core copies; do
+for name in floors mechanisms shadow core copies scale; do
     # Figures that could be taken are kept even if others could not.
     "$mitosis" bench "$name" -o json --plot bench/results >"bench/results/$name.json.new" || failed=1
     if [ -s "bench/results/$name.json.new" ]; then

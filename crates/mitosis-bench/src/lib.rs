@@ -19,6 +19,7 @@ mod plot;
 mod quiet;
 mod report;
 mod response;
+mod scale;
 mod shadow;
 
 pub use error::BenchError;
@@ -45,7 +46,8 @@ pub struct DemoArgs {
 /// What `mitosis bench` was asked to do.
 #[derive(Clone, Debug)]
 pub struct BenchArgs {
-    /// Benchmarks by name: `core` or one of its parts, `floors`, `mechanisms`, `shadow`.
+    /// Benchmarks by name: `core` or one of its parts, `floors`, `mechanisms`, `scale`,
+    /// `shadow`.
     pub names: Vec<String>,
     /// Fewer runs: enough to see that it works, not enough to quote.
     pub quick: bool,
@@ -80,8 +82,10 @@ fn status(verb: &str, result: Result<(), BenchError>) -> i32 {
 }
 
 fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let known: Vec<&str> =
-        ["core", "floors", "mechanisms", "shadow"].into_iter().chain(core::parts()).collect();
+    let known: Vec<&str> = ["core", "floors", "mechanisms", "scale", "shadow"]
+        .into_iter()
+        .chain(core::parts())
+        .collect();
     if let Some(name) = args.names.iter().find(|name| !known.contains(&name.as_str())) {
         let known = known.join(", ");
         return Err(BenchError::Usage(format!("no benchmark {name:?}; there are {known}")));
@@ -94,6 +98,7 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
         report.sections.push(match name.as_str() {
             "floors" => peers::run(runs)?,
             "mechanisms" => mechanisms::run(runs)?,
+            "scale" => scale::run(args.quick, &mut failures)?,
             "shadow" => shadow::run(runs)?,
             part => core::run(part, runs, &mut failures)?,
         });

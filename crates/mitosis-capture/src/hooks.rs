@@ -21,6 +21,7 @@ const WANTED: &[&[&str]] = &[
         "PyDict_GetItemString",
         "PyObject_CallMethod",
         "PyObject_SetAttrString",
+        "PyObject_GetAttrString",
     ],
     &[
         "_ZN2v87Isolate10GetCurrentEv",

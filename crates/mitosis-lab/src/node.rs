@@ -159,6 +159,31 @@ impl Node {
             .map_err(|error| LabError::io("connect", format!("{} to {to}", self.name), error))
     }
 
+    /// As [`Node::connect`], tried again every `pause` until somebody listens there, for `bound` in
+    /// all. Whoever measures something meanwhile is disturbed by one refused call each time.
+    pub fn connect_soon(
+        &self,
+        to: SocketAddr,
+        pause: Duration,
+        bound: Duration,
+    ) -> Result<TcpStream, LabError> {
+        let end = Instant::now() + bound;
+        let attempt = || loop {
+            match TcpStream::connect_timeout(&to, bound) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    if Instant::now() > end {
+                        return Err(error);
+                    }
+                    std::thread::sleep(pause);
+                }
+                done => return done,
+            }
+        };
+        self.network
+            .run(attempt)
+            .map_err(|error| LabError::io("connect", format!("{} to {to}", self.name), error))
+    }
+
     /// Copies a host file into the node.
     pub fn put(&self, from: &Path, to: &str) -> Result<(), LabError> {
         let failed = |error| LabError::io("put", format!("{}:{to}", self.name), error);

@@ -113,6 +113,7 @@ fn machine_items() -> Vec<Item> {
         cgroups(),
         resource(&machine),
         pid_max(),
+        scale(),
         time_namespaces(),
         either(
             "timers",
@@ -236,6 +237,53 @@ fn pid_max() -> Item {
     let bad = format!("pid_max {text}: a parent with a larger pid needs fork --new-pid");
     let reasons = (format!("pid_max {text}"), bad);
     either("pid range", good, Verdict::Degraded, reasons, "sysctl kernel.pid_max=4194304")
+}
+
+/// A limit of the kernel, and how many of what it counts a child takes.
+struct Limit {
+    path: &'static str,
+    each: u64,
+}
+
+/// What bounds the number of children. With its guard a child is two processes and one namespace of
+/// each kind; it takes about 12 open files in the whole system, those of node and pager included.
+const LIMITS: [Limit; 8] = [
+    Limit { path: "kernel/pid_max", each: 2 },
+    Limit { path: "kernel/threads-max", each: 2 },
+    Limit { path: "fs/file-max", each: 12 },
+    Limit { path: "user/max_pid_namespaces", each: 1 },
+    Limit { path: "user/max_mnt_namespaces", each: 1 },
+    Limit { path: "user/max_uts_namespaces", each: 1 },
+    Limit { path: "user/max_ipc_namespaces", each: 1 },
+    Limit { path: "user/max_net_namespaces", each: 1 },
+];
+
+/// Descriptors of the pager for each child, which has more of them than the node.
+const FDS_EACH: u64 = 4;
+/// Children for which a node should have room.
+const CHILDREN: u64 = 10_000;
+
+/// For how many children there is room, and what is the first to run out. `vm.max_map_count` is each
+/// child's own.
+fn scale() -> Item {
+    let room = |limit: &Limit| {
+        let text = std::fs::read_to_string(Path::new("/proc/sys").join(limit.path)).ok()?;
+        let most: u64 = text.trim().parse().ok()?;
+        Some((most / limit.each, format!("{} {most}", limit.path.replace('/', "."))))
+    };
+    let fds = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let fds = fds.map(|most| (most / FDS_EACH, format!("RLIMIT_NOFILE {most}")));
+    let Some((children, why)) = LIMITS.iter().filter_map(room).chain(fds).min() else {
+        return item("children", false, Verdict::Ok, "no limit known", "-");
+    };
+    let reason = format!("room for about {children}: {why}");
+    let knob = match why.split_once(' ') {
+        Some(("RLIMIT_NOFILE", _)) => "LimitNOFILE=1048576 of the node's unit",
+        Some((name, _)) if name.starts_with("user") => "sysctl user.max_*_namespaces",
+        Some((name, _)) if name.starts_with("fs") => "sysctl fs.file-max",
+        _ => "sysctl kernel.pid_max=4194304, kernel.threads-max",
+    };
+    either("children", children >= CHILDREN, Verdict::Degraded, (reason.clone(), reason), knob)
 }
 
 fn unix_peers() -> Item {

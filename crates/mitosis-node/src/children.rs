@@ -86,6 +86,8 @@ struct Child {
     /// The main process exited; its namespace may be kept for a seed.
     exited: Option<i32>,
     end: Option<(End, Instant)>,
+    /// Somebody writes down why it ends.
+    announced: bool,
     stats: Option<ChildStats>,
 }
 
@@ -166,7 +168,16 @@ impl Children {
         guard: Option<Guarded>,
         shares: Vec<Share>,
     ) {
-        let child = Child { pidfd, guard, shares, exited: None, end: None, stats: None, start };
+        let child = Child {
+            pidfd,
+            guard,
+            shares,
+            exited: None,
+            end: None,
+            announced: false,
+            stats: None,
+            start,
+        };
         self.table().insert(child.start.id, child);
     }
 
@@ -234,6 +245,14 @@ impl Children {
             child.pidfd = None;
         }
         self.changed.notify_all();
+    }
+
+    /// The child is about to end for a reason, which the first to be told here writes down.
+    pub fn announce_end(&self, id: u64) -> Option<Start> {
+        let mut table = self.table();
+        let open = |child: &&mut Child| child.end.is_none() && child.exited.is_none();
+        let child = table.get_mut(&id).filter(open)?;
+        (!std::mem::replace(&mut child.announced, true)).then(|| child.start.clone())
     }
 
     /// A child ended, with everything in its namespace. Returns what it was started as, the first

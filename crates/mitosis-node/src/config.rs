@@ -27,6 +27,11 @@ pub struct Config {
     pub linger: Duration,
     /// Longest time the threads of a parent may take to stop.
     pub stop_timeout: Duration,
+    /// Bytes of memory that must be available for another child; `None` is a thirty-second of it.
+    /// With less than twice that there are no templates.
+    pub memory_min: Option<u64>,
+    /// Most children at a time; 0 is any number.
+    pub children_max: usize,
     /// Guards held ready.
     pub pool: usize,
     /// How children of this node get their pages unless their fork says otherwise; `Tcp` forbids
@@ -55,6 +60,8 @@ impl Config {
             page_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(2),
+            memory_min: None,
+            children_max: 0,
             pool: 4,
             transport: mitosis_proto::Transport::Auto,
             rdma_device: None,

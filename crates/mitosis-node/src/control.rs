@@ -7,6 +7,7 @@ use crate::prepare;
 use mitosis_descriptor::{Reference, SeedId};
 use mitosis_proto::{Connection, ErrorCode, Exited, LogInfo, NodeInfo, Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{self, Timeout};
 use rustix::process::Signal;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Most connections at once.
 const CONNECTIONS_MAX: usize = 512;
+/// How many threads wait for connections.
+const WAITING: usize = 4;
 /// How often a wait looks whether its caller is still there.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -56,31 +59,62 @@ fn remove_stale(path: &Path, shown: &str) -> Result<(), NodeError> {
     std::fs::remove_file(path).map_err(|e| NodeError::control(shown, e))
 }
 
-/// Accepts connections until the daemon ends.
+/// Who takes connections, and how many there are.
+struct Desk {
+    listener: UnixListener,
+    open: AtomicUsize,
+    idle: AtomicUsize,
+}
+
+/// Takes connections until the daemon ends. Each thread that waits for one answers it: a thread made
+/// for it, or a second one that is woken, would be on the path of each request.
 pub(crate) fn serve(node: &Arc<Node>, listener: &UnixListener) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let idle = AtomicUsize::new(0);
+    let ready = listener.try_clone().and_then(|listener| {
+        sockopt::set_socket_timeout(&listener, Timeout::Recv, Some(TICK))?;
+        Ok(Arc::new(Desk { listener, open: AtomicUsize::new(0), idle }))
+    });
+    let desk = match ready {
+        Ok(desk) => desk,
+        Err(e) => return node.log.error(format_args!("control: {e}")),
+    };
+    for _ in 0..WAITING {
+        hire(node, &desk);
+    }
+    // Not one of them: a caller may keep its connection for longer than the daemon lives.
     while !node.stopping() {
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
-        if !matches!(poll(&mut fds, Some(&tick)), Ok(n) if n > 0) {
-            continue;
+        std::thread::sleep(TICK);
+    }
+}
+
+fn hire(node: &Arc<Node>, desk: &Arc<Desk>) {
+    let (node, desk) = (Arc::clone(node), Arc::clone(desk));
+    let work = move || attend_desk(&node, &desk);
+    // Without it there are fewer that wait, until one of them is free again.
+    let _ = std::thread::Builder::new().name("control".into()).spawn(work);
+}
+
+fn attend_desk(node: &Arc<Node>, desk: &Arc<Desk>) {
+    while !node.stopping() {
+        let idle = desk.idle.fetch_add(1, Ordering::AcqRel) + 1;
+        if idle > WAITING {
+            desk.idle.fetch_sub(1, Ordering::AcqRel);
+            return;
         }
-        let Ok((stream, _)) = listener.accept() else { continue };
+        let accepted = desk.listener.accept();
         let arrived = Instant::now();
-        if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
-            open.fetch_sub(1, Ordering::AcqRel);
+        let idle = desk.idle.fetch_sub(1, Ordering::AcqRel) - 1;
+        let Ok((stream, _)) = accepted else { continue };
+        if idle == 0 {
+            hire(node, desk);
+        }
+        if desk.open.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX {
+            converse(node, Connection::new(stream), arrived);
+        } else {
             let reply = failed("control: too many connections");
             let _ = Connection::new(stream).send(&reply, &[]);
-            continue;
         }
-        let (node, count) = (Arc::clone(node), Arc::clone(&open));
-        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            converse(&node, Connection::new(stream), arrived);
-            count.fetch_sub(1, Ordering::AcqRel);
-        });
-        if thread.is_err() {
-            open.fetch_sub(1, Ordering::AcqRel);
-        }
+        desk.open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

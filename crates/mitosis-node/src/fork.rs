@@ -1,5 +1,6 @@
 //! Starting children of a seed.
 
+use crate::admission;
 use crate::children::{Guarded, Start};
 use crate::error::NodeError;
 use crate::listeners::Share;
@@ -59,6 +60,7 @@ pub(crate) fn fork(
     refuse(request)?;
     let reference: Reference =
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
+    let admitted = node.admission.admit(node, request.count as usize)?;
     let attempt = || -> Result<Forked, NodeError> {
         let template = node.templates.choose(node, request, &reference)?;
         let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
@@ -72,6 +74,7 @@ pub(crate) fn fork(
         Err(NodeError::TemplateEnded) => attempt(),
         done => done,
     };
+    drop(admitted);
     if done.is_ok() {
         node.templates.forked(node, request, &reference);
     }
@@ -81,8 +84,11 @@ pub(crate) fn fork(
 fn fork_batch(batch: &Batch<'_>) -> Result<Forked, NodeError> {
     let Batch { node, request, .. } = *batch;
     let mut started: Vec<(u64, ForkedChild)> = Vec::new();
-    for _ in 0..request.count {
-        match batch.start_one() {
+    for nth in 0..request.count {
+        // All of them have been admitted, but by now they may have used what there was.
+        let admitted = if nth == 0 { Ok(()) } else { node.admission.room(1) };
+        let admitted = admitted.map_err(admission::refused);
+        match admitted.and_then(|()| batch.start_one()) {
             Ok(child) => started.push(child),
             Err(error) => return Err(give_up(node, &started, error)),
         }
@@ -145,8 +151,10 @@ fn batch<'a>(
         None => {
             let (working_set, want) = match in_bulk(node, reference, request.transport) {
                 true => {
+                    let here = reference.address == node.address;
                     let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
-                    let want = kept.want_first();
+                    // The pager fetches ahead what is another node's only.
+                    let want = if here { kept.want() } else { kept.want_first() };
                     (kept, want)
                 }
                 false => (none(key), Want::default()),

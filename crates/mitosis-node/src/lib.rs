@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod adopt;
 pub mod check;
 mod children;
@@ -34,6 +35,7 @@ mod store;
 mod template;
 mod time;
 mod trail;
+mod turns;
 mod vdso;
 pub mod view;
 mod watch;

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub listeners: Listeners,
     /// What of this machine matters to a restore.
     pub facts: NodeFacts,
+    /// Parents that are being prepared.
+    pub preparing: crate::turns::Turns,
     /// Time namespaces for children.
     pub times: crate::time::Spaces,
     /// The pager.
@@ -51,6 +53,8 @@ pub(crate) struct Node {
     pub vdsos: crate::vdso::Vdsos,
     /// What children of seeds begin with.
     pub working_sets: WorkingSets,
+    /// Whether more children are taken.
+    pub admission: crate::admission::Admission,
     /// Processes to copy children from.
     pub templates: crate::template::Templates,
     /// What they said about RDMA.
@@ -79,7 +83,9 @@ pub(crate) struct Parts {
 impl Node {
     /// A node without seeds, children or pager.
     pub fn new(parts: Parts) -> Node {
+        let Config { memory_min, children_max, .. } = parts.config;
         Node {
+            admission: crate::admission::Admission::new(memory_min, children_max),
             log: Log(parts.config.log_level),
             config: parts.config,
             address: parts.address,
@@ -88,6 +94,7 @@ impl Node {
             hashes: parts.hashes,
             listeners: Listeners::default(),
             facts: parts.facts,
+            preparing: crate::turns::Turns::default(),
             times: crate::time::Spaces::probe(),
             pager: PagerSlot::default(),
             store: parts.store,
@@ -182,15 +189,18 @@ impl Node {
     /// A child has ended: reap its guard, note the reason, give back what it held.
     pub fn child_ended(&self, id: u64, end: End) {
         let reason = end.reason.clone();
+        // First: whoever sees that it has ended finds the reason in its log.
+        if let Some(reason) = &reason
+            && let Some(start) = self.children.announce_end(id)
+        {
+            self.append_reason(&start, reason);
+        }
         if let Some((start, guard)) = self.children.ended(id, end) {
             if let Some(guard) = guard {
                 guard.end();
             }
             let text = reason.as_deref().unwrap_or("ended by itself");
             self.log.info(format_args!("child {}: {text}", start.pid));
-            if let Some(reason) = reason {
-                self.append_reason(&start, &reason);
-            }
         }
     }
 

@@ -21,6 +21,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// Of a file without a path: more would make every fork of the seed as much bigger.
 const CONTENT_BYTES_USUAL: u64 = 16 << 20;
 
+/// How long others may take that prepare the same parent.
+const TURN: Duration = Duration::from_secs(10);
+
 /// What the pager knows of a parent that is itself a child of this node.
 struct FromPager<'a> {
     pager: &'a Pager,
@@ -74,12 +77,18 @@ pub(crate) fn prepare(
         privileged: request.privileged,
         content_max: request.content_max.unwrap_or(CONTENT_BYTES_USUAL),
     };
+    let turn = node.preparing.take(request.pid, TURN);
+    let turn = turn.ok_or_else(|| {
+        let cause = format!("still being prepared by others after {} s", TURN.as_secs());
+        NodeError::control(format!("pid {}", request.pid), cause)
+    })?;
     let mut inherited = FromPager { pager: &pager, child: home.map(ChildId), asked: false };
     let captured = mitosis_capture::prepare(request.pid, &options, &mut inherited);
     if let Some(child) = home.filter(|_| inherited.asked) {
         // Also when the capture failed: the next fork of the child is no shadow.
         pager.client.shadow_taken(ChildId(child))?;
     }
+    drop(turn);
     let seeded = captured?;
     let (seed, mut prepared) = enlist(node, &pager, seeded, &request, home)?;
     if seed.bound() == Bound::Bound {

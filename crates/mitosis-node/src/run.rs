@@ -86,12 +86,11 @@ const RESOURCES: [Resource; 15] = [
 
 fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
     let state = config.state_dir.clone();
-    let state_text = state.display().to_string();
-    std::fs::create_dir_all(&state).map_err(|e| NodeError::control(state_text, e))?;
-    let store = Store::open(&state, config.run_path("children"))?;
     let listen = config.listen;
     let pages = TcpListener::bind(listen)
         .map_err(|e| NodeError::control(format!("--listen {listen}"), e))?;
+    // After that: what is refused leaves no directory behind.
+    let store = Store::open(&state, config.run_path("children"))?;
     let bound = pages.local_addr().map_err(|e| NodeError::control("--listen", e))?;
     let (ended, end) = sync_channel(4);
     let (templates, jobs) = crate::template::Templates::new()?;

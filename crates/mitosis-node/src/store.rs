@@ -8,8 +8,11 @@ use crate::error::NodeError;
 use mitosis_descriptor::{Phase, SeedId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A seed, apart from its descriptor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +45,37 @@ pub(crate) struct Store {
     seeds: PathBuf,
     logs: PathBuf,
     children: PathBuf,
+    /// Held as long as the daemon lives.
+    _locks: Arc<[File; 2]>,
+}
+
+/// How long a daemon that was just killed may still seem to run: a guard that it was starting has a
+/// copy of all its descriptors until it executes.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Locks a directory against a second daemon.
+fn lock(dir: &Path) -> Result<File, NodeError> {
+    use rustix::fs::{FlockOperation, flock};
+    use std::os::unix::fs::MetadataExt;
+    let end = Instant::now() + LOCK_WAIT;
+    loop {
+        std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+        let file = File::open(dir).map_err(|e| io(dir, e))?;
+        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        let same = || Some(file.metadata().ok()?.ino() == std::fs::metadata(dir).ok()?.ino());
+        match locked {
+            // A daemon that was ending meanwhile may have removed it.
+            Ok(()) if same() == Some(true) => return Ok(file),
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() > end => {
+                return Err(io(dir, "a node is already running with it"));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(e) => return Err(io(dir, e)),
+        }
+    }
 }
 
 fn io(path: &Path, error: impl std::fmt::Display) -> NodeError {
@@ -50,7 +84,7 @@ fn io(path: &Path, error: impl std::fmt::Display) -> NodeError {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     let draft = path.with_extension("draft");
-    let written = std::fs::File::create(&draft)
+    let written = File::create(&draft)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| std::fs::rename(&draft, path));
     written.map_err(|e| {
@@ -68,9 +102,19 @@ fn read_all<T: DeserializeOwned>(dir: &Path) -> Vec<T> {
 }
 
 impl Store {
-    /// Makes the directories.
+    /// Makes the directories, and keeps other daemons away from them.
+    ///
+    /// # Errors
+    /// One that runs has them, or they cannot be made.
     pub fn open(state: &Path, children: PathBuf) -> Result<Store, NodeError> {
-        let store = Store { seeds: state.join("seeds"), logs: state.join("logs"), children };
+        let beside_socket = lock(&children)?;
+        let in_state = lock(state).inspect_err(|_| {
+            // Ours, and nothing is in it yet.
+            let _ = std::fs::remove_dir(&children);
+        })?;
+        let locks = Arc::new([beside_socket, in_state]);
+        let (seeds, logs) = (state.join("seeds"), state.join("logs"));
+        let store = Store { seeds, logs, children, _locks: locks };
         for dir in [&store.seeds, &store.logs, &store.children] {
             std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
         }

@@ -9,6 +9,7 @@
 //! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
 //! leases are over.
 
+use crate::admission::Admission;
 use crate::error::NodeError;
 use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
@@ -24,7 +25,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long after one lease another is asked for, in the background.
+/// How long after one look at the seed's node the next is taken, in the background: for another lease,
+/// and to see whether the template is up to date.
 const RENEW: Duration = Duration::from_millis(200);
 /// How long the seed's node may take to answer.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,8 +46,6 @@ const GROWN: usize = 32;
 const MANY: u32 = 4;
 /// How long somebody waits for a template that another request makes.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(10);
-/// No template lives on a node with less than this part of its memory available.
-const MEMORY_SHARE: u64 = 16;
 /// Requests that wait for the thread that makes templates.
 const QUEUE: usize = 16;
 
@@ -163,9 +163,10 @@ struct Entry {
     failed: bool,
     /// The thread has been told.
     queued: bool,
-    /// Until when children may be made without asking, and when that was asked.
+    /// Until when children may be made without asking.
     leased: Instant,
-    asked: Instant,
+    /// When it was last looked at whether the template is up to date.
+    renewed: Instant,
     used: Instant,
 }
 
@@ -173,7 +174,7 @@ impl Entry {
     fn new(secret: Secret) -> Entry {
         let now = Instant::now();
         let (template, building, failed, queued) = (None, false, false, false);
-        Entry { secret, template, building, failed, queued, leased: now, asked: now, used: now }
+        Entry { secret, template, building, failed, queued, leased: now, renewed: now, used: now }
     }
 }
 
@@ -277,7 +278,7 @@ impl Templates {
         match node.nodes.lease(address, *seed, secret, LEASE_TIMEOUT) {
             Ok(lease) => {
                 if let Some(entry) = self.table().get_mut(&key(reference)) {
-                    (entry.leased, entry.asked) = (asked + lease.time, asked);
+                    entry.leased = asked + lease.time;
                 }
                 Ok(lease.working_set as usize)
             }
@@ -306,7 +307,7 @@ impl Templates {
             (None, true) => FAILED,
             (None, false) => Duration::ZERO,
         };
-        let due = entry.asked.elapsed() >= pause;
+        let due = entry.renewed.elapsed() >= pause;
         if due && !entry.queued && !entry.building {
             entry.queued = self.queue.try_send((request.clone(), reference.clone())).is_ok();
         }
@@ -375,6 +376,9 @@ impl Templates {
         request: &ForkRequest,
         reference: &Reference,
     ) -> Result<Template, NodeError> {
+        if node.admission.is_short() {
+            return Err(NodeError::step(Phase::Sandbox, "template", "memory is short"));
+        }
         let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
         let (descriptor, reading, rest) = fetch(node, reference, working_set.want())?;
         rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
@@ -425,7 +429,7 @@ impl Templates {
             if entry.building {
                 return;
             }
-            (entry.building, entry.asked) = (true, Instant::now());
+            (entry.building, entry.renewed) = (true, Instant::now());
             entry.template.clone()
         };
         let made = self.lease(node, reference).and_then(|now| match known {
@@ -470,11 +474,11 @@ impl Templates {
     }
 
     /// Drops what is not used, or all if memory is short.
-    pub fn sweep(&self) {
+    pub fn sweep(&self, admission: &Admission) {
         if self.table().is_empty() {
             return;
         }
-        let short = memory_is_short();
+        let short = admission.is_short();
         let mut gone = Vec::new();
         let mut table = self.table();
         table.retain(|_, entry| {
@@ -492,19 +496,6 @@ impl Templates {
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.table());
         drop(all);
-    }
-}
-
-/// `MemAvailable` of proc_meminfo(5).
-fn memory_is_short() -> bool {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let number = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    match (number("MemAvailable:"), number("MemTotal:")) {
-        (Some(available), Some(total)) => available < total / MEMORY_SHARE,
-        _ => false,
     }
 }
 

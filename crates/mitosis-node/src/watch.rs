@@ -109,7 +109,7 @@ fn replace(node: &Node) {
 pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         node.note("make a spare working set", node.working_sets.sweep());
-        node.templates.sweep();
+        node.templates.sweep(&node.admission);
         std::thread::sleep(TICK);
         shadows(node);
         node.note("keep a working set", node.seeds.make_images());

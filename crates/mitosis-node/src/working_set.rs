@@ -120,14 +120,14 @@ impl WorkingSets {
         let file = memory_file()?;
         let failed = |e| NodeError::step(Phase::Fetch, "a spare working set", e);
         let zeros = [0; CHUNK_PAGES * PAGE_SIZE as usize];
-        for at in (0..WORKING_SET_MAX as u64).step_by(CHUNK_PAGES) {
+        for at in (0..WORKING_SET_FIRST as u64).step_by(CHUNK_PAGES) {
             file.write_all_at(&zeros, at * PAGE_SIZE).map_err(failed)?;
         }
         *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         Ok(())
     }
 
-    /// A file for a whole working set.
+    /// A file for what a first child waits for; it grows if more comes.
     fn file(&self) -> Result<File, NodeError> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         spare.map_or_else(memory_file, Ok)

@@ -3,6 +3,7 @@
 use crate::message::Area;
 use mitosis_descriptor::Vpn;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What is known of a registered range besides its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,10 +27,11 @@ pub struct Piece {
     pub traits: Traits,
 }
 
-/// Sorted, non-overlapping pieces.
+/// Sorted, non-overlapping pieces. A copy shares them until one of both is changed: most children of
+/// a template never change theirs.
 #[derive(Clone, Debug, Default)]
 pub struct Areas {
-    pieces: BTreeMap<u64, (u64, Traits)>,
+    pieces: Arc<BTreeMap<u64, (u64, Traits)>>,
 }
 
 impl Areas {
@@ -48,7 +50,7 @@ impl Areas {
     pub fn insert(&mut self, piece: Piece) {
         if piece.start < piece.end {
             self.remove(piece.start, piece.end);
-            self.pieces.insert(piece.start, (piece.end, piece.traits));
+            Arc::make_mut(&mut self.pieces).insert(piece.start, (piece.end, piece.traits));
         }
     }
 
@@ -81,12 +83,13 @@ impl Areas {
     /// Cuts `[start, end)` out.
     pub fn remove(&mut self, start: u64, end: u64) {
         for piece in self.overlapping(start, end) {
-            self.pieces.remove(&piece.start);
+            let pieces = Arc::make_mut(&mut self.pieces);
+            pieces.remove(&piece.start);
             if piece.start < start {
-                self.pieces.insert(piece.start, (start, piece.traits));
+                pieces.insert(piece.start, (start, piece.traits));
             }
             if end < piece.end {
-                self.pieces.insert(end, (piece.end, piece.traits));
+                pieces.insert(end, (piece.end, piece.traits));
             }
         }
     }

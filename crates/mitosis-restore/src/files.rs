@@ -1,6 +1,6 @@
 //! Open files, and the end of all descriptors of ours.
 
-use crate::plan::{Request, Time, provided_base};
+use crate::plan::{Part, Request, Time, provided_base};
 use crate::{RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
@@ -14,6 +14,17 @@ const MPROTECT: u16 = 10;
 const CLOSE_RANGE: u16 = 436;
 /// Attached descriptors end below this distance from the base.
 const PARK_DISTANCE: u32 = 300;
+/// What is attached to a template's child besides what its open files ask for.
+const ATTACHED: u32 = 16;
+
+/// First number for what is on its way to its own: as near as it can be, for the table of a template's
+/// child stays as large as the highest number makes it.
+fn parking(descriptor: &Descriptor, fd_base: u32, part: Part) -> u32 {
+    let near = part == Part::Rest && descriptor.rare.open_objects.is_empty();
+    let files = descriptor.open_files.len() as u32;
+    let distance = if near { files + ATTACHED } else { PARK_DISTANCE };
+    fd_base + distance.min(PARK_DISTANCE)
+}
 
 pub(crate) fn plan(
     descriptor: &Descriptor,
@@ -31,7 +42,7 @@ pub(crate) fn plan(
         program,
         provided,
         provided_base: provided_base(fd_base),
-        high: fd_base + PARK_DISTANCE,
+        high: parking(descriptor, fd_base, request.part),
         own_net: request.own_net,
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: BTreeSet::new(),

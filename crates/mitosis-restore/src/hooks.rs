@@ -67,6 +67,7 @@ struct Python {
     modules: u64,
     item: u64,
     call: u64,
+    get: u64,
     set: u64,
     explain: u64,
 }
@@ -145,15 +146,16 @@ impl Layout {
         ) else {
             return;
         };
-        let (Some(modules), Some(item), Some(call), Some(set)) = (
+        let (Some(modules), Some(item), Some(call), Some(get), Some(set)) = (
             find("PyImport_GetModuleDict"),
             find("PyDict_GetItemString"),
             find("PyObject_CallMethod"),
+            find("PyObject_GetAttrString"),
             find("PyObject_SetAttrString"),
         ) else {
             return;
         };
-        let python = Python { modules, item, call, set, explain };
+        let python = Python { modules, item, call, get, set, explain };
         if hooks.idle {
             let from = self.calls.len();
             self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
@@ -181,19 +183,29 @@ impl Layout {
     /// What `random._inst`, `tempfile` and `uuid` would be told after an `os.fork()`, and what nobody
     /// tells numpy. Only of modules that are there.
     fn reseed_python(&mut self, python: &Python) {
-        let Python { modules, item, call, set, explain } = *python;
+        let Python { modules, item, call, get, set, explain } = *python;
         let from = self.calls.len();
-        let (dict, module, none) = (2, 3, 4);
-        let [d, m, n] = [dict, module, none].map(|slot| Arg::Slot(slot.into()));
+        let (dict, module, none, inst, class) = (2, 3, 4, 5, 6);
+        let [d, m, n, i, c] = [dict, module, none, inst, class].map(|slot| Arg::Slot(slot.into()));
         let pointer = (WANT_POINTER, 0);
         let names = ["random", "tempfile", "uuid", "numpy.random", "mitosis_fork"];
         let [random, tempfile, uuid, numpy, ours] = names.map(|name| Arg::Value(self.string(name)));
         let [seed, sequence, node, run, format] =
             ["seed", "_name_sequence", "_node", "run", "K"].map(|s| Arg::Value(self.string(s)));
         self.call("sys.modules", modules, &[], pointer, dict);
+        let [instance, of, base, object, gauss] =
+            ["_inst", "__class__", "__base__", "O", "gauss_next"]
+                .map(|s| Arg::Value(self.string(s)));
         // tempfile cannot be without random; uuid draws from it.
-        self.call("random", item, &[d, random], (WANT_OR_SKIP, 5), module);
-        self.call("random.seed()", call, &[m, seed, Arg::Value(0)], pointer, none);
+        self.call("random", item, &[d, random], (WANT_OR_SKIP, 9), module);
+        // What `random.seed()` comes to, but for its bytecode: that writes to a hundred kilobytes of
+        // reference counts, which each child would then have for itself.
+        self.call("random._inst", get, &[m, instance], pointer, inst);
+        self.call("random._inst", get, &[i, of], pointer, class);
+        self.call("random._inst", get, &[c, base], pointer, class);
+        self.call("random.seed()", call, &[c, seed, object, i], pointer, none);
+        let args = [i, gauss, n];
+        self.call("random._inst", set, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
         self.call("tempfile", item, &[d, tempfile], (WANT_OR_SKIP, 1), module);
         let args = [m, sequence, n];
         self.call("tempfile._name_sequence", set, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);

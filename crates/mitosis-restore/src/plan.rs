@@ -190,8 +190,7 @@ pub fn plan(
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
     let gate = region.frames();
-    let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
-    let fd_base = highest.map_or(0, |fd| fd + 1).max(512);
+    let fd_base = fd_base(descriptor, part);
     let mut provided = Vec::new();
     let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
@@ -319,6 +318,23 @@ fn enter_time(
 /// Number of the first provided descriptor in the child.
 pub(crate) fn provided_base(fd_base: u32) -> u32 {
     fd_base + FD_PROVIDED as u32
+}
+
+/// Number of the first attached descriptor: above all of the parent's, and above the numbers that
+/// whoever makes the child receives them at, from which they are put in place one by one.
+///
+/// A template's child is attached little and keeps its table of descriptors for life: the kernel
+/// takes eight bytes for each number up to the highest that was ever used, in steps of a power of two,
+/// but nothing as long as that is below 64.
+fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
+    /// In a template: its socket, what is always attached, and what no open file of the parent asks for.
+    const BESIDES: usize = 16;
+    let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
+    let above = match part {
+        Part::Rest => BESIDES + descriptor.open_files.len(),
+        Part::Whole | Part::Memory => 512,
+    };
+    highest.map_or(0, |fd| fd + 1).max(above as u32)
 }
 
 /// The lowest free range for the restore region.

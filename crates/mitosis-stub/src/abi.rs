@@ -35,8 +35,11 @@ pub const NAME_LETTER: usize = 8;
 pub const GUARD_CONTROL_FD: i32 = 3;
 /// File descriptor of the pidfd of the pager that the guard watches.
 pub const GUARD_PAGER_FD: i32 = 4;
-/// First number under which a guard keeps safety copies of userfaultfds.
-pub const GUARD_SLOT_BASE: i32 = 100;
+/// Number under which a guard keeps the read side of [`FD_GUARD_QUEUE`].
+pub const GUARD_QUEUE_FD: i32 = 15;
+/// First number under which a guard keeps safety copies of userfaultfds: above all others that it keeps,
+/// and low, for the kernel's table is as large as the highest number.
+pub const GUARD_SLOT_BASE: i32 = 16;
 /// Number of such copies.
 pub const GUARD_SLOTS: u32 = 4096;
 

@@ -278,15 +278,14 @@ impl Session {
 
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.
     fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
+        // The other node plans meanwhile, and goes first where it waits on this processor.
+        self.send()?;
+        std::thread::yield_now();
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
         let image = seed.as_ref().and_then(|seed| seed.image(ask.want as usize));
         if let (Some(seed), Some((pages, file))) = (&seed, image.filter(|_| ask.have == 0)) {
             return self.image(tag, &**seed, &pages, &file);
         }
-        // To look what it is takes a moment, in which the other node can plan; whoever waits for it
-        // on this processor goes first.
-        self.send()?;
-        std::thread::yield_now();
         let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
         let pages = crate::Want { have: ask.have, want: ask.want }.part(known);
         let head = Header { tag, ..Header::new(Kind::WorkingSet) };

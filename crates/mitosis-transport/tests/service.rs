@@ -37,8 +37,8 @@ impl OpenSeed for Memory {
     fn trail(&self) -> Vec<u64> {
         self.trail.lock().unwrap().clone()
     }
-    fn image(&self, _most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
-        self.image.lock().unwrap().clone()
+    fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
+        self.image.lock().unwrap().clone().filter(|(pages, _)| pages.len() <= most)
     }
     fn state(&self) -> SeedState {
         *self.state.lock().unwrap()

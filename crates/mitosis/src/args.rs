@@ -175,6 +175,14 @@ pub struct NodeRun {
     /// Longest time the threads of a parent may take to stop [default: 2s]
     #[arg(long, value_name = "TIME", env = "MITOSIS_NODE_STOP_TIMEOUT", value_parser = duration)]
     pub stop_timeout: Option<Duration>,
+    /// MiB of memory that must be available for another child; with less than twice that there are no
+    /// templates [default: 1/32 of the memory]
+    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_MEMORY_MIN_MIB")]
+    pub memory_min_mib: Option<u64>,
+    /// Most children at a time [default: any number]
+    #[arg(long, value_name = "N", env = "MITOSIS_NODE_CHILDREN_MAX",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub children_max: Option<u64>,
     /// Guards held ready for children [default: 4]
     #[arg(long, value_name = "N", env = "MITOSIS_NODE_POOL")]
     pub pool: Option<usize>,

@@ -4,7 +4,7 @@ use super::Bed;
 use crate::cluster::python;
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
-use crate::response::{Bundle, HELLO, first, get, local, python_anew, timed};
+use crate::response::{Bundle, HELLO, answer, get, local, python_anew, timed};
 use mitosis_proto::{ChildRow, ChildState, Net};
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,7 @@ fn by_command(
 fn by_client(bed: &Bed<'_>, reference: &str) -> Result<f64, BenchError> {
     let start = Instant::now();
     bed.host.fork(reference, Net::Node)?;
-    first(|| local(bed.host.node, PORT))?;
+    answer(bed.host.node, PORT)?;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
     rest(bed)?;
     Ok(ms)

@@ -4,6 +4,7 @@
 
 use crate::abi::*;
 use crate::restore::CloneArgs;
+use crate::settle;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
 use core::mem::MaybeUninit;
 
@@ -13,6 +14,7 @@ const SOL_SOCKET: u32 = 1;
 const MSG_CMSG_CLOEXEC: u64 = 0x4000_0000;
 const POLLIN: u16 = 1;
 const AT_SYSINFO_EHDR: u64 = 33;
+const AT_EXECFN: u64 = 31;
 
 #[repr(C, align(8))]
 struct Packet {
@@ -82,17 +84,33 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
     // SAFETY: argv[0] is one of the names of `abi`.
     if unsafe { *(*stack.add(1) as *const u8).add(NAME_LETTER) } == TEMPLATE {
         // SAFETY: as below.
-        crate::template::begin(unsafe { find_vdso(stack) });
+        crate::template::begin(unsafe { find(stack, AT_SYSINFO_EHDR) });
     }
     if syscall!(bare sys::GETPID) != 1 {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);
     }
     // SAFETY: the kernel lays out argc, argv, envp, auxv on the initial stack.
-    let vdso = unsafe { find_vdso(stack) };
+    let (vdso, name) = unsafe { (find(stack, AT_SYSINFO_EHDR), find(stack, AT_EXECFN)) };
     prepare_mounts();
     // SAFETY: as above; a text of the environment ends with a NUL.
     let generation = unsafe { mount_generation(stack) };
+    match settle::prepare(vdso) {
+        // SAFETY: the new stack is there; nothing of the old one is used any more.
+        Some((top, vdso)) => unsafe {
+            core::arch::asm!("mov rsp, {top}", "xor ebp, ebp", "call {live}", "ud2",
+                top = in(reg) top & !15, live = sym live,
+                in("rdi") vdso, in("rsi") generation, in("rdx") name, options(noreturn));
+        },
+        None => live(vdso, generation, 0),
+    }
+}
+
+/// The rest of its life. `name` is the last thing on the old stack, if that has been left.
+extern "C" fn live(vdso: u64, generation: u64, name: u64) -> ! {
+    if name != 0 {
+        settle::leave(name);
+    }
     let ended = child_events();
     let mut guard = Guard { vdso, generation, pid: 0, ended, keep: false, exited: false };
     send(guard_message::READY, 0);
@@ -122,7 +140,8 @@ pub fn exit(code: u64) -> ! {
     }
 }
 
-unsafe fn find_vdso(stack: *const u64) -> u64 {
+/// What exec says: an entry of the auxiliary vector.
+unsafe fn find(stack: *const u64, kind: u64) -> u64 {
     // SAFETY: see main; each loop ends at the terminator the kernel put there.
     unsafe {
         let mut p = stack.add(1 + *stack as usize + 1);
@@ -131,7 +150,7 @@ unsafe fn find_vdso(stack: *const u64) -> u64 {
         }
         p = p.add(1);
         while *p != 0 {
-            if *p == AT_SYSINFO_EHDR {
+            if *p == kind {
                 return *p.add(1);
             }
             p = p.add(2);
@@ -336,6 +355,11 @@ impl Guard {
         }
         syscall!(sys::CLOSE, queue[1]);
         close_all(fds, order.fd_count);
+        // Out of the way of the slots: it came behind all that was attached.
+        if queue[0] > GUARD_QUEUE_FD {
+            syscall!(sys::DUP3, queue[0], GUARD_QUEUE_FD, 0x80000);
+            syscall!(sys::CLOSE, queue[0]);
+        }
         if pid < 0 {
             send(guard_message::FORK_FAILED, (-pid) as u32);
             exit(0);

@@ -9,6 +9,7 @@ mod capture;
 mod guard;
 mod hook;
 mod restore;
+mod settle;
 mod sys;
 mod template;
 

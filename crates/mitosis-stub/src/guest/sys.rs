@@ -5,6 +5,7 @@ use core::arch::asm;
 pub const POLL: u64 = 7;
 pub const MMAP: u64 = 9;
 pub const MPROTECT: u64 = 10;
+pub const MUNMAP: u64 = 11;
 pub const SIGACTION: u64 = 13;
 pub const PREAD: u64 = 17;
 pub const MREMAP: u64 = 25;

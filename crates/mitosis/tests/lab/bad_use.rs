@@ -125,12 +125,38 @@ fn a_socket_that_is_taken() {
     same_pids(a.node(), &before);
     assert!(a.mitosis(&["seed", "ls"]).unwrap().status.success(), "the first goes on");
     let port = format!("{}:7000", a.node().ip());
-    let args = ["node", "run", "--name", "third", "--listen", &port, "--socket", "/run/third.sock"];
+    let third = ["node", "run", "--name", "third", "--socket", "/run/third.sock", "--state-dir"];
+    let args = [&third[..], &["/tmp/third", "--listen", &port]].concat();
     let output = a.mitosis(&args).unwrap();
     assert_eq!(output.code(), 1, "{output:?}");
     assert!(output.stderr.contains("7000"), "names the address: {}", output.stderr);
     same_pids(a.node(), &before);
-    assert!(!a.node().host_path("/run/third.sock").exists());
+    for left in ["/run/third.sock", "/run/third.children", "/tmp/third"] {
+        assert!(!a.node().host_path(left).exists(), "{left}");
+    }
+}
+
+/// The same name beside the same socket means the same pager: it is not to be adopted from a daemon
+/// that runs, nor to be ended with one that has no children.
+#[test]
+fn a_second_daemon_of_a_node_with_another_socket() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let before = settled_pids(a.node());
+    let name = a.node().name().to_owned();
+    let second = ["node", "run", "--listen", "127.0.0.1:7001", "--socket", "/run/mitosis/2.sock"];
+    for args in [["--name", &name, "--state-dir", "/tmp/2"], ["--name", "two", "--state-dir", "-"]]
+    {
+        let state = format!("/var/lib/mitosis/{name}");
+        let args = args.map(|arg| if arg == "-" { &state } else { arg });
+        let output = a.mitosis(&[&second[..], &args].concat()).unwrap();
+        assert_eq!(output.code(), 1, "{output:?}");
+        assert!(output.stderr.contains("already running"), "{}", output.stderr);
+        same_pids(a.node(), &before);
+    }
+    fork(&a, &seed.reference, &["--net", "own"]);
 }
 
 #[test]

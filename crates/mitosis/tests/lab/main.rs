@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod admission;
 mod bad_use;
 mod clocks;
 mod failures;

@@ -108,3 +108,24 @@ fn a_spinning_parent_goes_on_spinning() {
     assert_eq!(field(&ask(b.node(), "status"), "registers"), 0);
     end_children(&b);
 }
+
+#[test]
+fn several_prepare_it_at_once() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let pid = parent.pid().to_string();
+    let seeds: Vec<String> = std::thread::scope(|scope| {
+        let one = || a.mitosis(&["prepare", &pid]).unwrap();
+        let all: Vec<_> = (0..6).map(|_| scope.spawn(one)).collect();
+        let done = all.into_iter().map(|one| one.join().unwrap());
+        done.map(|output| {
+            assert_eq!(output.code(), 0, "{output:?}");
+            output.stdout
+        })
+        .collect()
+    });
+    let different: std::collections::HashSet<&String> = seeds.iter().collect();
+    assert_eq!(different.len(), 6, "{seeds:?}");
+    assert_eq!(parent.ask("count"), "1");
+}
