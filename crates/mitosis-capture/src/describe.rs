@@ -5,7 +5,7 @@ use crate::refuse::Facts;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
-use crate::{dontfork, hooks, memory, rare};
+use crate::{dontfork, hooks, ipc, memory, rare};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread, XsaveArea,
@@ -30,6 +30,10 @@ pub(crate) struct Input<'a> {
     pub stood_at: Clocks,
     /// Memory that the parent keeps from its forks.
     pub dontfork: Vec<dontfork::Range>,
+    /// System V objects, where it may have some.
+    pub ipc: Option<ipc::Objects>,
+    /// Rings of asynchronous I/O.
+    pub rings: Vec<mitosis_descriptor::Ring>,
 }
 
 pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
@@ -57,10 +61,13 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let mut ours = vec![input.capture.region];
     ours.extend(input.options.resident);
     let (inherited, kept) = (input.inherited.as_ref(), input.kept.as_ref());
-    let memory = memory::read(pid, &ours, inherited, kept, &input.dontfork)?;
+    let looks = memory::Looks { inherited, kept, dontfork: &input.dontfork, rings: &input.rings };
+    let memory = memory::read(pid, &ours, &looks)?;
     let process = process(input).map_err(&fail)?;
     let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
+    rare.rings = input.rings.clone();
+    rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let threads: Vec<Thread> = input
         .taken
         .threads

@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod aio;
 mod describe;
 mod dontfork;
 mod error;
 mod gadget;
 mod hooks;
 mod inject;
+mod ipc;
 mod limits;
 mod memory;
 mod rare;
@@ -176,6 +178,8 @@ struct Frozen {
     inherited: Option<InheritedPages>,
     stood_at: Clocks,
     dontfork: Vec<dontfork::Range>,
+    ipc: Option<ipc::Objects>,
+    rings: Vec<mitosis_descriptor::Ring>,
     freeze: Duration,
 }
 
@@ -261,6 +265,8 @@ fn capture_once(
         kept,
         stood_at: frozen.stood_at,
         dontfork: frozen.dontfork,
+        ipc: frozen.ipc,
+        rings: frozen.rings,
     })?;
     clock.lap(Phase::Describe);
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
@@ -306,7 +312,9 @@ fn freeze(
     if facts.shared {
         planted.keep_shared()?;
     }
+    let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
+    let rings = if facts.aio { aio::take(planted.pid)? } else { Vec::new() };
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, freeze })
+    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, rings, freeze })
 }

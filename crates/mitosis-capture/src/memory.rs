@@ -1,8 +1,8 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{AIO, Kept, is_shared};
+use crate::shared::{AIO, Kept, SYSV, is_shared};
 use crate::{CaptureError, InheritedPages, dontfork};
-use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Vma, Vpn, vma_flags};
+use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Ring, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
 use mitosis_sys::procfs::{self, Mapping};
 use std::fs::File;
@@ -25,14 +25,25 @@ pub(crate) struct Memory {
     pub stack: Option<u64>,
 }
 
+/// What has been seen of it already.
+pub(crate) struct Looks<'a> {
+    /// Pages that the parent has not fetched yet.
+    pub inherited: Option<&'a InheritedPages>,
+    /// The shared part.
+    pub kept: Option<&'a Kept>,
+    /// What the parent keeps from its forks.
+    pub dontfork: &'a [dontfork::Range],
+    /// Rings of asynchronous I/O: no memory of its own.
+    pub rings: &'a [Ring],
+}
+
 /// Reads the memory of `shadow`, leaving out the ranges in `ours`.
 pub(crate) fn read(
     shadow: i32,
     ours: &[(u64, u64)],
-    inherited: Option<&InheritedPages>,
-    kept: Option<&Kept>,
-    dontfork: &[dontfork::Range],
+    looks: &Looks<'_>,
 ) -> Result<Memory, CaptureError> {
+    let Looks { inherited, kept, dontfork, rings } = *looks;
     let fail = CaptureError::sys("describe", shadow);
     let read;
     let mappings = match kept {
@@ -55,6 +66,9 @@ pub(crate) fn read(
     let mut pagemap = Pagemap::open(shadow).map_err(&fail)?;
     let mut runs = Vec::new();
     for mapping in &dontfork::mark(outside(mappings, ours), dontfork) {
+        if rings.iter().any(|ring| (ring.start, ring.end) == (mapping.start, mapping.end)) {
+            continue;
+        }
         let Some(backing) = backing(mapping, inherited.is_some(), kept)? else { continue };
         let backing = match backing {
             Backing::File { offset, .. } => {
@@ -131,9 +145,8 @@ fn backing(
             return refuse("an io_uring ring".into());
         }
         name if name.starts_with(AIO) => {
-            return refuse("an asynchronous I/O context (io_setup)".into());
+            return refuse("an asynchronous I/O context that is new: try again".into());
         }
-        name if name.starts_with("/SYSV") => return refuse("System V shared memory".into()),
         _ => {}
     }
     if mapping.has(b"ht") {
@@ -182,7 +195,11 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"dc", vma_flags::DONTFORK),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
-    table.iter().filter(|(f, _)| mapping.has(f)).fold(shared, |all, (_, bit)| all | bit)
+    // Of System V memory that says how it was attached.
+    let sysv = mapping.name.starts_with(SYSV) && shared != 0;
+    let read_only = if sysv && !mapping.has(b"mw") { vma_flags::READ_ONLY } else { 0 };
+    let first = shared | read_only;
+    table.iter().filter(|(f, _)| mapping.has(f)).fold(first, |all, (_, bit)| all | bit)
 }
 
 /// The mappings without what is ours. The kernel may have made one of ours and its neighbour.

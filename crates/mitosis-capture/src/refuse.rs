@@ -1,6 +1,6 @@
 //! Who cannot be a parent, found out before anything is touched.
 
-use crate::{CaptureError, shared, timers};
+use crate::{CaptureError, aio, ipc, shared, timers};
 use mitosis_sys::clock::{self, Clocks};
 use mitosis_sys::procfs::{self, Status};
 
@@ -12,6 +12,10 @@ pub(crate) struct Facts {
     pub foreign_pid_ns: bool,
     /// It has shared memory that a fork does not freeze.
     pub shared: bool,
+    /// It may have System V objects.
+    pub ipc: bool,
+    /// It has contexts of asynchronous I/O.
+    pub aio: bool,
     /// Timers of timer_create(2) that it has.
     pub timers: usize,
     /// It is pid 1 of its pid namespace.
@@ -60,6 +64,8 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
         seccomp: status.number("Seccomp", 10) != 0,
         foreign_pid_ns: ns(&pid.to_string()) != ns("self"),
         shared: shared::any(pid)?,
+        ipc: ipc::any(pid)?,
+        aio: aio::any(pid)?,
         timers: timers::list(pid)?.len(),
         is_init: status.numbers("NSpid", 10).last() == Some(&1),
         clock_shift: clock_shift(pid)?,

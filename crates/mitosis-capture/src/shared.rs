@@ -29,6 +29,8 @@ pub(crate) struct Kept {
     pub mappings: Vec<Mapping>,
     /// Device and inode of each object, in the order of `objects`.
     keys: Vec<(String, u64)>,
+    /// Those that are System V segments: index of the object, and its id.
+    pub segments: Vec<(u32, i32)>,
     /// The shared objects.
     pub objects: Vec<SharedObject>,
     /// Those that descriptors name too.
@@ -46,11 +48,13 @@ impl Kept {
 /// How the kernel names the ring of an io_setup(2) context.
 pub(crate) const AIO: &str = "/[aio]";
 
-/// Whether the mapping is of shared memory that no path leads to. What System V memory and huge
-/// pages are more than that is not carried.
+/// How it names System V memory, of which the inode is the id (ipc/shm.c).
+pub(crate) const SYSV: &str = "/SYSV";
+
+/// Whether the mapping is of shared memory that no path leads to. What huge pages are more than
+/// that is not carried.
 pub(crate) fn is_shared(mapping: &Mapping) -> bool {
-    let own = ["/SYSV", AIO].iter().any(|name| mapping.name.starts_with(name));
-    let pathless = mapping.name.ends_with(" (deleted)") && !own;
+    let pathless = mapping.name.ends_with(" (deleted)") && !mapping.name.starts_with(AIO);
     mapping.perms[3] == b's' && mapping.inode != 0 && pathless && !mapping.has(b"ht")
 }
 
@@ -79,7 +83,13 @@ pub(crate) fn keep(
     let pid = shadow.tid();
     let fail = CaptureError::sys("shadow", pid);
     let mappings = procfs::mappings(pid).map_err(&fail)?;
-    let mut kept = Kept { mappings, keys: Vec::new(), objects: Vec::new(), open: Vec::new() };
+    let mut kept = Kept {
+        mappings,
+        keys: Vec::new(),
+        segments: Vec::new(),
+        objects: Vec::new(),
+        open: Vec::new(),
+    };
     let mut pieces: Vec<[u64; 3]> = Vec::new();
     for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
         let file = object(pid, mapping).map_err(&fail)?;
@@ -92,6 +102,9 @@ pub(crate) fn keep(
             }
             let name = mapping.name.trim_end_matches(" (deleted)").trim_start_matches('/');
             let name = name.trim_start_matches("memfd:").chars().take(100).collect();
+            if mapping.name.starts_with(SYSV) {
+                kept.segments.push((kept.objects.len() as u32, mapping.inode as i32));
+            }
             kept.keys.push(key);
             kept.objects.push(SharedObject { name, size: meta.len() });
         }

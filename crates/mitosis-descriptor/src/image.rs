@@ -82,6 +82,21 @@ pub struct Rare {
     /// Protection keys of ranges (`pkey_mprotect(2)`), 1 to 15. Sorted, disjoint. Not those that the
     /// kernel gives to what can only be executed.
     pub keys: Vec<(u64, u64, u8)>,
+    /// System V objects.
+    pub ipc: crate::Ipc,
+    /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
+    pub rings: Vec<Ring>,
+}
+
+/// The ring of a context of asynchronous I/O, whose address is its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ring {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Events for which it has room.
+    pub events: u32,
 }
 
 /// Values that prctl(2) keeps for a process.
@@ -436,6 +451,8 @@ pub mod vma_flags {
     pub const DROPPABLE: u16 = 1024;
     /// `MADV_DONTFORK`.
     pub const DONTFORK: u16 = 2048;
+    /// System V memory that was attached for reading only (`SHM_RDONLY`).
+    pub const READ_ONLY: u16 = 4096;
 }
 
 /// What a mapping shows.

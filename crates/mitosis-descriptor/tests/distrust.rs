@@ -193,6 +193,25 @@ const CONTRADICTIONS: &[Case] = &[
         d.rare.policies = vec![(0x1000, 0x2000, policy)];
     }),
     ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
+    ("System V segment", |d| {
+        let segment = Segment {
+            ipc: IpcObject::default(),
+            object: 0,
+            size: 1,
+            removed: false,
+            locked: false,
+        };
+        d.shared.clear();
+        d.rare.ipc.segments = vec![segment];
+    }),
+    ("System V object", |d| {
+        let ipc = IpcObject { id: -1, ..IpcObject::default() };
+        d.rare.ipc.semaphores = vec![Semaphores { ipc, values: vec![1] }];
+    }),
+    ("System V message queue", |d| {
+        let (ipc, messages) = (IpcObject::default(), vec![(0, Vec::new())]);
+        d.rare.ipc.queues = vec![MessageQueue { ipc, bytes_max: 1, messages }];
+    }),
     ("open shared memory", |d| d.rare.open_objects = vec![OpenObject { object: 0, file: (1, 2) }]),
     ("owner of an open file", |d| {
         let signals = FileSignals { kind: 1, id: 0, signal: 0, armed: true };

@@ -5,12 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod aio;
 mod error;
 mod facts;
 mod files;
 mod frame;
 mod hooks;
 mod identity;
+mod ipc;
 mod machine;
 mod memory;
 mod plan;

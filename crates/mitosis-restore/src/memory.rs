@@ -3,7 +3,7 @@
 
 use crate::NodeFacts;
 use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, rare, shared, vdso, working_set};
+use crate::{RestoreError, aio, ipc, rare, shared, vdso, working_set};
 use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
@@ -164,6 +164,9 @@ impl<'a> Memory<'a> {
             }
         }
         shared::fill(program, self.descriptor);
+        ipc::settle(program, self.descriptor);
+        ipc::rest(program, self.descriptor, SLOT_UFFD);
+        aio::make(program, self.descriptor, SLOT_UFFD);
         self.seal(program);
         Ok(())
     }
@@ -477,6 +480,12 @@ const ADVICE: [(u16, u64); 3] =
     [(vma_flags::HUGEPAGE, 14), (vma_flags::NOHUGEPAGE, 15), (vma_flags::DONTDUMP, 16)];
 /// What would not reach a process that is forked: last, in the child itself.
 const FORK_ADVICE: [(u16, u64); 2] = [(vma_flags::WIPEONFORK, 18), (vma_flags::DONTFORK, 10)];
+
+/// All advice, for a mapping that was made anew when the others had theirs.
+pub(crate) fn advise_all(program: &mut Program, vma: &Vma) {
+    advise(program, vma, &ADVICE);
+    advise(program, vma, &FORK_ADVICE);
+}
 
 fn advise(program: &mut Program, vma: &Vma, table: &[(u16, u64)]) {
     let (start, len) = (vma.start, vma.end - vma.start);

@@ -341,12 +341,16 @@ fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
 fn hole(descriptor: &Descriptor) -> Option<u64> {
     const MARGIN: u64 = 1 << 20;
     let mut at = HOLE_FROM;
-    for vma in &descriptor.vmas {
-        if vma.start >= at + HOLE + MARGIN {
+    let vmas = descriptor.vmas.iter().map(|vma| (vma.start, vma.end));
+    let rings = descriptor.rare.rings.iter().map(|ring| (ring.start, ring.end));
+    let mut taken: Vec<(u64, u64)> = vmas.chain(rings).collect();
+    taken.sort_unstable();
+    for (start, end) in taken {
+        if start >= at + HOLE + MARGIN {
             break;
         }
-        if vma.end > at {
-            at = (vma.end + MARGIN).next_multiple_of(4096);
+        if end > at {
+            at = (end + MARGIN).next_multiple_of(4096);
         }
     }
     (at + HOLE <= HOLE_TO).then_some(at)

@@ -59,7 +59,17 @@ pub(crate) fn allocate_keys(program: &mut Program, descriptor: &Descriptor) {
 
 /// And when all is mapped.
 pub(crate) fn assign_keys(program: &mut Program, descriptor: &Descriptor) {
-    for &(start, end, key) in &descriptor.rare.keys {
+    assign_keys_in(program, descriptor, (0, u64::MAX));
+}
+
+/// The same for one mapping that was made anew.
+pub(crate) fn assign_keys_of(program: &mut Program, descriptor: &Descriptor, vma: &Vma) {
+    assign_keys_in(program, descriptor, (vma.start, vma.end));
+}
+
+fn assign_keys_in(program: &mut Program, descriptor: &Descriptor, (from, to): (u64, u64)) {
+    let inside = |range: &&(u64, u64, u8)| from <= range.0 && range.1 <= to;
+    for &(start, end, key) in descriptor.rare.keys.iter().filter(inside) {
         let vma = descriptor.vmas.iter().find(|vma| vma.start <= start && start < vma.end);
         let prot = vma.map_or(0, |vma| u64::from(vma.prot));
         let args = [start, end - start, prot, u64::from(key)];

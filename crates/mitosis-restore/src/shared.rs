@@ -7,8 +7,8 @@
 //!
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
-use crate::RestoreError;
-use mitosis_descriptor::{Backing, Descriptor, Vma, Vpn, vma_flags};
+use crate::{RestoreError, ipc};
+use mitosis_descriptor::{Backing, Descriptor, SharedObject, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, op};
 use std::collections::BTreeMap;
 
@@ -45,14 +45,11 @@ const ARG_4: u16 = 1 << 4;
 pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) {
     let kept = kept(descriptor, fd_base);
     for (number, object) in descriptor.shared.iter().enumerate() {
-        let name = program.string(&object.name);
         let place = kept.get(&(number as u32));
-        let sealing = if place.is_some() { MFD_ALLOW_SEALING } else { 0 };
-        let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC | sealing]);
-        make.save = SLOT_OBJECT;
-        let detail = Detail::Text(object.name.clone());
-        program.push(List::Build, make, "map-vmas: shared memory", detail);
-        with_object(program, FTRUNCATE, ARG_0, &[0, object.size], "map-vmas: ftruncate");
+        match ipc::segment(descriptor, number as u32) {
+            Some(segment) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
+            None => make(program, object, place.is_some()),
+        }
         for vma in &descriptor.vmas {
             match vma.backing {
                 Backing::Shared { object, offset } if object as usize == number => {
@@ -67,6 +64,16 @@ pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) 
         }
         with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
     }
+}
+
+fn make(program: &mut Program, object: &SharedObject, open: bool) {
+    let name = program.string(&object.name);
+    let sealing = if open { MFD_ALLOW_SEALING } else { 0 };
+    let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC | sealing]);
+    make.save = SLOT_OBJECT;
+    let detail = Detail::Text(object.name.clone());
+    program.push(List::Build, make, "map-vmas: shared memory", detail);
+    with_object(program, FTRUNCATE, ARG_0, &[0, object.size], "map-vmas: ftruncate");
 }
 
 /// Numbers of the objects that descriptors name too, by object.

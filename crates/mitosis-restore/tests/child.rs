@@ -142,7 +142,9 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
                 File::open(path).expect("open").into()
             }
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
-            Provided::WorkingSet(_) | Provided::PlaceTable => panic!("not asked for"),
+            Provided::WorkingSet(_) | Provided::PlaceTable => {
+                panic!("not asked for")
+            }
             Provided::TimeNamespace => panic!("none was asked for"),
         })
         .collect();

@@ -119,7 +119,7 @@ impl Prescan {
     }
 
     fn probe(&mut self, group: &Group, pidfd: &OwnedFd) {
-        if group.link.ends_with(" (deleted)") {
+        if group.link.ends_with(" (deleted)") || kinds::mqueue::is_queue(self.pid, group) {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }

@@ -279,6 +279,10 @@ pub const OP_PLACE: u16 = 0x400;
 /// `Op::flags`: not a system call: wait until the guard is the parent. Whoever made a child of a
 /// template has then left its namespaces.
 pub const OP_ADOPTED: u16 = 0x800;
+/// `Op::flags`: not a system call: the result is the 64-bit word at address `args[0]`.
+pub const OP_LOAD: u16 = 0x1000;
+/// `Op::flags`: not a system call: make a process, see it end, and have a pidfd of it.
+pub const OP_ENDED: u16 = 0x2000;
 /// Slots of saved results.
 pub const SLOTS: usize = 8;
 /// Slot 0 holds the address of the vdso that exec gave the process.

@@ -5,6 +5,7 @@ pub mod eventfd;
 pub mod inotify;
 pub mod listener;
 pub mod memfd;
+pub mod mqueue;
 pub mod netlink;
 mod notice;
 pub mod pidfd;
@@ -112,6 +113,7 @@ pub const KINDS: &[Kind] = &[
     stdio::KIND,
     proc::KIND,
     terminal::KIND,
+    mqueue::KIND,
     memfd::KIND,
     pipe::KIND,
     regular::KIND,
@@ -160,21 +162,7 @@ pub fn capture(
     groups.iter().map(|group| capture_one(&context, group)).collect()
 }
 
-/// A POSIX message queue looks like a file, deleted or not, below the root directory; its file system
-/// has no mount that a path could lead through.
-fn refuse_message_queue(context: &Capture<'_>, group: &Group) -> Result<(), StateError> {
-    /// `MQUEUE_MAGIC` of ipc/mqueue.c.
-    const MQUEUE_MAGIC: i64 = 0x1980_0202;
-    let file = format!("/proc/{}/fd/{}", context.pid, group.first());
-    let could_be = group.link.rfind('/') == Some(0);
-    if could_be && rustix::fs::statfs(file).is_ok_and(|stat| stat.f_type == MQUEUE_MAGIC) {
-        return Err(group.refused(format!("the POSIX message queue {}", group.link)));
-    }
-    Ok(())
-}
-
 fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
-    refuse_message_queue(context, group)?;
     for kind in KINDS {
         if let Some(body) = (kind.capture)(context, group)? {
             let fds = group.fds.iter().map(|fd| (fd.number, fd.cloexec)).collect();

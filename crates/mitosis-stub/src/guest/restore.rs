@@ -256,6 +256,13 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
         }
         bit += 1;
     }
+    if op.flags & OP_ENDED != 0 {
+        return ended();
+    }
+    if op.flags & OP_LOAD != 0 {
+        // SAFETY: the planner names an address at which the child has a word.
+        return unsafe { (args[0] as *const i64).read_volatile() };
+    }
     // SAFETY: this is the child's own, new address space; the plan may do what it likes in it.
     unsafe { sys::call(u64::from(op.nr), args) }
 }
@@ -271,6 +278,36 @@ fn adopted() -> i64 {
         turn += 1;
     }
     -110 // ETIMEDOUT
+}
+
+/// A pidfd of a process of this namespace that has ended and been waited for.
+fn ended() -> i64 {
+    const VM_PIDFD_VFORK: u64 = 0x100 | 0x1000 | 0x4000;
+    const WALL: u64 = 0x4000_0000;
+    let mut pidfd = -1i32;
+    let args = CloneArgs {
+        flags: VM_PIDFD_VFORK, pidfd: &raw mut pidfd as u64, child_tid: 0, parent_tid: 0,
+        exit_signal: 0, stack: 0, stack_size: 0, tls: 0, set_tid: 0, set_tid_size: 0, cgroup: 0,
+    };
+    let made: i64;
+    // SAFETY: the process does not touch memory: it ends with its first instructions, and this one
+    // waits until it has.
+    unsafe {
+        core::arch::asm!(
+            "syscall", "test rax, rax", "jnz 2f",
+            "mov eax, 60", "xor edi, edi", "syscall", "ud2",
+            "2:",
+            inlateout("rax") sys::CLONE3 => made,
+            inlateout("rdi") &raw const args => _, in("rsi") core::mem::size_of::<CloneArgs>(),
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    if made < 0 {
+        return made;
+    }
+    syscall!(sys::WAIT4, made, 0, WALL, 0);
+    // SAFETY: the kernel wrote it.
+    i64::from(unsafe { (&raw const pidfd).read_volatile() })
 }
 
 /// Puts pages in place. A table that has not come is an error: the node counts on these pages.
