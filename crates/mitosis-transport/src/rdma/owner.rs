@@ -169,7 +169,8 @@ impl Exporter {
         });
         seeds.insert(seed, Arc::clone(&export));
         drop(seeds);
-        let (exporter, mine, owned) = (Arc::clone(self), Arc::clone(&export), order(owned, learned));
+        let (exporter, mine, owned) =
+            (Arc::clone(self), Arc::clone(&export), order(owned, learned));
         let work = move || {
             if let Err(why) = exporter.register(&mine, &owned, &fill) {
                 mine.end(Life::Over(why));
