@@ -279,7 +279,8 @@ fn order(owned: &[(u64, u64)], learned: &[u64]) -> Vec<(u64, u64)> {
         }
         blocks.insert(page / BLOCK);
     }
-    let (mut early, mut late): (Vec<(u64, u64)>, Vec<(u64, u64)>) = Default::default();
+    let mut early: Vec<(u64, u64)> = Vec::new();
+    let mut late: Vec<(u64, u64)> = Vec::new();
     for &(start, end) in owned {
         let mut at = start;
         while at < end {
