@@ -16,7 +16,9 @@ mkdir -p "$LAB"
 work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 gcc -O2 -o "$work/pattern" tests/rdma/pattern.c
-suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $bench"
+cargo build -q -p mitosis-rdma-sys --example keys
+keys=$(realpath "$target/debug/examples/keys")
+suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $keys $bench"
 
 if [ -n "${MITOSIS_RDMA_DEVICE:-}" ]; then
     address=${MITOSIS_RDMA_ADDRESS:?the address of the device, for the nodes to listen at}
@@ -45,7 +47,7 @@ done
 status=0
 scripts/vm/guests.sh "$work" 280 "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
-grep -aE '^(auto chose|with daemon|16 MiB|unpinned|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
+grep -aE '^(auto chose|with daemon|16 MiB|keys|unpinned|pinned again|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then
     python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json

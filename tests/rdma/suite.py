@@ -1,5 +1,5 @@
 """The RDMA suite. Runs on the last of the guests (or machines) and has the others do things through
-their agents. Usage: suite.py MITOSIS PATTERN RESULTS ADDRESS... (the first address is the owner's; one
+their agents. Usage: suite.py MITOSIS PATTERN KEYS RESULTS ADDRESS... (the first address is the owner's; one
 address alone plays both parts). A failed check ends it with status 1; what it started is ended."""
 
 import json
@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 import lab  # noqa: E402
 from lab import Agent, check, until  # noqa: E402
 
-MITOSIS, PATTERN, RESULTS, *ADDRESSES = sys.argv[1:]
+MITOSIS, PATTERN, KEYS, RESULTS, *ADDRESSES = sys.argv[1:]
 MIB = 64
 PAGES = MIB * 256
 
@@ -143,8 +143,24 @@ def what_is_not_registered_comes_over_tcp(owner, node, pid):
     check("remote access error" in note, note)
     print("unpinned for another seed:", child.row()["rdma_note"])
     other.verify()
-    for one in (child, other):
+    child.end()
+    # Used again, after a rest: pinned again, and now the other one has to give way.
+    time.sleep(11)
+    again = node.fork(prepared["ref"], "rdma")
+    again.registered(16 * 256)
+    check(owner.seed(second["seed"])["pages_rdma"] == 0, owner.seed(second["seed"]))
+    again.verify()
+    row = again.row()
+    check(row["pages_rdma"] > 0, row)
+    print(f"pinned again: {row['pages_rdma']} pages by RDMA, words right")
+    for one in (other, again):
         one.end()
+
+
+def keys_open_what_they_are_for(agent):
+    said = agent.run(KEYS)
+    print(said, end="")
+    check(said.endswith("keys: all as they must be\n"), said)
 
 
 def a_revoked_seed_is_not_read(owner, node, pid):
@@ -228,6 +244,7 @@ def main():
         third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
         forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
         everyone = [owner, small, node, forbidding] + ([third] if third is not owner else [])
+        keys_open_what_they_are_for(first)
         pid = parent(first, "parent")
         prepared = owner.prepare(pid)
         reads_go_on_while_the_owner_is_stopped(owner, node, prepared)

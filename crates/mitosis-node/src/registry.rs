@@ -373,7 +373,8 @@ impl OpenSeed for Reader {
         // A seed that has ended meanwhile gives an error at its first page.
         let seed = Arc::clone(&self.0);
         let fill = move |page, count, out: &mut [u8]| seed.memory.read(page, count, out);
-        exporter.export(self.0.id, self.0.memory.owned(), Box::new(fill)).map_err(|e| e.to_string())
+        let (owned, learned) = (self.0.memory.owned(), self.0.trail());
+        exporter.export(self.0.id, owned, &learned, Box::new(fill)).map_err(|e| e.to_string())
     }
     fn state(&self) -> SeedState {
         self.0.state()

@@ -8,14 +8,21 @@ use crate::ReadError;
 use crate::wire::{PAGE, RdmaRegion};
 use mitosis_descriptor::{SeedId, Vpn};
 use mitosis_rdma_sys::{Completions, Device, Exported, Pd, RdmaError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Pages registered together: 16 MiB, so that the first are usable soon.
 const CHUNK: u64 = 4096;
 /// Pages copied at a time.
 const STEP: u64 = 256;
+/// Learned pages are registered with those around them, in blocks of 64 KiB: a window that is read
+/// around a fault is then not cut into single pages.
+const BLOCK: u64 = 16;
+/// A seed that was unpinned for others is not pinned again before this has passed, so that seeds for
+/// which there is no room together do not take turns.
+const REST: Duration = Duration::from_secs(10);
 
 /// Reads pages of a seed, as [`crate::OpenSeed::read`] does.
 pub type Fill = Box<dyn Fn(Vpn, u32, &mut [u8]) -> Result<(), ReadError> + Send>;
@@ -26,6 +33,19 @@ enum Life {
     Live { complete: bool },
     /// Nothing, because of this. For good.
     Over(String),
+    /// Nothing since then: others needed the room.
+    Unpinned(Instant),
+}
+
+impl Life {
+    /// Why nothing is registered, if so.
+    fn ended(&self) -> Option<String> {
+        match self {
+            Life::Live { .. } => None,
+            Life::Over(why) => Some(why.clone()),
+            Life::Unpinned(_) => Some("unpinned: others needed the room".into()),
+        }
+    }
 }
 
 struct State {
@@ -48,10 +68,13 @@ impl Export {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Deregisters everything: from now on every READ of it fails.
-    fn end(&self, why: &str) {
+    /// Deregisters everything: from now on every READ of it fails. The first reason stands.
+    fn end(&self, life: Life) {
         let mut state = self.state();
-        state.life = Life::Over(why.to_owned());
+        if state.life.ended().is_some() {
+            return;
+        }
+        state.life = life;
         state.memory.clear();
         state.regions.clear();
         state.pages = 0;
@@ -68,7 +91,7 @@ impl Export {
     ) -> Result<(Vec<RdmaRegion>, bool), String> {
         let state = self.state();
         match &state.life {
-            Life::Over(why) => Err(why.clone()),
+            ended @ (Life::Over(_) | Life::Unpinned(_)) => Err(ended.ended().unwrap_or_default()),
             Life::Live { complete } => {
                 let regions: Vec<_> = state.regions.iter().skip(from).take(most).copied().collect();
                 let last = from + regions.len() >= state.regions.len();
@@ -80,6 +103,11 @@ impl Export {
     /// Pages registered now.
     pub fn pages(&self) -> u64 {
         self.state().pages
+    }
+
+    /// Unpinned so long ago that it may be pinned again.
+    fn rested(&self) -> bool {
+        matches!(self.state().life, Life::Unpinned(since) if since.elapsed() >= REST)
     }
 }
 
@@ -112,8 +140,9 @@ impl Exporter {
         self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The registered memory of a seed. The first time a thread begins to register the pages
-    /// `owned` (ranges `[start, end)`).
+    /// The registered memory of a seed. The first time, and again when it is asked for some time
+    /// after it was unpinned, a thread begins to register the pages `owned` (ranges `[start, end)`):
+    /// those of `learned`, which children are known to touch, before the others.
     ///
     /// # Errors
     /// [`RdmaError`] when no protection domain can be had.
@@ -121,11 +150,12 @@ impl Exporter {
         self: &Arc<Exporter>,
         seed: SeedId,
         owned: &[(u64, u64)],
+        learned: &[u64],
         fill: Fill,
     ) -> Result<Arc<Export>, RdmaError> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut seeds = self.seeds();
-        if let Some(export) = seeds.get(&seed) {
+        if let Some(export) = seeds.get(&seed).filter(|export| !export.rested()) {
             export.used.store(now, Ordering::Relaxed);
             return Ok(Arc::clone(export));
         }
@@ -139,14 +169,15 @@ impl Exporter {
         });
         seeds.insert(seed, Arc::clone(&export));
         drop(seeds);
-        let (exporter, mine, owned) = (Arc::clone(self), Arc::clone(&export), owned.to_vec());
+        let (exporter, mine, owned) =
+            (Arc::clone(self), Arc::clone(&export), order(owned, learned));
         let work = move || {
             if let Err(why) = exporter.register(&mine, &owned, &fill) {
-                mine.end(&why);
+                mine.end(Life::Over(why));
             }
         };
         if let Err(e) = std::thread::Builder::new().name("rdma-pin".into()).spawn(work) {
-            export.end(&e.to_string());
+            export.end(Life::Over(e.to_string()));
         }
         Ok(export)
     }
@@ -155,7 +186,7 @@ impl Exporter {
     pub fn end(&self, seed: SeedId, why: &str) {
         let export = self.seeds().remove(&seed);
         if let Some(export) = export {
-            export.end(why);
+            export.end(Life::Over(why.to_owned()));
         }
     }
 
@@ -177,8 +208,8 @@ impl Exporter {
             });
             let memory = memory.map_err(|Stop(why)| why)?;
             let mut state = export.state();
-            if let Life::Over(why) = &state.life {
-                return Err(why.clone());
+            if let Some(why) = state.life.ended() {
+                return Err(why);
             }
             let (mut address, rkey) = (memory.address(), memory.rkey());
             for (start, end) in chunk {
@@ -208,7 +239,7 @@ impl Exporter {
             let older = all.iter().filter(|one| one.pages() > 0);
             let older = older.map(|one| (one.used.load(Ordering::Relaxed), one));
             match older.filter(|(used, _)| *used < mine).min_by_key(|(used, _)| *used) {
-                Some((_, oldest)) => oldest.end("unpinned: others needed the room"),
+                Some((_, oldest)) => oldest.end(Life::Unpinned(Instant::now())),
                 None => return false,
             }
         }
@@ -236,6 +267,34 @@ fn copy(chunk: &[(u64, u64)], fill: &Fill, out: &mut [u8]) -> Result<(), ReadErr
         }
     }
     Ok(())
+}
+
+/// Page ranges with the blocks of `learned` pages before all others: the first of them, as many as
+/// are registered together.
+fn order(owned: &[(u64, u64)], learned: &[u64]) -> Vec<(u64, u64)> {
+    let mut blocks = HashSet::new();
+    for page in learned {
+        if blocks.len() as u64 == CHUNK / BLOCK {
+            break;
+        }
+        blocks.insert(page / BLOCK);
+    }
+    let mut early: Vec<(u64, u64)> = Vec::new();
+    let mut late: Vec<(u64, u64)> = Vec::new();
+    for &(start, end) in owned {
+        let mut at = start;
+        while at < end {
+            let stop = ((at / BLOCK + 1) * BLOCK).min(end);
+            let part = if blocks.contains(&(at / BLOCK)) { &mut early } else { &mut late };
+            match part.last_mut() {
+                Some((_, last)) if *last == at => *last = stop,
+                _ => part.push((at, stop)),
+            }
+            at = stop;
+        }
+    }
+    early.append(&mut late);
+    early
 }
 
 /// Cuts page ranges into groups of at most [`CHUNK`] pages.
@@ -274,6 +333,25 @@ mod tests {
             ranges.iter().flat_map(|(start, end)| *start..*end).collect()
         };
         assert_eq!(pages(&all.concat()), pages(&owned));
+    }
+
+    #[test]
+    fn learned_pages_come_first_with_those_around_them_and_none_is_lost() {
+        let owned = [(3, 100), (1000, 1040)];
+        assert_eq!(order(&owned, &[]), owned);
+        // Page 500 is not owned by the seed.
+        let now = order(&owned, &[1020, 4, 500, 5]);
+        assert_eq!(now, [(3, 16), (1008, 1024), (16, 100), (1000, 1008), (1024, 1040)]);
+    }
+
+    #[test]
+    fn no_more_is_preferred_than_is_registered_together() {
+        let learned: Vec<u64> = (0..2 * CHUNK).rev().map(|n| n * 2 * BLOCK).collect();
+        let all = order(&[(0, 4 * CHUNK * BLOCK)], &learned);
+        let (early, late) = all.split_at((CHUNK / BLOCK) as usize);
+        assert!(early.iter().all(|(start, end)| end - start == BLOCK && start % (2 * BLOCK) == 0));
+        assert_eq!(late.first().map(|(start, _)| *start), Some(0));
+        assert_eq!(all.iter().map(|(start, end)| end - start).sum::<u64>(), 4 * CHUNK * BLOCK);
     }
 
     #[test]
