@@ -254,6 +254,12 @@ impl Pager {
         if let Some(tag) = Tag::new(tag) {
             self.place(space, page, bytes, tag, demand);
         }
+        let begins = self.children.get_mut(&child).filter(|_| purpose == Purpose::Touch);
+        if begins.is_some_and(|child| std::mem::take(&mut child.touched_first)) {
+            if let Some(key) = self.main_space(child) {
+                self.begin_early(child, key);
+            }
+        }
         Ok(())
     }
 

@@ -83,6 +83,8 @@ pub struct Child {
     pub early_left: usize,
     /// Reads ahead of its touches in flight.
     pub ahead: u32,
+    /// It has touched a page of another; the early reads begin when that has come.
+    pub touched_first: bool,
     /// Where it arrives.
     pub uffd_rx: Option<OwnedFd>,
     /// The guard's control socket.
@@ -161,6 +163,7 @@ impl Child {
             waiting: Some((shape.areas.clone(), map)),
             early_left: EARLY_PAGES,
             ahead: 0,
+            touched_first: false,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
             guard_pidfd: Some(guard_pidfd),

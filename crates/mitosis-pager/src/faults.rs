@@ -150,11 +150,9 @@ impl Pager {
                 }
                 let told = wanted && target - page <= TOLD_PAGES;
                 let fetched = if told { run.end().min(target) - page } else { 0 };
-                let (child, role) = (child.id, space.role);
+                // Once what is waited for is here: on its way, it would wait for what is not.
+                child.touched_first |= space.role == Role::Main;
                 self.request(id, page, target, wanted);
-                if role == Role::Main {
-                    self.begin_early(child, id);
-                }
                 self.follow(id, owner, source, fetched);
             }
         }

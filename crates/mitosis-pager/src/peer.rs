@@ -223,6 +223,9 @@ impl Peer {
         self.pinged = now;
         match connect(self.address) {
             Ok(mut source) => {
+                if self.ahead {
+                    source.defer();
+                }
                 for (handle, open) in &self.handles {
                     source.open(*handle, open.seed, &open.secret);
                 }

@@ -25,6 +25,8 @@ const SEND_BUFFER: usize = 4 << 20;
 const OUTPUT_KEPT: usize = 512 << 10;
 /// Bytes of requests taken in at a time.
 const INPUT: usize = 64 << 10;
+/// Nice value of a thread whose answers nobody waits for.
+const DEFERRED_NICE: i32 = 10;
 
 /// Why a session is over.
 pub(crate) enum End {
@@ -84,6 +86,8 @@ pub(crate) struct Session {
     taken: usize,
     output: Output,
     greeted: bool,
+    /// The peer fetches ahead over this connection.
+    deferred: bool,
 }
 
 impl Session {
@@ -112,6 +116,7 @@ impl Session {
             taken: 0,
             output: Output::default(),
             greeted: false,
+            deferred: false,
         })
     }
 
@@ -278,9 +283,8 @@ impl Session {
 
     /// Sends the part of the working set that the other node lacks. It plans meanwhile.
     fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
-        // The other node plans meanwhile, and goes first where it waits on this processor.
+        // The other node plans meanwhile.
         self.send()?;
-        std::thread::yield_now();
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
         let image = seed.as_ref().and_then(|seed| seed.image(ask.want as usize));
         if let (Some(seed), Some((pages, file))) = (&seed, image.filter(|_| ask.have == 0)) {
@@ -350,6 +354,10 @@ impl Session {
 
     fn open(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
         let access: wire::Access = wire::body(Kind::Open, body)?;
+        if header.b == 1 && !std::mem::replace(&mut self.deferred, true) {
+            // This thread only. It stays slower than the rest if that is not allowed.
+            let _ = rustix::process::nice(DEFERRED_NICE);
+        }
         if self.handles.len() >= wire::HANDLES_MAX || self.handles.contains_key(&header.a) {
             return Err(End::Peer);
         }

@@ -97,6 +97,10 @@ pub trait PageSource {
     /// Opens a seed under a handle. Reads may follow at once, without waiting for an answer.
     fn open(&mut self, handle: Handle, seed: SeedId, secret: &Secret);
 
+    /// What is read over this one is not waited for: the owner may let others go first. Called before
+    /// anything is opened.
+    fn defer(&mut self) {}
+
     /// Closes a seed; reads of it still in flight may or may not be answered.
     fn close(&mut self, handle: Handle);
 

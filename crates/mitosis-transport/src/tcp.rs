@@ -32,6 +32,8 @@ pub struct TcpSource {
     filled: usize,
     arriving: Option<Arriving>,
     greeted: bool,
+    /// Nobody waits for what is read.
+    deferred: bool,
     /// Answers about RDMA, for whoever asked.
     rdma: Vec<(u32, wire::RdmaSaid)>,
 }
@@ -63,6 +65,7 @@ impl TcpSource {
             filled: 0,
             arriving: None,
             greeted: false,
+            deferred: false,
             rdma: Vec::new(),
         })
     }
@@ -209,12 +212,17 @@ fn control_frame(
 
 impl PageSource for TcpSource {
     fn open(&mut self, handle: Handle, seed: SeedId, secret: &Secret) {
-        let header = Header { a: handle.0, ..Header::new(Kind::Open) };
+        let deferred = u32::from(self.deferred);
+        let header = Header { a: handle.0, b: deferred, ..Header::new(Kind::Open) };
         let access = wire::Access { seed, secret: *secret };
         // The body has a fixed size far below the limit.
         if let Ok(frame) = wire::control(header, &access) {
             self.output.extend(frame);
         }
+    }
+
+    fn defer(&mut self) {
+        self.deferred = true;
     }
 
     fn close(&mut self, handle: Handle) {
