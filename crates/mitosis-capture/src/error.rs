@@ -71,6 +71,9 @@ pub enum CaptureError {
     /// The pager could not say which pages are still remote.
     #[error("files: pages still remote: {0}")]
     Inherited(String),
+    /// Another member of its tree could not be captured.
+    #[error("tree: process {0} was let go with the others of its tree")]
+    LetGo(i32),
     /// A bug.
     #[error("internal: {0}")]
     Internal(String),

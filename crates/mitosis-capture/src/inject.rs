@@ -459,7 +459,7 @@ impl Planted {
         Ok(())
     }
 
-    fn helper_outer(&self) -> Option<i32> {
+    pub(crate) fn helper_outer(&self) -> Option<i32> {
         self.helper.as_ref().map(Stopped::tid)
     }
 

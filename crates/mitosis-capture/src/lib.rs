@@ -22,9 +22,11 @@ mod shadow;
 mod shared;
 mod stop;
 mod timers;
+mod tree;
 mod vdso;
 
 pub use error::CaptureError;
+pub use tree::{InheritedOf, Member, prepare_tree};
 
 use inject::Planted;
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
@@ -35,6 +37,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+use tree::{Meeting, Point};
 
 /// How to capture.
 #[derive(Clone, Debug)]
@@ -188,13 +191,13 @@ fn capture(
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Seeded, CaptureError> {
-    let first = capture_once(pid, options, inherited, false)?;
+    let first = capture_once(pid, options, inherited, false, None)?;
     if !lacks_memory(pid, &first)? {
         return Ok(first);
     }
     first.shadow.end();
     // Now it is looked for while the parent stands still: nothing of it is missing.
-    let mut seeded = capture_once(pid, options, inherited, true)?;
+    let mut seeded = capture_once(pid, options, inherited, true, None)?;
     // It stood still twice.
     seeded.freeze_us += first.freeze_us;
     let phases = first.phases.into_iter().zip(&mut seeded.phases);
@@ -222,6 +225,7 @@ fn capture_once(
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
     has_dontfork: bool,
+    meeting: Option<&Meeting>,
 ) -> Result<Seeded, CaptureError> {
     let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
@@ -236,8 +240,12 @@ fn capture_once(
     let deadline = Instant::now() + options.stop_timeout;
     let mut planted = Planted::plant(pid, &facts, gadget, &place, deadline)?;
     clock.lap(Phase::Plant);
-    let looks = Looks { facts: &facts, files, has_dontfork };
-    let frozen = freeze(looks, inherited, &mut planted, &place, deadline, &mut clock);
+    let looks = Looks { facts: &facts, files, has_dontfork, meeting };
+    let met = looks.reach(pid, Point::Planted(planted.helper_outer()));
+    // The others may have taken their time.
+    let deadline = if meeting.is_some() { Instant::now() + options.stop_timeout } else { deadline };
+    let frozen =
+        met.and_then(|()| freeze(looks, inherited, &mut planted, &place, deadline, &mut clock));
     place.let_parent_run();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;
@@ -279,11 +287,19 @@ struct Looks<'a> {
     facts: &'a refuse::Facts,
     files: Prescan,
     has_dontfork: bool,
+    /// Of the other members of its tree.
+    meeting: Option<&'a Meeting>,
+}
+
+impl Looks<'_> {
+    fn reach(&self, pid: i32, point: Point) -> Result<(), CaptureError> {
+        self.meeting.map_or(Ok(()), |meeting| meeting.reach(pid, point))
+    }
 }
 
 /// The stop that counts: all threads stand still until the fork is done.
 fn freeze(
-    Looks { facts, files, has_dontfork }: Looks<'_>,
+    looks: Looks<'_>,
     inherited: &mut (dyn Inherited + Send),
     planted: &mut Planted,
     place: &stop::Place,
@@ -292,8 +308,10 @@ fn freeze(
 ) -> Result<Frozen, CaptureError> {
     place.with_parent();
     let mut process = stop::stop(planted.pid, deadline)?;
+    looks.reach(planted.pid, Point::Stopped)?;
     clock.lap(Phase::Stop);
     let stood_at = Clocks::now();
+    let Looks { facts, files, has_dontfork, meeting } = looks;
     process.take_state(facts.foreign_pid_ns, planted.interrupted)?;
     process.leave_vdso(planted.gadget.vdso, deadline)?;
     process.take_pending()?;
@@ -314,6 +332,7 @@ fn freeze(
     }
     let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
     let rings = if facts.aio { aio::take(planted.pid)? } else { Vec::new() };
+    meeting.map_or(Ok(()), |meeting| meeting.reach(planted.pid, Point::Forked))?;
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
     Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, rings, freeze })

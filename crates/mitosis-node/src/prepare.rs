@@ -8,7 +8,7 @@ use crate::pager::Pager;
 use crate::registry::{Seed, SeedParts};
 use crate::store::SeedRecord;
 use crate::{millis, spool};
-use mitosis_capture::{Inherited, InheritedPages, Options, Seeded};
+use mitosis_capture::{CaptureError, Inherited, InheritedPages, Options, Seeded};
 use mitosis_descriptor::{Backing, Descriptor, Owner, Phase, Reference, Secret, SeedId, encode};
 use mitosis_pager::ChildId;
 use mitosis_proto::{Bound, PhaseTime, PrepareRequest, Prepared};
@@ -16,6 +16,7 @@ use mitosis_transport::SeedState;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Of a file without a path: more would make every fork of the seed as much bigger.
@@ -24,18 +25,22 @@ const CONTENT_BYTES_USUAL: u64 = 16 << 20;
 /// How long others may take that prepare the same parent.
 const TURN: Duration = Duration::from_secs(10);
 
+/// Processes of a tree. What several have in common (pipes, open file descriptions, shared memory)
+/// cannot be restored yet: such a tree is refused rather than torn apart.
+const TREE_MEMBERS: usize = 1;
+
 /// What the pager knows of a parent that is itself a child of this node.
 struct FromPager<'a> {
     pager: &'a Pager,
     child: Option<ChildId>,
-    asked: bool,
+    asked: &'a AtomicBool,
 }
 
 impl Inherited for FromPager<'_> {
     fn snapshot(&mut self) -> Result<Option<InheritedPages>, String> {
         let Some(child) = self.child else { return Ok(None) };
         let snapshot = self.pager.client.snapshot(child, true).map_err(|e| e.to_string())?;
-        self.asked = true;
+        self.asked.store(true, Ordering::Relaxed);
         Ok(Some(InheritedPages { owners: snapshot.owners, index: snapshot.index }))
     }
 }
@@ -82,9 +87,16 @@ pub(crate) fn prepare(
         let cause = format!("still being prepared by others after {} s", TURN.as_secs());
         NodeError::control(format!("pid {}", request.pid), cause)
     })?;
-    let mut inherited = FromPager { pager: &pager, child: home.map(ChildId), asked: false };
-    let captured = mitosis_capture::prepare(request.pid, &options, &mut inherited);
-    if let Some(child) = home.filter(|_| inherited.asked) {
+    let asked = AtomicBool::new(false);
+    let from_pager = |pid: i32| {
+        let child = home.filter(|_| pid == request.pid).map(ChildId);
+        FromPager { pager: &pager, child, asked: &asked }
+    };
+    let captured = match request.tree {
+        false => mitosis_capture::prepare(request.pid, &options, &mut from_pager(request.pid)),
+        true => alone(request.pid, &options, &|pid| Box::new(from_pager(pid))),
+    };
+    if let Some(child) = home.filter(|_| asked.load(Ordering::Relaxed)) {
         // Also when the capture failed: the next fork of the child is no shadow.
         pager.client.shadow_taken(ChildId(child))?;
     }
@@ -105,10 +117,18 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
+/// A tree of one process, which is a seed like any other.
+fn alone(
+    pid: i32,
+    options: &Options,
+    inherited: &mitosis_capture::InheritedOf<'_>,
+) -> Result<Seeded, CaptureError> {
+    let mut members = mitosis_capture::prepare_tree(pid, options, TREE_MEMBERS, inherited)?;
+    let root = members.pop().map(|member| member.seeded);
+    root.ok_or_else(|| CaptureError::Internal("a tree without a root".into()))
+}
+
 fn refuse(request: &PrepareRequest) -> Result<(), NodeError> {
-    if request.tree {
-        return Err(NodeError::control("prepare --tree", "process trees are not available yet"));
-    }
     if request.pid <= 0 {
         return Err(NodeError::Usage(format!("pid {}: not a process", request.pid)));
     }

@@ -259,10 +259,6 @@ fn what_is_not_available_is_an_error_and_never_something_else() {
     let lab = lab(2);
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
     let parent = Parent::c(a.node(), &[]);
-    let pid = parent.pid().to_string();
-    let tree = a.mitosis(&["prepare", &pid, "--tree"]).unwrap();
-    assert_eq!((tree.code(), tree.stdout.as_str()), (1, ""), "{tree:?}");
-    assert!(tree.stderr.contains("process trees are not available yet"), "{tree:?}");
     let seed = prepare(&a, parent.pid(), &[]);
     let forked = b.mitosis(&["fork", &seed.reference, "--detach", "--via", "shadow"]).unwrap();
     assert_eq!((forked.code(), forked.stdout.as_str()), (1, ""), "{forked:?}");
