@@ -1,5 +1,7 @@
 //! Several processes are captured at one moment, and none of them notices.
 
+#![allow(clippy::unwrap_used)]
+
 use mitosis_capture::{
     CaptureError, InheritedOf, Member, NoInheritance, Options, prepare, prepare_tree,
 };

@@ -126,10 +126,10 @@ impl Segment {
         let within = |offset: u64, len: u64| offset.checked_add(len).is_some_and(|end| end <= room);
         for vma in &all.vmas {
             match vma.backing {
-                Backing::Shared { object, offset } if object == self.object => {
-                    if !within(offset, vma.end - vma.start) {
-                        return invalid(format!("System V segment {}: too short", self.ipc.id));
-                    }
+                Backing::Shared { object, offset }
+                    if object == self.object && !within(offset, vma.end - vma.start) =>
+                {
+                    return invalid(format!("System V segment {}: too short", self.ipc.id));
                 }
                 _ => {}
             }

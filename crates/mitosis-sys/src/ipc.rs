@@ -119,13 +119,13 @@ fn parse(kind: Kind, line: &str) -> Option<Entry> {
 pub fn semaphores(id: i32, count: u64) -> Result<Vec<u16>, SysError> {
     // One more than the kernel will write, should the set be another by now: at most 65535 are read.
     let mut values = vec![0u16; 65_536];
-    // SAFETY: GETALL writes as many 16-bit values as the set has, at most SEMMSL, which the kernel
-    // keeps below 65536 (ipc/sem.c: sem_nsems is checked against sc_semmsl, an int that /proc/sys
-    // bounds by INT_MAX; a set of more than that is not read).
-    let done = match count {
-        0..=32_000 => unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) },
-        _ => return Err(SysError::Unexpected(format!("a set of {count} semaphores"))),
-    };
+    if count > 32_000 {
+        return Err(SysError::Unexpected(format!("a set of {count} semaphores")));
+    }
+    // SAFETY: GETALL writes as many 16-bit values as the set has. It has `count`, below the room of
+    // 65536, for the number of semaphores of a set never changes, and an id is not given to another
+    // set before 32768 others had its slot (ipc/util.c, the sequence number in an id).
+    let done = unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) };
     if done < 0 {
         return Err(SysError::last("semctl(GETALL)", id));
     }
