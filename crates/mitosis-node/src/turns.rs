@@ -28,7 +28,7 @@ impl Turns {
         let waited =
             self.changed.wait_timeout_while(self.taken(), bound, |taken| taken.contains(&pid));
         let (mut taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        taken.insert(pid).then_some(Turn { turns: self, pid })
+        taken.insert(pid).then(|| Turn { turns: self, pid })
     }
 }
 
