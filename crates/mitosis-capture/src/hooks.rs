@@ -22,6 +22,7 @@ const WANTED: &[&[&str]] = &[
         "PyObject_CallMethod",
         "PyObject_SetAttrString",
         "PyObject_GetAttrString",
+        "Py_MakePendingCalls",
     ],
     &[
         "_ZN2v87Isolate10GetCurrentEv",

@@ -160,6 +160,11 @@ impl Layout {
             let from = self.calls.len();
             self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
             self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), STATE);
+            // What the parent was still to do, its own recipe perhaps: now, and not between two
+            // instructions of this one, where it would wait for a lock that this one holds.
+            if let Some(pending) = find("Py_MakePendingCalls") {
+                self.call("Py_MakePendingCalls", pending, &[], (WANT_ANY, 0), CALL_SAVE_NONE);
+            }
             self.reseed_python(&python);
             let args = [Arg::Slot(STATE.into())];
             self.call("PyGILState_Release", release, &args, (WANT_ANY, 0), CALL_SAVE_NONE);
