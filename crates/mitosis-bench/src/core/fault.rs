@@ -37,7 +37,10 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bare.extend(faults.map_err(BenchError::io("bare fault", "userfaultfd"))?);
         trips.extend(round_trips(bed.owner.node, bed.host.node, TOUCHES)?);
         chains.extend(bare_remote_faults(bed.owner.node, bed.host.node, TOUCHES)?);
-        // A new seed: the next child of this one would follow the trail of the last.
+        // A new seed on a node that remembers nothing: the next child of this one would follow the trail of
+        // the last, and the first of another what children of the program touched.
+        bed.owner.renew()?;
+        bed.quiet.wait(0);
         let seed = bed.owner.prepare(parent.pid)?;
         let child = bed.host.fork(&seed.reference, Net::Node)?;
         // First the code paths of the command itself, so that only data is missing.

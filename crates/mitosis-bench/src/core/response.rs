@@ -47,7 +47,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bed.owner.remove(&seed.seed)?;
     }
     report(section, times.map(|values| Samples::new("ms", values)));
-    let kinds = ["child of a seed never forked before", "child on a fresh node", "next child"];
+    let kinds = ["first child of a new seed of a known program", "child on a fresh node", "next child"];
     for (kind, values) in kinds.into_iter().zip(faults) {
         let name = format!("remote faults until the first response, {kind}");
         section.add(Figure::new(name, Samples::new("", values)));
@@ -60,7 +60,7 @@ fn report(section: &mut Section, times: [Samples; 6]) {
     section.add(Figure::new("first response, python3 anew", python));
     let peer = section.add(Figure::new("first response, runc run", runc));
     let rows = [
-        ("first response, first child of a seed never forked before", first, true),
+        ("first response, first child of a new seed of a known program", first, true),
         ("first response, first child on a fresh node, seed forked once elsewhere", fresh, true),
         ("first response, next child on that node", next, false),
         ("first response, next child, by the control socket", api, false),

@@ -30,6 +30,8 @@ impl Passes {
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let bare = bare_server(bed.owner.node)?;
     let parent = blob(bed)?;
+    // A node that remembers nothing of what other children of the program touched.
+    bed.owner.renew()?;
     let seed = bed.owner.prepare(parent.pid)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
     for _ in 0..bed.runs {
