@@ -47,7 +47,8 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bed.owner.remove(&seed.seed)?;
     }
     report(section, times.map(|values| Samples::new("ms", values)));
-    let kinds = ["first child of a new seed of a known program", "child on a fresh node", "next child"];
+    let kinds =
+        ["first child of a new seed of a known program", "child on a fresh node", "next child"];
     for (kind, values) in kinds.into_iter().zip(faults) {
         let name = format!("remote faults until the first response, {kind}");
         section.add(Figure::new(name, Samples::new("", values)));
