@@ -235,27 +235,33 @@ impl Seed {
     /// # Errors
     /// No memory, or the seed has ended.
     pub fn make_images(&self, room: usize) -> Result<(), NodeError> {
-        let (first, whole) = {
-            let mut trail = self.known();
-            // Now, so that the next fork need not.
-            trail.look(&self.memory);
-            let whole = if trail.told() { trail.beginning() } else { &[] };
-            let first = trail.pages();
-            (first.get(..WORKING_SET_FIRST).unwrap_or(first).to_vec(), whole.to_vec())
-        };
         let have = |part: &Option<Arc<Part>>| part.as_ref().map_or(0, |part| part.pages.len());
         let (have_first, have_whole) = {
             let images = self.images();
             (have(&images.first), have(&images.whole))
         };
-        let make = |mut pages: Vec<u64>, have: usize| {
-            if pages.len() <= have || pages.len() - have > room {
-                return Ok(None);
-            }
-            pages.sort_unstable();
-            Part::read(self, pages).map(|part| Some(Arc::new(part)))
+        let (first, whole) = {
+            let mut trail = self.known();
+            // Now, so that the next fork need not.
+            trail.look(&self.memory);
+            // Mostly nothing: this is looked at four times a second, for each seed.
+            let more = |pages: &[u64], have: usize| {
+                let wanted = pages.len() > have && pages.len() - have <= room;
+                wanted.then(|| pages.to_vec())
+            };
+            let (first, whole) = (trail.pages(), trail.beginning());
+            let first = first.get(..WORKING_SET_FIRST).unwrap_or(first);
+            let whole = more(whole, have_whole).filter(|_| trail.told());
+            (more(first, have_first), whole)
         };
-        let (first, whole) = (make(first, have_first)?, make(whole, have_whole)?);
+        let make = |pages: Option<Vec<u64>>| {
+            let made = pages.map(|mut pages| {
+                pages.sort_unstable();
+                Part::read(self, pages).map(Arc::new)
+            });
+            made.transpose()
+        };
+        let (first, whole) = (make(first)?, make(whole)?);
         let mut images = self.images();
         // A seed that has ended meanwhile keeps nothing.
         if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
@@ -425,13 +431,13 @@ impl Registry {
 
     /// Adds a seed; `false` when there are too many.
     pub fn add(&self, seed: Arc<Seed>) -> bool {
+        let mut guess = self.habits.guess(&seed.places);
+        guess.retain(|page| seed.memory.owns(*page));
+        seed.known().guess(&guess);
         let mut seeds = self.seeds();
         if seeds.len() >= SEEDS_MAX {
             return false;
         }
-        let mut guess = self.habits.guess(&seed.places);
-        guess.retain(|page| seed.memory.owns(*page));
-        seed.known().guess(&guess);
         seeds.insert(seed.id, seed);
         true
     }
@@ -478,10 +484,14 @@ impl Registry {
     /// The last failure; the others were tried all the same.
     pub fn make_images(&self) -> Result<(), NodeError> {
         let seeds = self.all();
-        let pages = || seeds.iter().map(|seed| seed.images().pages()).sum::<usize>();
+        let pages = |seed: &Arc<Seed>| seed.images().pages();
+        let mut all: usize = seeds.iter().map(pages).sum();
         let mut result = Ok(());
         for seed in &seeds {
-            let made = seed.make_images(IMAGE_PAGES_MAX.saturating_sub(pages()));
+            let before = pages(seed);
+            let made = seed.make_images(IMAGE_PAGES_MAX.saturating_sub(all));
+            // A seed that ends meanwhile gives all of them back.
+            all = (all + pages(seed)).saturating_sub(before);
             if made.is_err() && seed.state() == SeedState::Alive {
                 result = made;
             }

@@ -115,7 +115,7 @@ impl Store {
         let locks = Arc::new([beside_socket, in_state]);
         let (seeds, logs) = (state.join("seeds"), state.join("logs"));
         let store = Store { seeds, logs, children, _locks: locks };
-        for dir in [&store.seeds, &store.logs, &store.children] {
+        for dir in [&store.seeds, &store.logs] {
             std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
         }
         Ok(store)

@@ -1,8 +1,8 @@
 //! What earlier children needed is on its way before the child asks for it.
 //!
 //! A child that begins touches what its siblings touched when they began. The trail names these
-//! pages, so the first of them are asked for at the child's first touch. Not before: while it is
-//! being built its own system calls come first.
+//! pages, so the first of them are asked for when the child's first touch is answered. Not before: while
+//! it is being built its own system calls come first, and then the page that it waits for.
 
 use crate::child::Via;
 use crate::map::{PageMap, Run};
