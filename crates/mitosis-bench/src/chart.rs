@@ -1,6 +1,6 @@
 //! Lines over one axis: distributions, and figures that depend on a size or on time, as SVG.
 
-use crate::plot::escape;
+use crate::plot::{self, escape};
 use crate::report::{Samples, short};
 use std::fmt::Write as _;
 
@@ -56,13 +56,7 @@ impl Chart {
         let at = |point: &(f64, f64)| {
             (LEFT + x.part(point.0) * wide, HEIGHT - BOTTOM - y.part(point.1) * high)
         };
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-             <text x=\"8\" y=\"18\" font-size=\"14\">{}</text>\n",
-            escape(&self.title)
-        );
+        let mut svg = plot::begin(WIDTH, HEIGHT, &self.title);
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         for tick in x.ticks() {
             let (at, text) = (LEFT + x.part(tick) * wide, label(tick));

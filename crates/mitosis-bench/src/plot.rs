@@ -8,6 +8,17 @@ const PLOT_WIDTH: f64 = 560.0;
 const ROW_HEIGHT: f64 = 26.0;
 const TOP: f64 = 46.0;
 
+/// The beginning of a plot: its size, a white ground and its title.
+pub(crate) fn begin(width: f64, height: f64, title: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"8\" y=\"18\" font-size=\"14\">{}</text>\n",
+        escape(title)
+    )
+}
+
 /// The SVG text; figures of different units get lines of their own unit, on one axis of decades.
 pub fn svg(section: &Section) -> String {
     let values = section.figures.iter().flat_map(|figure| &figure.samples.values);
@@ -18,13 +29,7 @@ pub fn svg(section: &Section) -> String {
     let x = |value: f64| LABEL_WIDTH + (value.log10() - low) / (high - low) * PLOT_WIDTH;
     let height = TOP + ROW_HEIGHT * (section.figures.len() as f64 + 0.5);
     let width = LABEL_WIDTH + PLOT_WIDTH + 90.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"8\" y=\"18\" font-size=\"14\">{}</text>\n",
-        escape(&section.name)
-    );
+    let mut svg = begin(width, height, &section.name);
     let mut decade = low;
     while decade <= high {
         let at = x(10_f64.powf(decade));
