@@ -110,7 +110,7 @@ while True:
     };
     let mut last = 0;
     for _ in 0..10 {
-        let members = prepare_tree(tree.pid(), &options(), 8, ALONE).unwrap();
+        let members = prepare_tree(tree.pid(), &options(), 8, ALONE).unwrap().members;
         assert_eq!(members.len(), 2);
         let (parent, child) = (count(&members[0]), count(&members[1]));
         end(&members);
@@ -149,7 +149,7 @@ for line in sys.stdin:
     let (first, second) = (children(root)[0], children(root)[1]);
     let pids = [root, first, second, children(second)[0]];
     let before = pids.map(|pid| (maps(pid), children(pid)));
-    let members = prepare_tree(root, &options(), 4, ALONE).unwrap();
+    let members = prepare_tree(root, &options(), 4, ALONE).unwrap().members;
     assert_eq!(before, pids.map(|pid| (maps(pid), children(pid))), "nothing of ours is left");
     let places: Vec<_> = members.iter().map(|member| (member.pid, member.parent)).collect();
     let expected = [(pids[0], None), (pids[1], Some(0)), (pids[2], Some(0)), (pids[3], Some(2))];

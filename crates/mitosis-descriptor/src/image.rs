@@ -86,6 +86,8 @@ pub struct Rare {
     pub ipc: crate::Ipc,
     /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
     pub rings: Vec<Ring>,
+    /// The processes below it.
+    pub tree: crate::Tree,
 }
 
 /// The ring of a context of asynchronous I/O, whose address is its id.

@@ -46,7 +46,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
     }
     // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
-    let link = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let link = context.path(group);
     let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(group.refused(format!("{}, which is no regular file", group.link)));

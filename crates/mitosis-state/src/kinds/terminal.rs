@@ -99,13 +99,7 @@ fn has_other_end(context: &Capture<'_>, index: u32, master: bool) -> bool {
         let slave = format!("/dev/pts/{index}");
         return context.groups.iter().any(|group| group.link == slave);
     }
-    masters.any(|group| {
-        let path = format!("/proc/{}/fdinfo/{}", context.pid, group.first());
-        let info = std::fs::read_to_string(path).unwrap_or_default();
-        info.lines().any(|line| {
-            line.strip_prefix("tty-index:").is_some_and(|n| n.trim() == index.to_string())
-        })
-    })
+    masters.any(|group| group.info_field("tty-index") == Some(index.to_string().as_str()))
 }
 
 const IOCTL: u16 = 16;
