@@ -220,6 +220,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         high: 2000,
         own_net: bytes.len() % 2 == 1,
         clocks: Some(mitosis_descriptor::Clocks::default()),
+        place: None,
         used: Default::default(),
         objects: Default::default(),
         all: Vec::new(),

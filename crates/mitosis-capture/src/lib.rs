@@ -27,7 +27,7 @@ mod tree;
 mod vdso;
 
 pub use error::CaptureError;
-pub use tree::{Captured, InheritedOf, Member, prepare_tree};
+pub use tree::{Captured, InheritedOf, Member, OptionsOf, prepare_tree};
 
 use inject::Planted;
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};

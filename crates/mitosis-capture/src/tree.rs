@@ -41,6 +41,9 @@ impl Captured {
 /// What a member still has in its parent's pager: see [`Inherited`].
 pub type InheritedOf<'a> = dyn Fn(i32) -> Box<dyn Inherited + Send + 'a> + Sync + 'a;
 
+/// How to capture each of them.
+pub type OptionsOf<'a> = dyn Fn(i32) -> Options + Sync + 'a;
+
 /// Captures process `root` and all its descendants, as they were at one moment.
 ///
 /// # Errors
@@ -48,11 +51,11 @@ pub type InheritedOf<'a> = dyn Fn(i32) -> Box<dyn Inherited + Send + 'a> + Sync 
 /// processes. Whatever happens all members run on, and nothing of ours is left in them.
 pub fn prepare_tree(
     root: i32,
-    options: &Options,
+    options: &OptionsOf<'_>,
     members_max: usize,
     inherited: &InheritedOf<'_>,
 ) -> Result<Captured, CaptureError> {
-    let deadline = Instant::now() + options.stop_timeout;
+    let deadline = Instant::now() + options(root).stop_timeout;
     loop {
         // Before it is stopped the tree may grow: the look that counts is `Meeting::look`.
         let places = scan(root, &[])?;
@@ -141,13 +144,13 @@ fn is_shadow(pid: i32) -> bool {
 /// Captures these members at one moment; `None` if they are not all, or not any more.
 fn attempt(
     places: &[Place],
-    options: &Options,
+    options: &OptionsOf<'_>,
     inherited: &InheritedOf<'_>,
 ) -> Result<Option<(Vec<Member>, Vec<Look>)>, CaptureError> {
     let meeting = Meeting::new(places);
     let capture = |pid: i32| {
         let seat = Seat(&meeting);
-        let result = capture_once(pid, options, &mut *inherited(pid), true, Some(&meeting));
+        let result = capture_once(pid, &options(pid), &mut *inherited(pid), true, Some(&meeting));
         if result.is_ok() {
             std::mem::forget(seat);
         }

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use mitosis_transport::SeedState;
 use std::time::{Duration, SystemTime};
 
 /// A pidfd of the process that had this start time, if it is still that one.
@@ -48,6 +49,7 @@ pub(crate) fn seeds(node: &Arc<Node>, pager: &Pager) {
             }
         }
     }
+    whole_trees(node);
 }
 
 fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed, String> {
@@ -77,6 +79,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         secret: reference.secret,
         name: record.name.clone(),
         parent_pid: record.parent_pid,
+        tree: record.tree.as_ref().and_then(|root| root.parse().ok()),
         created: at(record.created_unix_ms),
         expires: record.expires_unix_ms.map(at),
         pages_total: descriptor.pages.pages(),
@@ -88,6 +91,22 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
     });
     seed.adopted();
     Ok(seed)
+}
+
+/// Trees of which a process is missing are no trees any more.
+fn whole_trees(node: &Node) {
+    for seed in node.seeds.all() {
+        let root = seed.tree.map_or(Some(Arc::clone(&seed)), |root| node.seeds.get(root));
+        let whole = root.is_some_and(|root| {
+            let image = decode(&root.descriptor, &Limits::default());
+            let members = image.map_or(0, |image| image.rare.tree.members.len());
+            node.seeds.kin(&root).len() == members
+        });
+        if !whole {
+            node.seeds.remove(seed.id);
+            node.end_seed(&seed, SeedState::Revoked, "a process of its tree is gone");
+        }
+    }
 }
 
 /// The file at the path, if it is still the one that was mapped.

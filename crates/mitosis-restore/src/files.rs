@@ -47,6 +47,7 @@ pub(crate) fn plan(
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: BTreeSet::new(),
         all: Vec::new(),
+        place: request.tree.then_some(&descriptor.rare.tree.place),
         objects: shared::open_objects(descriptor, fd_base)?,
         done: BTreeSet::new(),
     };

@@ -184,11 +184,16 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
             group.inside = object.as_ref().is_some_and(|object| inside.contains(object));
         }
     }
+    // By whom, to whom, as which of the receiver's: it takes them in its own order.
+    let mut gifts: BTreeMap<(usize, usize, usize), u32> = BTreeMap::new();
     for description in &descriptions {
         let Some(&(first, at)) = description.holders.first() else { continue };
         let object = members[first].objects[at].as_ref();
         let maker = object.and_then(|object| makers.get(object).copied()).unwrap_or(first);
-        hand_over(members, &mut shares, description, maker);
+        hand_over(members, &mut shares, &mut gifts, description, maker);
+    }
+    for ((from, to, _), fd) in gifts {
+        shares[from].gifts.push(Gift { fd, to: to as u32 });
     }
     memory(members, &mut shares, &makers)?;
     Ok(shares)
@@ -279,7 +284,13 @@ fn inside(members: &[Held], descriptions: &[Description]) -> BTreeSet<Object> {
 }
 
 /// Lets `maker` have the description, and all others that name it get it from there.
-fn hand_over(members: &[Held], shares: &mut [Share], description: &Description, maker: usize) {
+fn hand_over(
+    members: &[Held],
+    shares: &mut [Share],
+    gifts: &mut BTreeMap<(usize, usize, usize), u32>,
+    description: &Description,
+    maker: usize,
+) {
     let own = description.holders.iter().find(|(member, _)| *member == maker);
     if own.is_some() && description.holders.len() == 1 {
         return;
@@ -299,7 +310,7 @@ fn hand_over(members: &[Held], shares: &mut [Share], description: &Description, 
         }
     };
     for &(member, at) in description.holders.iter().filter(|(member, _)| *member != maker) {
-        shares[maker].gifts.push(Gift { fd: number, to: member as u32 });
+        gifts.insert((maker, member, at), number);
         let file = gift::file(&members[member].groups[at], maker as u32);
         shares[member].gets.insert(at, file);
     }
