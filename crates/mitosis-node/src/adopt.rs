@@ -54,7 +54,11 @@ pub(crate) fn seeds(node: &Arc<Node>, pager: &Pager) {
 
 fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed, String> {
     let bytes = node.store.descriptor(&record.seed).map_err(|e| e.to_string())?;
-    let descriptor = decode(&bytes, &Limits::default()).map_err(|e| e.to_string())?;
+    // One of several processes of a tree is no root itself.
+    let limits = Limits::default();
+    let members_max = if record.tree.is_some() { 0 } else { limits.members_max };
+    let descriptor =
+        decode(&bytes, &Limits { members_max, ..limits }).map_err(|e| e.to_string())?;
     if reference.address != node.address {
         return Err(format!("it is at {}, this node at {}", reference.address, node.address));
     }

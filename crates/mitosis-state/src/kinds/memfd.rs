@@ -133,6 +133,7 @@ const F_SETFL: u64 = 4;
 const F_ADD_SEALS: u64 = 1033;
 const OPENAT: u16 = 257;
 const AT_FDCWD: u64 = -100i64 as u64;
+const O_NOFOLLOW: u64 = 0o400_000;
 const ACCESS_MODE: u32 = 3;
 const READ_WRITE: u32 = 2;
 /// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC are about the moment of opening only.
@@ -154,7 +155,8 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         files.call(FCNTL, &[u64::from(fd), F_SETFL, flags], "files: F_SETFL", fd);
     } else {
         let path = files.program.string(&format!("/proc/self/fd/{source}"));
-        let args = [AT_FDCWD, path, flags, 0];
+        // The path is a link, whatever the parent's was not to be.
+        let args = [AT_FDCWD, path, flags & !O_NOFOLLOW, 0];
         files.make(file, OPENAT, &args, "files: open memfd", Detail::Fd(fd));
     }
     if body.pos != 0 {
