@@ -329,7 +329,7 @@ pub(crate) fn provided_base(fd_base: u32) -> u32 {
 fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
     /// In a template: its socket, what is always attached, and what no open file of the parent asks for.
     const BESIDES: usize = 16;
-    let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
+    let highest = descriptor.open_files.iter().map(mitosis_state::kinds::highest_number).max();
     let above = match part {
         Part::Rest => BESIDES + descriptor.open_files.len(),
         Part::Whole | Part::Memory => 512,

@@ -192,6 +192,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
     }
+    for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
+        inotify::watch(file, context)?;
+    }
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
@@ -199,6 +202,12 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
         notice::plan(file, context);
     }
     Ok(())
+}
+
+/// The highest number that a file has in a child, or that is used in passing.
+pub fn highest_number(file: &OpenFile) -> u32 {
+    let passing = if file.kind == epoll::KIND.number { epoll::highest(file) } else { 0 };
+    file.fds.iter().map(|(number, _)| *number).max().unwrap_or(0).max(passing)
 }
 
 /// One line about a file, for people.

@@ -12,6 +12,8 @@ use mitosis_sys::{openfile, procfs};
 pub(super) const ASYNC: u32 = 0o20000;
 const OWNER_TID: u32 = 0;
 const OWNER_PID: u32 = 1;
+/// No process has this id.
+const NOBODY: i32 = 0;
 
 /// Looked for where it is likely, since it costs a descriptor: at sockets, which tell of urgent
 /// data without `O_ASYNC` too, and where that is set.
@@ -40,10 +42,9 @@ pub(super) fn capture(
         OWNER_PID => Some(owner.id).filter(|id| own(*id)).and_then(inner),
         _ => Some(owner.id).filter(|id| own_group(*id)).and_then(inner),
     };
-    match id {
-        Some(id) => Ok(Some(FileSignals { kind: owner.kind, id, signal: owner.signal, armed })),
-        None => Err(group.refused(format!("{}, which signals another process", group.link))),
-    }
+    // Another process is not there: a child's tells nobody, as when that one has ended.
+    let id = id.unwrap_or(NOBODY);
+    Ok(Some(FileSignals { kind: owner.kind, id, signal: owner.signal, armed }))
 }
 
 const FCNTL: u16 = 72;
@@ -60,7 +61,8 @@ pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
     let (list, fd) = (List::Finish, file.fds[0].0);
     let owner = u64::from(signals.kind) | u64::from(signals.id as u32) << 32;
     let at = files.program.words(&[owner]);
-    if signals.kind != OWNER_TID {
+    let told = signals.id != NOBODY;
+    if told && signals.kind != OWNER_TID {
         // Asked for: with `--new-pid` the plan does not know it.
         let mut ask = op(GETPID, 0, &[]);
         ask.save = SLOT;
@@ -72,7 +74,9 @@ pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
     let mut call = |args: &[u64], what| {
         files.program.call(list, FCNTL, args, what, Detail::Fd(fd));
     };
-    call(&[u64::from(fd), F_SETOWN_EX, at], "files: F_SETOWN_EX");
+    if told {
+        call(&[u64::from(fd), F_SETOWN_EX, at], "files: F_SETOWN_EX");
+    }
     call(&[u64::from(fd), F_SETSIG, u64::from(signals.signal)], "files: F_SETSIG");
     if signals.armed {
         call(&[u64::from(fd), F_SETFL, u64::from(file.flags)], "files: F_SETFL");
