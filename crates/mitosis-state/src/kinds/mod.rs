@@ -8,6 +8,7 @@ pub mod memfd;
 pub mod mqueue;
 pub mod netlink;
 mod notice;
+pub mod packet;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;
@@ -22,7 +23,7 @@ pub mod timerfd;
 pub mod udp;
 pub mod unix_pair;
 
-use crate::options::SocketOption;
+use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, Program};
 use crate::{Group, Provided, StateError, net, scan::duplicate};
 use mitosis_descriptor::OpenFile;
@@ -123,6 +124,7 @@ pub const KINDS: &[Kind] = &[
     tcp::KIND,
     udp::KIND,
     netlink::KIND,
+    packet::KIND,
     socket::KIND,
     unix_pair::KIND,
     timerfd::KIND,
@@ -241,12 +243,21 @@ fn inet_socket(
         return Ok(None);
     }
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
     let same = sockopt::socket_type(&socket).map_err(what)? == kind
         && sockopt::socket_protocol(&socket).map_err(what)? == Some(protocol);
     Ok((inet && same).then_some((socket, family)))
+}
+
+/// A socket that cannot be asked, by name where the reason has one.
+fn unasked(group: &Group, error: rustix::io::Errno) -> StateError {
+    match error {
+        // Of SO_GET_FILTER, to whoever may do all else.
+        rustix::io::Errno::ACCESS => group.refused("a socket with a bpf program (SO_ATTACH_BPF)"),
+        error => group.refused(format!("a socket: {error}")),
+    }
 }
 
 fn encode<T: Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, StateError> {
@@ -258,6 +269,10 @@ fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
         .map_err(|e| StateError::Malformed { kind: file.kind, reason: e.to_string() })
 }
 
+const WRITE: u16 = 1;
+const OPENAT: u16 = 257;
+const AT_FDCWD: u64 = -100i64 as u64;
+const O_WRONLY: u64 = 1;
 const DUP3: u16 = 292;
 const CLOSE: u16 = 3;
 const FCNTL: u16 = 72;
@@ -376,9 +391,27 @@ impl Files<'_> {
     fn set_option(&mut self, fd: u32, option: &SocketOption) {
         let value = self.program.data(&option.value);
         let (level, name) = (u64::from(option.level), u64::from(option.name));
-        let args = [u64::from(fd), level, name, value, option.value.len() as u64];
+        let (value, len) = match (option.level, option.name) {
+            // `struct sock_fprog` has the count and the address of the instructions.
+            options::FILTER => (self.program.words(&[option.value.len() as u64 / 8, value]), 16),
+            _ => (value, option.value.len() as u64),
+        };
+        let args = [u64::from(fd), level, name, value, len];
         let detail = Detail::Text(format!("{level}/{name} of fd {fd}"));
         self.program.call(List::Build, SETSOCKOPT, &args, "files: setsockopt", detail);
+    }
+
+    /// Writes a text to a file of the child's node, such as a bound of a namespace of its own.
+    pub fn write_to(&mut self, path: &str, text: &str) {
+        let at = self.lowest(1)[0];
+        let name = self.program.string(path);
+        let detail = || Detail::Text(path.to_owned());
+        let (args, list) = ([AT_FDCWD, name, O_WRONLY, 0], List::Build);
+        self.program.call_expect(list, OPENAT, &args, u64::from(at), "files: open", detail());
+        let data = self.program.data(text.as_bytes());
+        let args = [u64::from(at), data, text.len() as u64];
+        self.program.call(list, WRITE, &args, "files: write", detail());
+        self.close(at);
     }
 
     /// close(2).
