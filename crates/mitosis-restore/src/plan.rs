@@ -214,6 +214,7 @@ pub fn plan(
             signals::block_all(&mut program);
         }
         signals::plan(descriptor, node, request, &mut program)?;
+        program.forget_ended();
         identity::plan_threads(descriptor, request, &mut program);
         rare::registers(&mut program, descriptor);
         rare::threads(&mut program, descriptor, node);

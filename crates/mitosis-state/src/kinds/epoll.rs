@@ -5,7 +5,7 @@
 //! only another process holds is not the child's, and neither is its registration.
 
 use super::{Capture, F_DUPFD_CLOEXEC, Files, Kind, decode, encode};
-use crate::program::Detail;
+use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,9 @@ pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), Sta
         let args = [u64::from(file.fds[0].0), EPOLL_CTL_ADD, u64::from(watch.fd), event];
         let owner = owner_of(watch.fd, files);
         if owner.is_some() && owner == owner_of(watch.file, files) {
-            files.call(EPOLL_CTL, &args, "files: epoll_ctl add", watch.fd);
+            let list = if files.late.contains(&watch.fd) { List::Finish } else { List::Build };
+            let detail = Detail::Fd(watch.fd);
+            files.program.call(list, EPOLL_CTL, &args, "files: epoll_ctl add", detail);
             continue;
         }
         // For a moment the number names what it did then.

@@ -24,7 +24,7 @@ pub mod udp;
 pub mod unix_pair;
 
 use crate::options::{self, SocketOption};
-use crate::program::{Detail, List, Program};
+use crate::program::{Detail, List, Program, op};
 use crate::{Group, Provided, StateError, net, scan::duplicate};
 use mitosis_descriptor::OpenFile;
 use rustix::net::{AddressFamily, Protocol, SocketType, sockopt};
@@ -306,6 +306,12 @@ pub struct Files<'a> {
     /// Shared memory that is mapped already and open as well: device and inode that it had on the
     /// parent's node, and the number at which it is open here for now.
     pub objects: std::collections::BTreeMap<(u64, u64), u32>,
+    /// A pid that none of the child's threads has.
+    pub spare_pid: i32,
+    /// The child's pid and thread ids are others than its parent's.
+    pub new_pid: bool,
+    /// Descriptors of what is there only when the threads are: until then something else is.
+    pub late: std::collections::BTreeSet<u32>,
     /// Kinds that come in pairs note here what has been done.
     pub done: std::collections::BTreeSet<u64>,
 }
@@ -322,6 +328,34 @@ impl Files<'_> {
         self.program.call_expect(List::Build, nr, args, u64::from(at), what, d);
         self.park(&[at]);
         self.spread(file, 0);
+    }
+
+    /// A system call that makes one descriptor in place of what is at the numbers of `file`, when the
+    /// threads are there.
+    pub fn make_late(&mut self, file: &OpenFile, nr: u16, args: &[u64], what: &'static str) {
+        let list = List::Finish;
+        let mut make = op(nr, 0, args);
+        make.save = SLOT;
+        self.program.push(list, make, what, Detail::Fd(file.fds[0].0));
+        for &(fd, cloexec) in &file.fds {
+            let flags = if cloexec { O_CLOEXEC } else { 0 };
+            let mut dup = op(DUP3, 1, &[0, u64::from(fd), flags]);
+            dup.slot = SLOT;
+            self.program.push(list, dup, "files: dup3 to", Detail::Fd(fd));
+            self.late.insert(fd);
+        }
+        let mut close = op(CLOSE, 1, &[0]);
+        close.slot = SLOT;
+        self.program.push(list, close, "files: close", Detail::None);
+    }
+
+    /// What is about a thread has no other id to name it by.
+    fn same_ids(&self, file: &OpenFile, what: &str) -> Result<(), StateError> {
+        if !self.new_pid {
+            return Ok(());
+        }
+        let what = format!("{what} of one of the parent's threads, whose id --new-pid changes");
+        Err(StateError::Refused { fd: file.fds[0].0, what, hint: "" })
     }
 
     /// Moves fresh descriptors to `high`, `high + 1`, ...
@@ -430,6 +464,9 @@ impl Files<'_> {
 fn inode_of(link: &str, prefix: &str) -> Option<u64> {
     link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
+
+/// For a result that the next operations use.
+const SLOT: u8 = mitosis_stub::abi::SLOTS as u8 - 1;
 
 /// O_NONBLOCK.
 const NONBLOCK: u32 = 0o4000;

@@ -1,11 +1,11 @@
 //! Who is signalled when something happens to an open file (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`):
 //! no kind, but what any of them can have.
 
-use super::{Capture, Files, inode_of};
+use super::{Capture, Files, SLOT, inode_of};
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::{FileSignals, OpenFile};
-use mitosis_stub::abi::{OP_STORE32, SLOTS};
+use mitosis_stub::abi::OP_STORE32;
 use mitosis_sys::{openfile, procfs};
 
 /// `O_ASYNC`.
@@ -52,8 +52,6 @@ const GETPID: u16 = 39;
 const F_SETFL: u64 = 4;
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
-/// Used by nothing else at that time.
-const SLOT: u8 = SLOTS as u8 - 1;
 
 /// When the threads are there, for one of them may be meant.
 pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {

@@ -2,12 +2,12 @@
 //! the child is, at the interface of that name; where there is none, it hears nothing. What waits in one is
 //! lost, and whether an interface was made promiscuous for it the kernel does not tell.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of, unasked};
+use super::{Capture, Files, Kind, NONBLOCK, SLOT, decode, encode, inode_of, unasked};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use mitosis_stub::abi::{OP_IGNORE, OP_LOAD, OP_STORE32, SLOTS};
+use mitosis_stub::abi::{OP_IGNORE, OP_LOAD, OP_STORE32};
 use mitosis_sys::sockopt as raw;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
@@ -59,8 +59,6 @@ const SIOCGIFINDEX: u64 = 0x8933;
 const NAME_BYTES: usize = 16;
 /// Of no interface.
 const NO_INDEX: u32 = i32::MAX as u32;
-/// Used by nothing else at that time.
-const SLOT: u8 = SLOTS as u8 - 1;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let body: Body = decode(file)?;
