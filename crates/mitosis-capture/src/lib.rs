@@ -241,7 +241,9 @@ fn capture_once(
     place.beside_parent();
     let facts = refuse::inspect(pid, options.privileged)?;
     let gadget = gadget::Gadget::find(pid)?;
-    let files = Prescan::take(pid, options.content_max)?;
+    // What processes of a tree have in common is seen only while all of them stand still.
+    let alone = meeting.is_none_or(|meeting| !meeting.is_tree());
+    let files = alone.then(|| Prescan::take(pid, options.content_max)).transpose()?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
@@ -294,7 +296,8 @@ fn capture_once(
 /// What was seen of the parent before the stop that counts.
 struct Looks<'a> {
     facts: &'a refuse::Facts,
-    files: Prescan,
+    /// Of a process alone.
+    files: Option<Prescan>,
     has_dontfork: bool,
     /// Of the other members of its tree.
     meeting: Option<&'a Meeting>,
@@ -329,13 +332,14 @@ fn freeze(
         process.taken.timers = timers::take(planted, &mut process)?;
     }
     clock.lap(Phase::Registers);
-    let (open_files, share) = match meeting.filter(|meeting| meeting.is_tree()) {
-        None => (files.confirm()?, None),
-        Some(meeting) => {
+    let (open_files, share) = match (files, meeting) {
+        (Some(files), _) => (files.confirm()?, None),
+        (None, Some(meeting)) => {
             let share = meeting.exchange(planted.pid)?;
             let files = mitosis_state::capture_member(planted.pid, &share, options.content_max)?;
             (files, Some(share))
         }
+        (None, None) => return Err(CaptureError::Internal("no look at the open files".into())),
     };
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);

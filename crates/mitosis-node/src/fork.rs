@@ -171,10 +171,11 @@ fn batch<'a>(
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
-            let tree = !descriptor.rare.tree.is_alone();
+            let members = tree::Members::of(&descriptor)?;
+            let tree = members.spare(0);
             let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
             let basis = Basis { part, working_set: parts, tree, placed, proven };
-            let members = tree::recipes(node, request, &descriptor, &basis, &clocks)?;
+            let members = members.recipes(node, request, &basis, &clocks)?;
             let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             (fetched, working_set, None, Arc::new(recipe), members)
         }

@@ -52,8 +52,8 @@ pub(crate) struct Basis<'a> {
     pub part: Part,
     /// Files with pages that it will get.
     pub working_set: usize,
-    /// It is one of several processes of a tree.
-    pub tree: bool,
+    /// See [`mitosis_restore::Request::tree`].
+    pub tree: Option<i32>,
     /// Pages that it has from its template.
     pub placed: &'a [u64],
     /// Which of the parent's files are here.
@@ -93,7 +93,7 @@ impl Recipe {
             let cause = "the processes of a tree are made from nothing each time";
             return Err(NodeError::step(Phase::Plan, "template", cause));
         }
-        if tree && request.new_pid {
+        if tree.is_some() && request.new_pid {
             let cause = "the processes of a tree know each other by their pids";
             return Err(NodeError::step(Phase::Plan, "--new-pid", cause));
         }

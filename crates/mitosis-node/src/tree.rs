@@ -11,27 +11,64 @@ use mitosis_proto::{ForkRequest, ForkedChild};
 use mitosis_restore::tree::{Process, start_tree, table};
 use mitosis_restore::{StartFds, Time};
 use mitosis_sandbox::Network;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// How the processes below the root are made. Their clocks are the root's.
-///
-/// # Errors
-/// As [`Recipe::new`].
-pub(crate) fn recipes(
-    node: &Node,
-    request: &ForkRequest,
-    root: &Descriptor,
-    basis: &Basis<'_>,
-    clocks: &(Time, Option<Arc<Space>>),
-) -> Result<Vec<Arc<Recipe>>, NodeError> {
-    let images = root.rare.tree.images(&Limits::default())?;
-    let recipe = |image: Descriptor| {
-        let basis = Basis { working_set: 0, ..*basis };
-        Recipe::new(node, request, Arc::new(image), &basis, clocks.clone()).map(Arc::new)
-    };
-    images.into_iter().map(recipe).collect()
+/// Every machine has that pid.
+const HIGHEST: i32 = 32_000;
+
+/// The processes below the root.
+pub(crate) struct Members {
+    images: Vec<Descriptor>,
+    /// For each process, the root first, a pid that nothing of the tree has.
+    spares: Vec<i32>,
+}
+
+impl Members {
+    /// Those of a root; none of a process alone.
+    ///
+    /// # Errors
+    /// [`mitosis_descriptor::DescriptorError`].
+    pub fn of(root: &Descriptor) -> Result<Members, NodeError> {
+        let tree = &root.rare.tree;
+        if tree.is_alone() {
+            return Ok(Members { images: Vec::new(), spares: Vec::new() });
+        }
+        let images = tree.images(&Limits::default())?;
+        let all = || std::iter::once(root).chain(&images);
+        let threads = all().flat_map(|one| one.threads.iter().map(|thread| thread.tid));
+        let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
+        let taken: HashSet<i32> = threads.chain(zombies).collect();
+        // Those of a new namespace are given from the lowest on.
+        let free = (2..=HIGHEST).rev().filter(|id| !taken.contains(id));
+        let spares = free.take(all().count()).collect();
+        Ok(Members { images, spares })
+    }
+
+    /// A pid for process `number` to use for a moment; `None` if it is alone.
+    pub fn spare(&self, number: usize) -> Option<i32> {
+        self.spares.get(number).copied()
+    }
+
+    /// How they are made. Their clocks are the root's.
+    ///
+    /// # Errors
+    /// As [`Recipe::new`].
+    pub fn recipes(
+        self,
+        node: &Node,
+        request: &ForkRequest,
+        basis: &Basis<'_>,
+        clocks: &(Time, Option<Arc<Space>>),
+    ) -> Result<Vec<Arc<Recipe>>, NodeError> {
+        let spares = self.spares.into_iter().skip(1);
+        let recipe = |(image, spare): (Descriptor, i32)| {
+            let basis = Basis { working_set: 0, tree: Some(spare), ..*basis };
+            Recipe::new(node, request, Arc::new(image), &basis, clocks.clone()).map(Arc::new)
+        };
+        self.images.into_iter().zip(spares).map(recipe).collect()
+    }
 }
 
 /// Sockets between processes of a tree, by which they hand open files to one another.

@@ -47,7 +47,7 @@ pub(crate) fn plan(
 ) {
     let process = &descriptor.process;
     // Whoever makes the processes of a tree has seen to their sessions.
-    if !request.tree {
+    if request.tree.is_none() {
         program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
     }
     if let Some(name) = &request.hostname {

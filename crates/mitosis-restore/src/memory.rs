@@ -163,7 +163,7 @@ impl<'a> Memory<'a> {
                 advise(program, vma, &FORK_ADVICE);
             }
         }
-        shared::fill(program, self.descriptor);
+        shared::fill(program, self.descriptor, self.fd_base);
         ipc::settle(program, self.descriptor);
         ipc::rest(program, self.descriptor, SLOT_UFFD);
         aio::make(program, self.descriptor, SLOT_UFFD);

@@ -48,8 +48,9 @@ pub struct Request {
     pub vdso: Option<Arc<[u8]>>,
     /// What is to be planned.
     pub part: Part,
-    /// It is one of several processes of a tree.
-    pub tree: bool,
+    /// It is one of several processes of a tree: then a pid that none of these has, nor any of their
+    /// threads, and that is for no other one to use.
+    pub tree: Option<i32>,
     /// Pages that are in place already, ascending: for a [`Part::Rest`].
     pub placed: Vec<u64>,
 }
@@ -210,7 +211,7 @@ pub fn plan(
         let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
-        if request.tree {
+        if request.tree.is_some() {
             await_others(&mut program, fd_base);
         }
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
@@ -224,6 +225,7 @@ pub fn plan(
             signals::block_all(&mut program);
         }
         signals::plan(descriptor, node, request, &mut program)?;
+        program.forget_ended();
         identity::plan_threads(descriptor, request, &mut program);
         rare::registers(&mut program, descriptor);
         rare::threads(&mut program, descriptor, node);
@@ -347,7 +349,7 @@ pub(crate) fn provided_base(fd_base: u32) -> u32 {
 fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
     /// In a template: its socket, what is always attached, and what no open file of the parent asks for.
     const BESIDES: usize = 16;
-    let highest = descriptor.open_files.iter().flat_map(|f| &f.fds).map(|f| f.0).max();
+    let highest = descriptor.open_files.iter().map(mitosis_state::kinds::highest_number).max();
     let above = match part {
         Part::Rest => BESIDES + descriptor.open_files.len(),
         Part::Whole | Part::Memory => 512,

@@ -315,7 +315,8 @@ pub const OP_PLACE: u16 = 0x400;
 pub const OP_ADOPTED: u16 = 0x800;
 /// `Op::flags`: not a system call: the result is the 64-bit word at address `args[0]`.
 pub const OP_LOAD: u16 = 0x1000;
-/// `Op::flags`: not a system call: make a process, see it end, and have a pidfd of it.
+/// `Op::flags`: not a system call: make a process, see it end, and have a pidfd of it; or, if `args[0]`
+/// is not 0, one with that pid, which is not waited for.
 pub const OP_ENDED: u16 = 0x2000;
 /// Slots of saved results.
 pub const SLOTS: usize = 8;

@@ -9,6 +9,7 @@ pub mod memfd;
 pub mod mqueue;
 pub mod netlink;
 mod notice;
+pub mod packet;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;
@@ -23,8 +24,8 @@ pub mod timerfd;
 pub mod udp;
 pub mod unix_pair;
 
-use crate::options::SocketOption;
-use crate::program::{Detail, List, Program};
+use crate::options::{self, SocketOption};
+use crate::program::{Detail, List, Program, op};
 use crate::{Group, Provided, StateError, net, scan::duplicate, tree};
 use mitosis_descriptor::OpenFile;
 use rustix::net::{AddressFamily, Protocol, SocketType, sockopt};
@@ -93,6 +94,12 @@ impl<'a> Capture<'a> {
         format!("/proc/{pid}/fd/{fd}")
     }
 
+    /// Pid in its own pid namespace of another member of the tree.
+    fn inner_pid_of(&self, pid: i32) -> Option<i32> {
+        let other = |member: &&(i32, i32)| member.0 == pid && pid != self.pid;
+        self.members.iter().find(other).map(|(_, inner)| *inner)
+    }
+
     /// The parent's pid in its own pid namespace.
     fn inner_pid(&self) -> Option<i32> {
         let status = mitosis_sys::procfs::Status::read(self.pid).ok()?;
@@ -159,6 +166,7 @@ pub const KINDS: &[Kind] = &[
     tcp::KIND,
     udp::KIND,
     netlink::KIND,
+    packet::KIND,
     socket::KIND,
     unix_pair::KIND,
     timerfd::KIND,
@@ -243,6 +251,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
     }
+    for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
+        inotify::watch(file, context)?;
+    }
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
@@ -250,6 +261,12 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
         notice::plan(file, context);
     }
     Ok(())
+}
+
+/// The highest number that a file has in a child, or that is used in passing.
+pub fn highest_number(file: &OpenFile) -> u32 {
+    let passing = if file.kind == epoll::KIND.number { epoll::highest(file) } else { 0 };
+    file.fds.iter().map(|(number, _)| *number).max().unwrap_or(0).max(passing)
 }
 
 /// One line about a file, for people.
@@ -283,12 +300,21 @@ fn inet_socket(
         return Ok(None);
     }
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
     let same = sockopt::socket_type(&socket).map_err(what)? == kind
         && sockopt::socket_protocol(&socket).map_err(what)? == Some(protocol);
     Ok((inet && same).then_some((socket, family)))
+}
+
+/// A socket that cannot be asked, by name where the reason has one.
+fn unasked(group: &Group, error: rustix::io::Errno) -> StateError {
+    match error {
+        // Of SO_GET_FILTER, to whoever may do all else.
+        rustix::io::Errno::ACCESS => group.refused("a socket with a bpf program (SO_ATTACH_BPF)"),
+        error => group.refused(format!("a socket: {error}")),
+    }
 }
 
 fn encode<T: Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, StateError> {
@@ -300,6 +326,10 @@ fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
         .map_err(|e| StateError::Malformed { kind: file.kind, reason: e.to_string() })
 }
 
+const WRITE: u16 = 1;
+const OPENAT: u16 = 257;
+const AT_FDCWD: u64 = -100i64 as u64;
+const O_WRONLY: u64 = 1;
 const DUP3: u16 = 292;
 const CLOSE: u16 = 3;
 const FCNTL: u16 = 72;
@@ -335,6 +365,12 @@ pub struct Files<'a> {
     pub objects: std::collections::BTreeMap<(u64, u64), u32>,
     /// What it has in common with other members of its tree.
     pub place: Option<&'a mitosis_descriptor::Place>,
+    /// A pid that none of the child's threads has.
+    pub spare_pid: i32,
+    /// The child's pid and thread ids are others than its parent's.
+    pub new_pid: bool,
+    /// Descriptors of what is there only when the threads are: until then something else is.
+    pub late: std::collections::BTreeSet<u32>,
     /// Kinds that come in pairs note here what has been done.
     pub done: std::collections::BTreeSet<u64>,
 }
@@ -351,6 +387,34 @@ impl Files<'_> {
         self.program.call_expect(List::Build, nr, args, u64::from(at), what, d);
         self.park(&[at]);
         self.spread(file, 0);
+    }
+
+    /// A system call that makes one descriptor in place of what is at the numbers of `file`, when the
+    /// threads are there.
+    pub fn make_late(&mut self, file: &OpenFile, nr: u16, args: &[u64], what: &'static str) {
+        let list = List::Finish;
+        let mut make = op(nr, 0, args);
+        make.save = SLOT;
+        self.program.push(list, make, what, Detail::Fd(file.fds[0].0));
+        for &(fd, cloexec) in &file.fds {
+            let flags = if cloexec { O_CLOEXEC } else { 0 };
+            let mut dup = op(DUP3, 1, &[0, u64::from(fd), flags]);
+            dup.slot = SLOT;
+            self.program.push(list, dup, "files: dup3 to", Detail::Fd(fd));
+            self.late.insert(fd);
+        }
+        let mut close = op(CLOSE, 1, &[0]);
+        close.slot = SLOT;
+        self.program.push(list, close, "files: close", Detail::None);
+    }
+
+    /// What is about a thread has no other id to name it by.
+    fn same_ids(&self, file: &OpenFile, what: &str) -> Result<(), StateError> {
+        if !self.new_pid {
+            return Ok(());
+        }
+        let what = format!("{what} of one of the parent's threads, whose id --new-pid changes");
+        Err(StateError::Refused { fd: file.fds[0].0, what, hint: "" })
     }
 
     /// Moves fresh descriptors to `high`, `high + 1`, ...
@@ -420,9 +484,27 @@ impl Files<'_> {
     fn set_option(&mut self, fd: u32, option: &SocketOption) {
         let value = self.program.data(&option.value);
         let (level, name) = (u64::from(option.level), u64::from(option.name));
-        let args = [u64::from(fd), level, name, value, option.value.len() as u64];
+        let (value, len) = match (option.level, option.name) {
+            // `struct sock_fprog` has the count and the address of the instructions.
+            options::FILTER => (self.program.words(&[option.value.len() as u64 / 8, value]), 16),
+            _ => (value, option.value.len() as u64),
+        };
+        let args = [u64::from(fd), level, name, value, len];
         let detail = Detail::Text(format!("{level}/{name} of fd {fd}"));
         self.program.call(List::Build, SETSOCKOPT, &args, "files: setsockopt", detail);
+    }
+
+    /// Writes a text to a file of the child's node, such as a bound of a namespace of its own.
+    pub fn write_to(&mut self, path: &str, text: &str) {
+        let at = self.lowest(1)[0];
+        let name = self.program.string(path);
+        let detail = || Detail::Text(path.to_owned());
+        let (args, list) = ([AT_FDCWD, name, O_WRONLY, 0], List::Build);
+        self.program.call_expect(list, OPENAT, &args, u64::from(at), "files: open", detail());
+        let data = self.program.data(text.as_bytes());
+        let args = [u64::from(at), data, text.len() as u64];
+        self.program.call(list, WRITE, &args, "files: write", detail());
+        self.close(at);
     }
 
     /// close(2).
@@ -446,6 +528,9 @@ impl Files<'_> {
 fn inode_of(link: &str, prefix: &str) -> Option<u64> {
     link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
+
+/// For a result that the next operations use.
+const SLOT: u8 = mitosis_stub::abi::SLOTS as u8 - 1;
 
 /// O_NONBLOCK.
 const NONBLOCK: u32 = 0o4000;
