@@ -254,8 +254,9 @@ fn capture_once(
     let met = looks.reach(pid, Point::Planted(planted.helper_outer()));
     // The others may have taken their time.
     let deadline = if meeting.is_some() { Instant::now() + options.stop_timeout } else { deadline };
-    let frozen =
-        met.and_then(|()| freeze(looks, options, inherited, &mut planted, &place, deadline, &mut clock));
+    let frozen = met.and_then(|()| {
+        freeze(looks, options, inherited, &mut planted, &place, deadline, &mut clock)
+    });
     place.let_parent_run();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;

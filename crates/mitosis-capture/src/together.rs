@@ -107,12 +107,7 @@ fn sessions(places: &[Place], looks: &[Look]) -> Result<Vec<Session>, CaptureErr
 }
 
 /// The session that a process had when it was born, if it has begun one of its own since.
-fn inherited_by(
-    sessions: &[Session],
-    places: &[Place],
-    looks: &[Look],
-    at: usize,
-) -> Option<i32> {
+fn inherited_by(sessions: &[Session], places: &[Place], looks: &[Look], at: usize) -> Option<i32> {
     let leads = sessions[at].session == looks[at].pid;
     let parent = places[at].parent.filter(|_| leads)?;
     Some(sessions[parent].session)
@@ -185,7 +180,8 @@ fn leave_out(
             let to = offset + (run.end().addr() - start);
             let inside = |(low, high): &(u64, u64)| *low <= from && to <= *high;
             if !covered.iter().any(inside) {
-                let why = "maps parts of shared memory that the first of its tree that has it does not";
+                let why =
+                    "maps parts of shared memory that the first of its tree that has it does not";
                 return Err(CaptureError::Refused { pid, why: why.into() });
             }
         }

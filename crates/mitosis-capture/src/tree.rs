@@ -141,12 +141,15 @@ fn is_shadow(pid: i32) -> bool {
     exit_signal.is_ok_and(|signal| signal == 0) && blocked.is_ok_and(|set| set & BLOCKED == BLOCKED)
 }
 
+/// Members that were captured, and what was seen of all processes meanwhile.
+type Seen = (Vec<Member>, Vec<Look>);
+
 /// Captures these members at one moment; `None` if they are not all, or not any more.
 fn attempt(
     places: &[Place],
     options: &OptionsOf<'_>,
     inherited: &InheritedOf<'_>,
-) -> Result<Option<(Vec<Member>, Vec<Look>)>, CaptureError> {
+) -> Result<Option<Seen>, CaptureError> {
     let meeting = Meeting::new(places);
     let capture = |pid: i32| {
         let seat = Seat(&meeting);

@@ -11,12 +11,12 @@ use crate::store::SeedRecord;
 use mitosis_descriptor::{Limits, Reference, decode};
 use mitosis_pager::{ChildId, ChildState};
 use mitosis_proto::Bound;
+use mitosis_transport::SeedState;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use mitosis_transport::SeedState;
 use std::time::{Duration, SystemTime};
 
 /// A pidfd of the process that had this start time, if it is still that one.

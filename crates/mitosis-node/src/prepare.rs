@@ -8,9 +8,7 @@ use crate::pager::Pager;
 use crate::registry::{Seed, SeedParts};
 use crate::store::SeedRecord;
 use crate::{millis, spool};
-use mitosis_capture::{
-    Captured, CaptureError, Inherited, InheritedPages, Member, Options, Seeded,
-};
+use mitosis_capture::{CaptureError, Captured, Inherited, InheritedPages, Member, Options, Seeded};
 use mitosis_descriptor::{
     Backing, Descriptor, MEMBERS_MAX, Owner, Phase, Reference, Secret, SeedId, encode,
 };

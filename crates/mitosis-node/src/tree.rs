@@ -97,7 +97,8 @@ impl Batch<'_> {
         id: u64,
         network: Network,
     ) -> Result<(u64, ForkedChild), NodeError> {
-        let recipes: Vec<&Arc<Recipe>> = std::iter::once(&self.recipe).chain(&self.members).collect();
+        let recipes: Vec<&Arc<Recipe>> =
+            std::iter::once(&self.recipe).chain(&self.members).collect();
         let count = recipes.len() as u32;
         let ids: Vec<u64> =
             (0..count).map(|n| if n == 0 { id } else { self.node.next_child_id() }).collect();
@@ -121,10 +122,11 @@ impl Batch<'_> {
         let mut placed = Ok(());
         let page = || {
             let of = |number: usize| Some((id, number as u32, count));
-            placed = recipe::place(&self.working_set, &self.recipe.plan, &table_tx, |pages, bytes| {
-                let root = (id, of(0));
-                asked.push(self.page(&self.recipe, root, guard, &arrivals[0], (pages, bytes)));
-            });
+            placed =
+                recipe::place(&self.working_set, &self.recipe.plan, &table_tx, |pages, bytes| {
+                    let root = (id, of(0));
+                    asked.push(self.page(&self.recipe, root, guard, &arrivals[0], (pages, bytes)));
+                });
             for number in 1..recipes.len() {
                 let this = (ids[number], of(number));
                 let none = (Vec::new(), 0);

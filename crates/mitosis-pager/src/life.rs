@@ -433,7 +433,8 @@ impl Pager {
     /// A message, or the end, of a guard's control socket.
     pub(crate) fn guard_spoke(&mut self, id: ChildId) {
         loop {
-            let Some(child) = self.children.get_mut(&id).filter(|child| child.main.is_none()) else {
+            let Some(child) = self.children.get_mut(&id).filter(|child| child.main.is_none())
+            else {
                 return;
             };
             let Some(socket) = &child.guard else { return };

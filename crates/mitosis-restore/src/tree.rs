@@ -2,8 +2,8 @@
 //! none goes on before all can.
 
 use crate::start::{
-    BUILD_TIMEOUT, STATUS_STARTED, StartFds, Started, failed, operation_error, order, receive, send,
-    status_pair,
+    BUILD_TIMEOUT, STATUS_STARTED, StartFds, Started, failed, operation_error, order, receive,
+    send, status_pair,
 };
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session};

@@ -269,9 +269,7 @@ fn inside(members: &[Held], descriptions: &[Description]) -> BTreeSet<Object> {
                 // A reader; what can do both is either.
                 Object::Pipe(_) | Object::File(_) => usize::from(group.flags & 3 == 0),
                 Object::Terminal(_) => usize::from(group.link.ends_with("ptmx")),
-                Object::Sockets(lower) => {
-                    usize::from(group.link == format!("socket:[{lower}]"))
-                }
+                Object::Sockets(lower) => usize::from(group.link == format!("socket:[{lower}]")),
                 Object::Tcp(..) => usize::from(second),
             };
             ends.entry(object).or_default()[end].insert(member);
@@ -356,4 +354,3 @@ fn memory(
     }
     Ok(())
 }
-
