@@ -166,7 +166,8 @@ fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed(
     assert_eq!(ask(c.node(), "hash"), parent.ask("hash"));
     // On the seed's own node, too.
     let own = fork(&b, &again.reference, &["--via", "template", "--net", "own"]);
-    assert_eq!(own[0].transport, "mixed");
+    // What only this node has may be in the template already.
+    assert!(["mixed", "tcp"].contains(&own[0].transport.as_str()), "{own:?}");
     assert_eq!(row(&b, own[0].pid)["via"], "template");
 }
 
