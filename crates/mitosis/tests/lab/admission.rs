@@ -101,7 +101,7 @@ fn each_child_is_held_to_limits_of_its_own_however_it_was_made() {
     let lab = lab(2);
     let a = daemon(&lab, 0);
     let limits = ["--child-pids", "9", "--child-memory-mib", "256"];
-    let b = lab.node(1).start_daemon_with(&binary(), &limits).unwrap();
+    let mut b = lab.node(1).start_daemon_with(&binary(), &limits).unwrap();
     let mut command = std::process::Command::new("/usr/bin/python3");
     command.args(["-c", BREEDER]);
     let parent = Parent::spawn(a.node(), command);
@@ -118,6 +118,6 @@ fn each_child_is_held_to_limits_of_its_own_however_it_was_made() {
         let left = groups(b.node());
         (left.len() <= 2 * 4).then_some(())
     });
-    drop(b);
+    b.terminate(SOON).unwrap();
     until("no group is left", SOON, || groups(lab.node(1)).is_empty().then_some(()));
 }
