@@ -5,10 +5,8 @@ use crate::map::Tag;
 use crate::message::ChildId;
 use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
 use crate::space::{Outcome, PAGE};
-use mitosis_descriptor::Vpn;
-use mitosis_transport::{
-    Handle, PageSource, ReadError, ReadRequest, SeedState, SourceError, SourceEvent,
-};
+use crate::peer::Ask;
+use mitosis_transport::{Handle, PageSource, ReadError, SeedState, SourceError, SourceEvent};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -146,9 +144,10 @@ impl Pager {
             }
             Note::Trail(handle, told, pages) => {
                 if let From::Peer(id) = from {
+                    let room = self.trail_room();
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
                     if let Some(open) = open {
-                        open.trail.extend(&pages);
+                        open.trail.extend(&pages, room);
                         open.told |= told;
                     }
                     self.trail_known(id, handle);
@@ -205,22 +204,24 @@ impl Pager {
     fn failed(&mut self, tag: u64, error: &ReadError) {
         let Some(read) = self.reads.remove(&tag) else { return };
         let child = read.child;
-        self.gone(&read);
+        self.gone(tag, &read);
         let Some(space) = self.spaces.get(&read.space) else { return };
-        let (lo, hi) = (read.page + u64::from(read.next), read.page + u64::from(read.count));
         let tag = Tag::new(tag);
-        if space.map.within(lo, hi).any(|run| run.tag == tag) {
+        if read.left().any(|(lo, hi)| space.map.within(lo, hi).any(|run| run.tag == tag)) {
             self.kill(child, error.to_string());
         }
     }
 
     /// A read is not in flight any more.
-    pub(crate) fn gone(&mut self, read: &ReadInFlight) {
+    pub(crate) fn gone(&mut self, tag: u64, read: &ReadInFlight) {
         let Some(child) = self.children.get_mut(&read.child) else { return };
         match read.purpose {
             Purpose::Fill => child.filling -= u64::from(read.count - read.next),
             Purpose::Ahead => {
-                child.ahead = child.ahead.saturating_sub(1);
+                child.ahead.retain(|other| *other != tag);
+                let left = u64::from(read.count - read.next);
+                child.ahead_pages = child.ahead_pages.saturating_sub(left);
+                self.go_on(read.child, read.space);
                 self.close_ahead(read.child);
             }
             Purpose::Touch => {}
@@ -236,6 +237,7 @@ impl Pager {
             let (next, end) = (read.next, read.count);
             return Err(format!("pages {first}+{count} of a read that wants {next}..{end}"));
         }
+        let list = read.list.clone();
         let page = read.page + u64::from(first);
         read.next += count;
         read.progress = Instant::now();
@@ -243,16 +245,29 @@ impl Pager {
         let done = if read.next == read.count { self.reads.remove(&tag) } else { None };
         if let Some(child) = self.children.get_mut(&child) {
             child.counters.bytes_fetched += bytes.len() as u64;
-            if purpose == Purpose::Fill {
-                child.filling -= u64::from(count);
-                self.review.insert(child.id);
+            match purpose {
+                Purpose::Fill => {
+                    child.filling -= u64::from(count);
+                    self.review.insert(child.id);
+                }
+                Purpose::Ahead => {
+                    child.ahead_pages = child.ahead_pages.saturating_sub(count.into());
+                }
+                Purpose::Touch => {}
             }
         }
         if let Some(read) = done {
-            self.gone(&read);
+            // The next ones are asked for before these are placed.
+            self.gone(tag, &read);
         }
         if let Some(tag) = Tag::new(tag) {
-            self.place(space, page, bytes, tag, demand);
+            match list {
+                None => self.place(space, page, bytes, tag, demand),
+                Some(list) => {
+                    let (first, end) = (first as usize, (first + count) as usize);
+                    self.place_single(space, &list[first..end], bytes, tag);
+                }
+            }
         }
         let begins = self.children.get_mut(&child).filter(|_| purpose == Purpose::Touch);
         if begins.is_some_and(|child| std::mem::take(&mut child.touched_first)) {
@@ -288,6 +303,30 @@ impl Pager {
         }
     }
 
+    /// Places single pages, and wakes who waits for some of them when all are there: woken at each,
+    /// whoever follows the trail would wait for the next, over and over.
+    fn place_single(&mut self, id: u64, pages: &[u64], bytes: &[u8], tag: Tag) {
+        let mut at = 0;
+        for run in pages.chunk_by(|a, b| a + 1 == *b) {
+            let part = &bytes[at * PAGE as usize..(at + run.len()) * PAGE as usize];
+            at += run.len();
+            let Some(space) = self.spaces.get_mut(&id) else { return };
+            let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else { return };
+            let (placed, outcome) = space.place(run[0], part, tag, false);
+            child.counters.pages_prefetched += placed;
+            if outcome != Outcome::Done {
+                // As far as it has not been placed.
+                self.place(id, run[0], part, tag, None);
+            }
+        }
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        space.untidy = true;
+        space.wake_waiting();
+        if space.map.pages() == 0 {
+            self.review.insert(space.child);
+        }
+    }
+
     fn try_place(
         &mut self,
         id: u64,
@@ -305,7 +344,7 @@ impl Pager {
         let demanded = demand.is_some_and(|d| {
             (page..end).contains(&d) && space.map.find(d).is_some_and(|run| run.tag == Some(tag))
         });
-        let (placed, outcome) = space.place(page, bytes, tag);
+        let (placed, outcome) = space.place(page, bytes, tag, true);
         let demanded = demanded && demand.is_some_and(|d| space.map.find(d).is_none());
         let fetched = u64::from(demanded).min(placed);
         child.counters.pages_fetched += fetched;
@@ -353,17 +392,11 @@ impl Pager {
         };
         let mut again = Vec::new();
         for (tag, read) in &mut self.reads {
-            let Via::Peer(to, handle) = read.via else { continue };
-            if to == id {
-                read.page += u64::from(read.next);
-                read.source += u64::from(read.next);
-                read.count -= read.next;
-                read.next = 0;
-                let (source, count) = (Vpn(read.source), read.count);
-                again.push(ReadRequest { tag: *tag, handle, source, count });
+            if matches!(read.via, Via::Peer(to, _) if to == id) {
+                again.extend(read.again(*tag));
             }
         }
-        again.sort_by_key(|read| read.tag);
+        again.sort_by_key(Ask::tag);
         let connect = if peer.rdma { &self.config.connect_rdma } else { &self.config.connect };
         peer.connect(connect, &again, now);
         self.watch(id);

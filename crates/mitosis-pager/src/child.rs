@@ -1,7 +1,7 @@
 //! One child: its sources, its guard, its books.
 
 use crate::areas::Areas;
-use crate::early::EARLY_PAGES;
+use crate::early::Course;
 use crate::guard::{self, ToGuard};
 use crate::map::PageMap;
 use crate::message::{AddChild, ChildId, ChildState, ChildStats, OwnerSource};
@@ -33,8 +33,8 @@ pub struct Source {
     pub via: Option<Via>,
     /// The way for what is fetched ahead, while something is.
     pub ahead: Option<Via>,
-    /// Its early reads were begun.
-    pub begun: bool,
+    /// How far its trail was fetched ahead, once that has begun.
+    pub course: Option<Course>,
 }
 
 /// What children lack at the beginning.
@@ -79,10 +79,10 @@ pub struct Child {
     pub spaces: BTreeSet<u64>,
     /// What the first address space will be, until its userfaultfd arrives.
     pub waiting: Option<(Areas, Arc<PageMap>)>,
-    /// Pages that may still be fetched before they are touched.
-    pub early_left: usize,
-    /// Reads ahead of its touches in flight.
-    pub ahead: u32,
+    /// Reads ahead of its touches in flight, in the order in which they were asked for.
+    pub ahead: VecDeque<u64>,
+    /// Pages that they have still to bring.
+    pub ahead_pages: u64,
     /// It has touched a page of another; the early reads begin when that has come.
     pub touched_first: bool,
     /// Where it arrives.
@@ -147,7 +147,7 @@ impl Child {
             Arc::make_mut(&mut map).remove(run[0], run[0] + run.len() as u64);
         }
         let transport = transport(&shape.owners);
-        let source = |owner| Source { owner, via: None, ahead: None, begun: false };
+        let source = |owner| Source { owner, via: None, ahead: None, course: None };
         let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
             id: add.child,
@@ -161,8 +161,8 @@ impl Child {
                 ..Counters::default()
             },
             waiting: Some((shape.areas.clone(), map)),
-            early_left: EARLY_PAGES,
-            ahead: 0,
+            ahead: VecDeque::new(),
+            ahead_pages: 0,
             touched_first: false,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),

@@ -159,11 +159,30 @@ impl PageMap {
 
     /// Forgets the pages of `[start, end)`; whether some were in flight.
     pub fn remove(&mut self, start: u64, end: u64) -> bool {
+        // What was marked alone goes alone.
+        if start < end && self.runs.get(&start).is_some_and(|entry| entry.count == end - start) {
+            return self.take(start).is_some_and(|run| run.tag.is_some());
+        }
         self.extract(start, end).iter().any(|run| run.tag.is_some())
     }
 
     /// The remote pages of `[start, end)` are brought by a read from now on.
     pub fn mark(&mut self, start: u64, end: u64, tag: Tag) {
+        // Mostly a page amid others.
+        if let Some(run) = self.find(start).filter(|run| start < end && end <= run.end()) {
+            if run.tag.is_none() {
+                self.take(run.start);
+                let part = |lo: u64, hi: u64, tag| {
+                    let (count, source) = (hi - lo, run.source + (lo - run.start));
+                    Run { start: lo, count, source, tag, ..run }
+                };
+                let all = [(run.start, start, None), (start, end, Some(tag)), (end, run.end(), None)];
+                for (lo, hi, tag) in all.into_iter().filter(|(lo, hi, _)| lo < hi) {
+                    self.insert(part(lo, hi, tag));
+                }
+            }
+            return;
+        }
         for run in self.extract(start, end) {
             self.insert(Run { tag: run.tag.or(Some(tag)), ..run });
         }

@@ -2,10 +2,11 @@
 
 use crate::child::{Child, Shape, Via};
 use crate::message::{ChildId, Event};
-use crate::peer::Peer;
+use crate::peer::{Ask, Peer};
 use crate::serve::Client;
 use crate::space::Space;
 use crate::{PagerConfig, PagerError};
+use mitosis_descriptor::Vpn;
 use mitosis_sys::uffd::Holder;
 use mitosis_transport::{Handle, LocalSource, ReadRequest};
 use rustix::event::{Timespec, epoll};
@@ -94,6 +95,9 @@ pub(crate) struct ReadInFlight {
     pub page: u64,
     /// The same at the owner.
     pub source: u64,
+    /// The pages, here and at the owner, if they are single ones. Those of a read that was begun ahead
+    /// ascend.
+    pub list: Option<Arc<[u64]>>,
     /// Pages still to come.
     pub count: u32,
     /// Pages that have come since it was last asked for.
@@ -104,6 +108,32 @@ pub(crate) struct ReadInFlight {
     pub purpose: Purpose,
     /// When it was asked for, or last made progress.
     pub progress: Instant,
+}
+
+impl ReadInFlight {
+    /// The pages that have not come, as runs in the child.
+    pub fn left(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (lo, hi) = (self.page + u64::from(self.next), self.page + u64::from(self.count));
+        let whole = self.list.is_none().then_some((lo, hi));
+        let single = self.list.iter().flat_map(|list| &list[self.next as usize..]);
+        whole.into_iter().chain(single.map(|page| (*page, page + 1)))
+    }
+
+    /// The request for what has not come, which counts from there.
+    pub fn again(&mut self, tag: u64) -> Option<Ask> {
+        let Via::Peer(_, handle) = self.via else { return None };
+        let next = std::mem::take(&mut self.next);
+        self.count -= next;
+        if let Some(list) = &self.list {
+            let pages: Arc<[u64]> = Arc::from(&list[next as usize..]);
+            self.list = Some(Arc::clone(&pages));
+            return Some(Ask::Pages { tag, handle, pages });
+        }
+        self.page += u64::from(next);
+        self.source += u64::from(next);
+        let (source, count) = (Vpn(self.source), self.count);
+        Some(Ask::Run(ReadRequest { tag, handle, source, count }))
+    }
 }
 
 /// Pages that came while the process was changing its mappings.

@@ -80,8 +80,9 @@ impl Pager {
             }
         }
         for ((peer, handle), pages) in told {
+            let room = self.trail_room();
             if let Some(peer) = self.peers.get_mut(&peer) {
-                peer.learn(handle, pages);
+                peer.learn(handle, id, pages, room);
             }
         }
     }
@@ -125,7 +126,7 @@ impl Pager {
             self.reads.iter().filter(|(_, read)| over(read)).map(|(tag, _)| *tag).collect();
         for tag in tags {
             if let Some(read) = self.reads.remove(&tag) {
-                self.gone(&read);
+                self.gone(tag, &read);
             }
         }
     }
