@@ -16,8 +16,9 @@ use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
-use mitosis_restore::{Part, ProvenFiles, Time, WORKING_SET_PAGES};
+use mitosis_restore::{Part, ProvenFiles, Time};
 use mitosis_sandbox::{Blank, GuardImage};
+use mitosis_transport::wire::WORKING_SET_MAX;
 use mitosis_transport::{ForkError, Want};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,8 +41,12 @@ const FAILED: Duration = Duration::from_secs(5);
 const TEMPLATES_MAX: usize = 64;
 /// Most ways to ask for children of one template that are remembered.
 const RECIPES_MAX: usize = 16;
-/// A template is made anew when the working set has grown by so many pages.
+/// A template is made anew when the working set has grown by so many pages,
 const GROWN: usize = 32;
+/// and by this part of it,
+const GROWN_PART: usize = 16;
+/// or if the template is so old.
+const GROWN_AGE: Duration = Duration::from_secs(2);
 /// From so many children in one request on, a template is made for them.
 const MANY: u32 = 4;
 /// How long somebody waits for a template that another request makes.
@@ -113,6 +118,7 @@ pub(crate) struct Template {
     pub pages: Arc<[u64]>,
     /// Pages of the working set that were known.
     known: usize,
+    made: Instant,
     descriptor: Arc<Descriptor>,
     files: Files,
     clocks: (Time, Option<Arc<crate::time::Space>>),
@@ -133,7 +139,7 @@ impl Template {
         }
         let descriptor = Arc::clone(&self.descriptor);
         let proven: &dyn ProvenFiles = &self.files;
-        let basis = Basis { part: Part::Rest, working_set: 0, placed: &self.pages, proven };
+        let basis = Basis { part: Part::Rest, working_set: &[], placed: &self.pages, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -142,6 +148,13 @@ impl Template {
         }
         recipes.push((options, Arc::clone(&recipe)));
         Ok(recipe)
+    }
+
+    /// Whether so much more is known of the working set that it is worth another one: at once only if
+    /// that is much of it, since children that go on tell more and more.
+    fn outgrown(&self, now: usize) -> bool {
+        let grown = now.min(WORKING_SET_MAX).saturating_sub(self.known);
+        grown >= GROWN && (grown >= self.known / GROWN_PART || self.made.elapsed() >= GROWN_AGE)
     }
 
     /// Whether its process lives.
@@ -384,10 +397,12 @@ impl Templates {
         rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
         let clocks = node.times.of(&reading, &descriptor.clocks)?;
         let descriptor = Arc::new(descriptor);
-        let parts = working_set.len();
+        // Nobody waits: the plan is made for the pages that there are.
+        working_set.know()?;
+        let parts = working_set.sizes();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let basis = Basis { part: Part::Memory, working_set: parts, placed: &[], proven: &files };
+        let basis = Basis { part: Part::Memory, working_set: &parts, placed: &[], proven: &files };
         let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
@@ -410,6 +425,7 @@ impl Templates {
         Ok(Template {
             orders: orders?,
             known: working_set.pages(),
+            made: Instant::now(),
             pages: Arc::from(pages),
             descriptor,
             files,
@@ -433,12 +449,7 @@ impl Templates {
             entry.template.clone()
         };
         let made = self.lease(node, reference).and_then(|now| match known {
-            Some(known)
-                if now.min(WORKING_SET_PAGES) < known.known + GROWN
-                    && !known.files.outdated(node) =>
-            {
-                Ok(None)
-            }
+            Some(known) if !known.outgrown(now) && !known.files.outdated(node) => Ok(None),
             _ => self.make(node, request, reference).map(Some),
         });
         match made {

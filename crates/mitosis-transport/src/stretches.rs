@@ -2,7 +2,7 @@
 //!
 //! What a program touches is mostly runs, or every so-manieth page. So a list is written as the
 //! distance from the page before, and, where at least three follow each other at one distance, how many.
-//! A page that follows nothing takes at most six bytes, and a stretch of a thousand about the same.
+//! A page that follows nothing takes at most seven bytes, and a stretch of a thousand about the same.
 
 use crate::wire::TRAIL_PAGES_MAX;
 use serde::de::Error;
@@ -17,8 +17,8 @@ pub struct Pages {
     pub pages: Vec<u64>,
 }
 
-/// Page numbers are below this: the shift below loses nothing.
-const PAGE_END: u64 = 1 << 52;
+/// Page numbers of a user space of 57 bits are below this, so that one takes seven bytes at most.
+const PAGE_END: u64 = 1 << 45;
 /// From so many pages on a stretch is shorter than its pages.
 const STRETCH: usize = 3;
 
