@@ -4,8 +4,8 @@ use crate::child::Via;
 use crate::map::Tag;
 use crate::message::ChildId;
 use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
-use crate::space::{Outcome, PAGE};
 use crate::peer::Ask;
+use crate::space::{Outcome, PAGE};
 use mitosis_transport::{Handle, PageSource, ReadError, SeedState, SourceError, SourceEvent};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
@@ -311,7 +311,9 @@ impl Pager {
             let part = &bytes[at * PAGE as usize..(at + run.len()) * PAGE as usize];
             at += run.len();
             let Some(space) = self.spaces.get_mut(&id) else { return };
-            let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else { return };
+            let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else {
+                return;
+            };
             let (placed, outcome) = space.place(run[0], part, tag, false);
             child.counters.pages_prefetched += placed;
             if outcome != Outcome::Done {

@@ -1,8 +1,8 @@
 //! What happens in the children: touches, forks, moves.
 
 use crate::child::{Child, Via};
-use crate::guard::ToGuard;
 use crate::early::missing;
+use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
 use crate::pager::{Pager, Purpose, ReadInFlight, Token, watch};
 use crate::peer::{Ask, Peer};
@@ -198,7 +198,8 @@ impl Pager {
         let Some(from) = child.sources.get_mut(usize::from(owner)) else { return };
         let Some(Via::Peer(peer, handle)) = from.via else { return };
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
-        let Some((open, place)) = open.and_then(|open| Some((open, open.trail.place(source)?))) else {
+        let Some((open, place)) = open.and_then(|open| Some((open, open.trail.place(source)?)))
+        else {
             return;
         };
         if from.course.as_mut().is_some_and(|course| course.touched(place)) {
@@ -218,13 +219,20 @@ impl Pager {
         let pages = missing(&space.map, owner, pages);
         if self.gathers(space.child, owner) {
             for part in pages.chunks(SINGLE_PAGES) {
-                let run = Run { start: part[0], count: part.len() as u64, owner, source: part[0], tag: None };
+                let run = Run {
+                    start: part[0],
+                    count: part.len() as u64,
+                    owner,
+                    source: part[0],
+                    tag: None,
+                };
                 self.ask(id, run, Some(part), None, purpose);
             }
             return;
         }
         for part in pages.chunk_by(|a, b| a + 1 == *b) {
-            let run = Run { start: part[0], count: part.len() as u64, owner, source: part[0], tag: None };
+            let run =
+                Run { start: part[0], count: part.len() as u64, owner, source: part[0], tag: None };
             self.ask(id, run, None, None, purpose);
         }
     }
@@ -400,14 +408,10 @@ impl Pager {
 }
 
 /// Whether a page of a read that was begun ahead, of those in `ahead`, is not among the next to come.
-fn late(
-    reads: &HashMap<u64, ReadInFlight>,
-    ahead: &VecDeque<u64>,
-    tag: Tag,
-    page: u64,
-) -> bool {
+fn late(reads: &HashMap<u64, ReadInFlight>, ahead: &VecDeque<u64>, tag: Tag, page: u64) -> bool {
     let before = ahead.iter().take_while(|other| **other != tag.get());
-    let before = before.filter_map(|tag| reads.get(tag)).map(|read| u64::from(read.count - read.next));
+    let before =
+        before.filter_map(|tag| reads.get(tag)).map(|read| u64::from(read.count - read.next));
     let read = reads.get(&tag.get()).filter(|read| read.purpose == Purpose::Ahead);
     read.is_some_and(|read| {
         let place = match &read.list {

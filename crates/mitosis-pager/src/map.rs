@@ -176,7 +176,8 @@ impl PageMap {
                     let (count, source) = (hi - lo, run.source + (lo - run.start));
                     Run { start: lo, count, source, tag, ..run }
                 };
-                let all = [(run.start, start, None), (start, end, Some(tag)), (end, run.end(), None)];
+                let all =
+                    [(run.start, start, None), (start, end, Some(tag)), (end, run.end(), None)];
                 for (lo, hi, tag) in all.into_iter().filter(|(lo, hi, _)| lo < hi) {
                     self.insert(part(lo, hi, tag));
                 }

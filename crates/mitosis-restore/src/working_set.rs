@@ -167,10 +167,8 @@ mod tests {
         assert_eq!(placed.pages, [11, 12, 13, 14, 10, 15]);
         let words: Vec<Vec<u64>> = placed.tables.iter().map(|table| words(table)).collect();
         let first = WINDOW + STEP;
-        let want = [
-            [11 * PAGE, first + PAGE, 3 * PAGE, 0, 0],
-            [14 * PAGE, first + 4 * PAGE, PAGE, 0, 0],
-        ];
+        let want =
+            [[11 * PAGE, first + PAGE, 3 * PAGE, 0, 0], [14 * PAGE, first + 4 * PAGE, PAGE, 0, 0]];
         assert_eq!(words[0], [&[PLACE_MAGIC, 2], want.concat().as_slice()].concat());
         let want = [[10 * PAGE, first, PAGE, 0, 0], [15 * PAGE, first + PAGE, PAGE, 0, 0]];
         assert_eq!(words[1], [&[PLACE_MAGIC, 2], want.concat().as_slice()].concat());

@@ -40,7 +40,8 @@ fn words(pages: &[u64]) -> Vec<u64> {
         let first = pages[at];
         let head = fold(step(last, first)) << 1;
         let next = pages.get(at + 1).map_or(0, |page| step(first, *page));
-        let equal = pages[at..].windows(2).take_while(|pair| step(pair[0], pair[1]) == next).count();
+        let equal =
+            pages[at..].windows(2).take_while(|pair| step(pair[0], pair[1]) == next).count();
         if equal + 1 >= STRETCH {
             words.extend([head | 1, equal as u64, fold(next)]);
         } else {
