@@ -24,6 +24,9 @@ const PENDING_MAX: u64 = 4096;
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
+/// Most pages fetched for a touch of which all are told as touched: of more, most are fetched for a
+/// sequential run, whose next touch will tell.
+const TOLD_PAGES: u64 = 16;
 /// Most single pages of one read.
 const SINGLE_PAGES: usize = 128;
 /// Pages of reads ahead that come so soon that they are not asked for again.
@@ -150,9 +153,13 @@ impl Pager {
                     space.waiting.push(page);
                 }
                 let (owner, source) = (run.owner, run.source + (page - run.start));
-                // Whether what is fetched beside it was touched too, nobody can tell.
-                let beside = wanted && passed.count == 1 && window == Window::To(page + RANDOM);
-                let beside = beside && page + 1 < run.end();
+                // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
+                let beside = match window {
+                    Window::To(end) if wanted && end - page <= TOLD_PAGES => {
+                        end.min(run.end()) - page - 1
+                    }
+                    _ => 0,
+                };
                 // Once what is waited for is here: on its way, it would wait for what is not.
                 child.touched_first |= space.role == Role::Main;
                 match window {
@@ -171,15 +178,15 @@ impl Pager {
     }
 
     /// Notes touches, up to that of page `source` of `owner`, that none of the earlier children of the
-    /// seed made; with the page after it if that was fetched `beside` it.
-    fn noted(&mut self, id: u64, owner: u16, source: u64, passed: Passed, beside: bool) {
+    /// seed made; with the pages after it that were fetched `beside` it.
+    fn noted(&mut self, id: u64, owner: u16, source: u64, passed: Passed, beside: u64) {
         let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         let via = child.sources.get(usize::from(owner)).and_then(|source| source.via);
         let Some(via @ Via::Peer(peer, handle)) = via else { return };
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
         let Some(open) = open.filter(|open| !open.trail.is_full()) else { return };
-        let pages = passed.pages(source).chain(beside.then_some(source + 1));
+        let pages = passed.pages(source).chain(source + 1..=source + beside);
         let before = child.touched.len();
         child.touched.extend(pages.filter(|page| !open.trail.has(*page)).map(|page| (via, page)));
         if child.touched.len() > before {

@@ -6,7 +6,7 @@ use crate::pager::{Pager, ReadInFlight};
 use crate::space::{Outcome, Role};
 use mitosis_transport::{Handle, SourceError};
 use rustix::process::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How often address spaces are asked whether they still exist: exec tells nobody.
@@ -74,8 +74,12 @@ impl Pager {
         let Some(child) = self.children.get_mut(&id) else { return };
         child.touched_at = None;
         let mut told: BTreeMap<(u64, Handle), Vec<u64>> = BTreeMap::new();
+        // What was fetched beside one touch is often passed by the next.
+        let mut known = HashSet::new();
         for (via, page) in child.touched.drain(..) {
-            if let Via::Peer(peer, handle) = via {
+            if let Via::Peer(peer, handle) = via
+                && known.insert((via, page))
+            {
                 told.entry((peer, handle)).or_default().push(page);
             }
         }
