@@ -144,6 +144,7 @@ impl Child {
             via: start.via.clone(),
             transport: start.transport.clone(),
             pages_rdma: number(|s| s.pages_rdma),
+            pages_cached: number(|s| s.pages_cached),
             rdma_reach: number(|s| s.rdma_reach),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             netns: start.netns.clone(),

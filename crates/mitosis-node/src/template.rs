@@ -14,7 +14,7 @@ use crate::error::NodeError;
 use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
-use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
+use mitosis_descriptor::{Descriptor, MappedFile, PAGE_SIZE, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
 use mitosis_restore::{Part, ProvenFiles, Time};
 use mitosis_sandbox::{Blank, GuardImage};
@@ -33,6 +33,11 @@ const RENEW: Duration = Duration::from_millis(200);
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after the first child a template is made: the child comes first.
 const SETTLE: Duration = Duration::from_millis(100);
+/// It comes first as long as children of the seed fetch so many pages in this time, but for no longer than
+/// that.
+const BUSY_PAGES: u64 = 64;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+const BUSY_MAX: Duration = Duration::from_secs(2);
 /// How long a template is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(20);
 /// How long none is tried after one could not be made.
@@ -510,6 +515,27 @@ impl Templates {
     }
 }
 
+/// Waits while children of a seed fetch much: a template would fetch the same at the same time.
+fn settle(node: &Node, reference: &Reference) {
+    let seed = reference.seed.to_string();
+    let fetched = || {
+        let stats = node.pager.now()?.client.stats().ok()?;
+        let of_seed = stats.iter().filter(|child| child.seed == seed);
+        Some(of_seed.map(|child| child.bytes_fetched).sum::<u64>() / PAGE_SIZE)
+    };
+    let begun = Instant::now();
+    let mut before = fetched();
+    while begun.elapsed() < BUSY_MAX && !node.stopping() {
+        std::thread::sleep(BUSY_PAUSE);
+        let now = fetched();
+        match (before, now) {
+            (Some(before), Some(now)) if now >= before + BUSY_PAGES => {}
+            _ => return,
+        }
+        before = now;
+    }
+}
+
 /// Makes templates until the daemon ends.
 pub(crate) fn work(node: &Node, jobs: &Jobs) {
     while !node.stopping() {
@@ -518,6 +544,7 @@ pub(crate) fn work(node: &Node, jobs: &Jobs) {
         };
         if node.templates.is_new(&reference) {
             std::thread::sleep(SETTLE);
+            settle(node, &reference);
         }
         node.templates.renew(node, &request, &reference);
     }

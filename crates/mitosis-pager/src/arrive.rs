@@ -111,10 +111,14 @@ impl Pager {
     fn note(&mut self, from: From, note: Note) {
         match note {
             Note::State(handle, state) => {
+                if matches!(state, SeedState::Revoked | SeedState::Lost) {
+                    self.drop_cached(from, handle);
+                }
                 let users = self.users(from, handle);
                 self.seed_state(&users, state);
             }
             Note::Refused(handle) => {
+                self.drop_cached(from, handle);
                 for child in self.users(from, handle) {
                     let reason = "the page source refused the seed: unknown, ended or revoked";
                     self.kill(child, reason.to_owned());
@@ -152,6 +156,16 @@ impl Pager {
                     }
                     self.trail_known(id, handle);
                 }
+            }
+        }
+    }
+
+    /// A seed has ended: its pages are nobody's any more.
+    fn drop_cached(&mut self, from: From, handle: Handle) {
+        if let From::Peer(id) = from {
+            let open = self.peers.get(&id).and_then(|peer| peer.handles.get(&handle));
+            if let Some(seed) = open.map(|open| open.seed) {
+                self.cache.forget(seed);
             }
         }
     }
@@ -242,6 +256,7 @@ impl Pager {
         read.next += count;
         read.progress = Instant::now();
         let (space, child, demand, purpose) = (read.space, read.child, read.demand, read.purpose);
+        let (owner, source, all) = (read.owner, read.source + u64::from(first), read.count);
         let done = if read.next == read.count { self.reads.remove(&tag) } else { None };
         if let Some(child) = self.children.get_mut(&child) {
             child.counters.bytes_fetched += bytes.len() as u64;
@@ -261,13 +276,18 @@ impl Pager {
             self.gone(tag, &read);
         }
         if let Some(tag) = Tag::new(tag) {
-            match list {
+            match &list {
                 None => self.place(space, page, bytes, tag, demand),
                 Some(list) => {
                     let (first, end) = (first as usize, (first + count) as usize);
                     self.place_single(space, &list[first..end], bytes, tag);
                 }
             }
+        }
+        // Nobody waits any more.
+        if purpose != Purpose::Fill && self.shared(child, owner, purpose, all) {
+            let pages = list.as_ref().map(|list| &list[first as usize..]);
+            self.keep(child, owner, source, pages, bytes);
         }
         let begins = self.children.get_mut(&child).filter(|_| purpose == Purpose::Touch);
         if begins.is_some_and(|child| std::mem::take(&mut child.touched_first)) {
@@ -279,7 +299,14 @@ impl Pager {
     }
 
     /// Places pages; what cannot be placed now is kept for later.
-    fn place(&mut self, id: u64, page: u64, bytes: &[u8], tag: Tag, demand: Option<u64>) {
+    pub(crate) fn place(
+        &mut self,
+        id: u64,
+        page: u64,
+        bytes: &[u8],
+        tag: Tag,
+        demand: Option<u64>,
+    ) {
         for _ in 0..TRIES {
             match self.try_place(id, page, bytes, tag, demand) {
                 Outcome::Again => {

@@ -65,6 +65,8 @@ pub struct Counters {
     pub zero_pages: u64,
     /// See [`ChildStats`].
     pub pages_rdma: u64,
+    /// See [`ChildStats`].
+    pub pages_cached: u64,
 }
 
 /// A child and everything in its namespace.
@@ -256,6 +258,7 @@ impl Child {
             bytes_fetched,
             zero_pages,
             pages_rdma,
+            pages_cached,
         } = self.counters;
         let ended = self.ended.is_some();
         ChildStats {
@@ -274,6 +277,7 @@ impl Child {
             independent: self.independent,
             transport: self.transport.to_owned(),
             pages_rdma,
+            pages_cached,
             rdma_reach: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),

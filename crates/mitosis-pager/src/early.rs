@@ -18,8 +18,9 @@ pub(crate) const EARLY_PAGES: usize = 1024;
 /// Pages of the trail asked for at a time, in ascending order: together they make longer runs, apart
 /// they come in the order of need.
 const BATCH: usize = 128;
-/// Most pages on their way ahead of a child: enough to keep the connection and both nodes busy.
-const FLIGHT: u64 = 4 * BATCH as u64;
+/// Most pages on their way ahead of a child: enough to keep the connection and both nodes busy, though
+/// either may not get a processor for some milliseconds.
+const FLIGHT: u64 = 8 * BATCH as u64;
 
 /// How far a trail has been fetched ahead of a child's touches.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +89,7 @@ impl Pager {
             while let Some(pages) = self.next_batch(id, key, number) {
                 if !pages.is_empty() {
                     self.open_ahead(id, number);
-                    self.read_pages(key, number as u16, &pages, Purpose::Ahead);
+                    self.read_missing(key, number as u16, &pages, Purpose::Ahead);
                 }
             }
         }

@@ -152,6 +152,9 @@ impl Pager {
                 if !wanted {
                     space.waiting.push(page);
                 }
+                // What a sibling was sent is here at once.
+                let cached = wanted && self.from_cache(id, run.owner, page, &window);
+                let wanted = wanted && !cached;
                 let (owner, source) = (run.owner, run.source + (page - run.start));
                 // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
                 let beside = match window {
@@ -161,7 +164,15 @@ impl Pager {
                     _ => 0,
                 };
                 // Once what is waited for is here: on its way, it would wait for what is not.
-                child.touched_first |= space.role == Role::Main;
+                if let Some(space) = self.spaces.get(&id).filter(|s| s.role == Role::Main)
+                    && let Some(child) = self.children.get_mut(&space.child)
+                {
+                    child.touched_first = true;
+                    if cached {
+                        let child = child.id;
+                        self.begin_early(child, id);
+                    }
+                }
                 match window {
                     Window::To(end) => self.request(id, page, end, wanted),
                     Window::Every { first, step, count } => {
@@ -224,6 +235,13 @@ impl Pager {
             return;
         };
         let pages = missing(&space.map, owner, pages);
+        self.read_missing(id, owner, &pages, purpose);
+    }
+
+    /// Asks for pages that are missing and unasked for.
+    pub(crate) fn read_missing(&mut self, id: u64, owner: u16, pages: &[u64], purpose: Purpose) {
+        let pages = &self.not_cached(id, owner, pages);
+        let Some(space) = self.spaces.get(&id) else { return };
         if self.gathers(space.child, owner) {
             for part in pages.chunks(SINGLE_PAGES) {
                 let run = Run {
@@ -327,6 +345,7 @@ impl Pager {
         let read = ReadInFlight {
             space: id,
             child: child.id,
+            owner: run.owner,
             via,
             page: run.start,
             source: run.source,

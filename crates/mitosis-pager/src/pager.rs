@@ -1,5 +1,6 @@
 //! The process: one thread, one epoll, everything else hangs on it.
 
+use crate::cache::Cache;
 use crate::child::{Child, Shape, Via};
 use crate::message::{ChildId, Event};
 use crate::peer::{Ask, Peer};
@@ -90,6 +91,8 @@ pub(crate) enum Purpose {
 pub(crate) struct ReadInFlight {
     pub space: u64,
     pub child: ChildId,
+    /// Index of the owner.
+    pub owner: u16,
     pub via: Via,
     /// First page in the child of what is still to come.
     pub page: u64,
@@ -164,6 +167,8 @@ pub(crate) struct Pager {
     pub local_closes: Vec<Handle>,
     pub reads: HashMap<u64, ReadInFlight>,
     pub parked: Vec<Parked>,
+    /// Pages that siblings of their children may have.
+    pub cache: Cache,
     /// Touches to be answered: address space and page.
     pub faults: VecDeque<(u64, u64)>,
     /// Children whose missing pages may have run out, or whose fill may go on.
@@ -210,6 +215,7 @@ impl Pager {
             local_closes: Vec::new(),
             reads: HashMap::new(),
             parked: Vec::new(),
+            cache: Cache::default(),
             faults: VecDeque::new(),
             review: BTreeSet::new(),
             shadows: HashMap::new(),

@@ -160,7 +160,8 @@ impl Space {
         let end = page + bytes.len() as u64 / PAGE;
         let mut done = 0;
         let mut at = page;
-        while let Some(run) = self.map.next(at).filter(|run| at < end && run.start < end) {
+        while at < end {
+            let Some(run) = self.map.next(at).filter(|run| run.start < end) else { break };
             let lo = run.start.max(at);
             let hi = run.end().min(end).min(lo + COPY_PAGES);
             at = hi;

@@ -28,6 +28,7 @@ impl Pager {
         self.tick_spaces();
         if now >= self.next_sweep {
             self.sweep(now);
+            self.cache.sweep(now);
             self.next_sweep = now + SWEEP;
         }
         self.tick_linger(now);

@@ -233,6 +233,9 @@ pub struct ChildRow {
     /// Pages that came by one-sided RDMA reads.
     #[serde(default)]
     pub pages_rdma: u64,
+    /// Pages that a sibling on its node had been sent before.
+    #[serde(default)]
+    pub pages_cached: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     #[serde(default)]
     pub rdma_reach: u64,
