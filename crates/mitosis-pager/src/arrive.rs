@@ -333,20 +333,21 @@ impl Pager {
     /// Places single pages, and wakes who waits for some of them when all are there: woken at each,
     /// whoever follows the trail would wait for the next, over and over.
     fn place_single(&mut self, id: u64, pages: &[u64], bytes: &[u8], tag: Tag) {
-        let mut at = 0;
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else { return };
+        let (mut at, mut later) = (0, Vec::new());
         for run in pages.chunk_by(|a, b| a + 1 == *b) {
             let part = &bytes[at * PAGE as usize..(at + run.len()) * PAGE as usize];
             at += run.len();
-            let Some(space) = self.spaces.get_mut(&id) else { return };
-            let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else {
-                return;
-            };
             let (placed, outcome) = space.place(run[0], part, tag, false);
             child.counters.pages_prefetched += placed;
             if outcome != Outcome::Done {
-                // As far as it has not been placed.
-                self.place(id, run[0], part, tag, None);
+                later.push((run[0], part));
             }
+        }
+        for (page, part) in later {
+            // As far as it has not been placed.
+            self.place(id, page, part, tag, None);
         }
         let Some(space) = self.spaces.get_mut(&id) else { return };
         space.untidy = true;

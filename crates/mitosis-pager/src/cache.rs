@@ -119,7 +119,9 @@ impl Cache {
             return;
         };
         let Some(seed) = self.seeds.get_mut(&chunk.seed) else { return };
-        chunk.pages.iter().for_each(|page| drop(seed.places.remove(page)));
+        for page in &chunk.pages {
+            seed.places.remove(page);
+        }
         seed.open = seed.open.filter(|open| *open != id);
         if seed.places.is_empty() {
             self.seeds.remove(&chunk.seed);
@@ -148,7 +150,8 @@ impl Cache {
     }
 
     /// Pages that are here.
-    pub fn pages(&self) -> usize {
+    #[cfg(test)]
+    fn pages(&self) -> usize {
         self.chunks.values().map(|chunk| chunk.pages.len()).sum()
     }
 }

@@ -7,6 +7,7 @@
 //! ahead than that or than it has followed.
 
 use crate::child::Via;
+use crate::faults::PENDING_MAX;
 use crate::map::PageMap;
 use crate::message::ChildId;
 use crate::pager::{Pager, Purpose};
@@ -87,25 +88,25 @@ impl Pager {
         let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
         for number in 0..owners {
             while let Some(pages) = self.next_batch(id, key, number) {
-                if !pages.is_empty() {
-                    self.open_ahead(id, number);
-                    self.read_missing(key, number as u16, &pages, Purpose::Ahead);
-                }
+                self.open_ahead(id, number);
+                self.read_pages(key, number as u16, &pages, Purpose::Ahead);
             }
         }
+        // If there was nothing to ask for.
+        self.close_ahead(id);
     }
 
-    /// The missing pages, ascending, of the next part of a trail; `None` if it is not their time. What
-    /// was moved since the owner had it is left alone.
+    /// The next part of a trail, ascending; `None` if it is not its time.
     fn next_batch(&mut self, id: ChildId, key: u64, number: usize) -> Option<Vec<u64>> {
         let child = self.children.get(&id).filter(|child| child.ahead_pages < FLIGHT)?;
         let Course { at, limit } = child.sources[number].course?;
-        let space = self.spaces.get(&key)?;
+        // What would be asked for now must not be refused.
+        self.spaces.get(&key).filter(|space| space.map.pending() < PENDING_MAX)?;
         let part = self.trail_of(id, number)?.part(at, BATCH.min(limit.saturating_sub(at)));
         if part.is_empty() {
             return None;
         }
-        let mut pages = missing(&space.map, number as u16, part);
+        let mut pages = part.to_vec();
         pages.sort_unstable();
         let at = at + part.len();
         self.children.get_mut(&id)?.sources[number].course = Some(Course { at, limit });

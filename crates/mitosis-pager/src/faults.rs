@@ -19,7 +19,7 @@ use std::time::Instant;
 /// Most pages of one read.
 const READ_PAGES: u64 = 256;
 /// Most pages one address space has in flight because of touches.
-const PENDING_MAX: u64 = 4096;
+pub(crate) const PENDING_MAX: u64 = 4096;
 /// Most pages the background fill of a child has in flight: few, so that touches pass quickly.
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
@@ -234,27 +234,18 @@ impl Pager {
         let Some(space) = self.spaces.get(&id).filter(|s| s.map.pending() < PENDING_MAX) else {
             return;
         };
-        let pages = missing(&space.map, owner, pages);
-        self.read_missing(id, owner, &pages, purpose);
-    }
-
-    /// Asks for pages that are missing and unasked for.
-    pub(crate) fn read_missing(&mut self, id: u64, owner: u16, pages: &[u64], purpose: Purpose) {
-        let pages = &self.not_cached(id, owner, pages);
-        let Some(space) = self.spaces.get(&id) else { return };
-        if self.gathers(space.child, owner) {
+        let child = space.child;
+        let pages = self.not_cached(id, owner, pages);
+        if self.gathers(child, owner) {
             for part in pages.chunks(SINGLE_PAGES) {
-                let run = Run {
-                    start: part[0],
-                    count: part.len() as u64,
-                    owner,
-                    source: part[0],
-                    tag: None,
-                };
+                let (start, count) = (part[0], part.len() as u64);
+                let run = Run { start, count, owner, source: start, tag: None };
                 self.ask(id, run, Some(part), None, purpose);
             }
             return;
         }
+        let Some(space) = self.spaces.get(&id) else { return };
+        let pages = missing(&space.map, owner, &pages);
         for part in pages.chunk_by(|a, b| a + 1 == *b) {
             let run =
                 Run { start: part[0], count: part.len() as u64, owner, source: part[0], tag: None };
@@ -304,7 +295,7 @@ impl Pager {
         self.ask(id, run, None, demand, purpose);
     }
 
-    /// The same of the pages `single`, if that is not `None`: `run` says how many, and whose.
+    /// The same of those of the pages `single` that are missing, if that is not `None`: `run` says whose.
     fn ask(
         &mut self,
         id: u64,
@@ -326,12 +317,22 @@ impl Pager {
             self.kill(child, format!("a missing page of owner {}, which was let go", run.owner));
             return;
         };
-        match single {
-            None => space.map_mut().mark(run.start, run.end(), number),
+        let list: Option<Arc<[u64]>> = match single {
+            None => {
+                space.map_mut().mark(run.start, run.end(), number);
+                None
+            }
+            // The map may be shared with siblings as long as nothing changes.
+            Some(pages) if !pages.iter().any(|page| space.map.find(*page).is_some()) => return,
             Some(pages) => {
                 let map = space.map_mut();
-                pages.iter().for_each(|page| map.mark(*page, page + 1, number));
+                let claimed = pages.iter().filter(|page| map.claim(**page, run.owner, number));
+                Some(claimed.copied().collect())
             }
+        };
+        let run = Run { count: list.as_ref().map_or(run.count, |list| list.len() as u64), ..run };
+        if run.count == 0 {
+            return;
         }
         match purpose {
             Purpose::Fill => child.filling += run.count,
@@ -349,7 +350,7 @@ impl Pager {
             via,
             page: run.start,
             source: run.source,
-            list: single.map(Arc::from),
+            list,
             count,
             next: 0,
             demand,

@@ -161,6 +161,10 @@ impl Space {
         let mut done = 0;
         let mut at = page;
         while at < end {
+            // Single pages are looked up at once.
+            if at + 1 == end && at == page && self.map.is_claimed(page, tag) {
+                return self.copy(page, bytes, wake);
+            }
             let Some(run) = self.map.next(at).filter(|run| run.start < end) else { break };
             let lo = run.start.max(at);
             let hi = run.end().min(end).min(lo + COPY_PAGES);

@@ -325,12 +325,17 @@ impl Session {
             let length = count * wire::PAGE as u32;
             let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
             self.output.push(&head.encode());
-            for run in chunk.chunk_by(|a, b| a + 1 == *b) {
-                let out = self.output.room(run.len() * wire::PAGE);
-                if let Err(error) = checked_read(seed, Vpn(run[0]), run.len() as u32, out) {
-                    self.output.used = at;
-                    return self.fail(tag, &error);
+            let mut read = || {
+                usable(seed.state())?;
+                for run in chunk.chunk_by(|a, b| a + 1 == *b) {
+                    let out = self.output.room(run.len() * wire::PAGE);
+                    seed.read(Vpn(run[0]), run.len() as u32, out)?;
                 }
+                usable(seed.state())
+            };
+            if let Err(error) = read() {
+                self.output.used = at;
+                return self.fail(tag, &error);
             }
             done += count;
             self.send()?;
