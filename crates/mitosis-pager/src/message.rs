@@ -90,6 +90,11 @@ pub struct AddChild {
     /// What it lacks was told before, see [`Request::AddShape`]: then areas, index and owners here are
     /// empty.
     pub shape: Option<u64>,
+    /// Of a process of a tree that is not its root: the root. They have one guard, and what that says
+    /// is about the root.
+    pub main: Option<ChildId>,
+    /// Which of how many processes with that guard it is.
+    pub member: (u32, u32),
     /// Fetch everything at once (`--paging eager`).
     pub eager: bool,
     /// Fill the rest in the background (`--independent`).
