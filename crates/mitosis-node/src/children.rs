@@ -148,6 +148,8 @@ impl Child {
             transport: start.transport.clone(),
             pages_rdma: number(|s| s.pages_rdma),
             pages_cached: number(|s| s.pages_cached),
+            pages_held: number(|s| s.pages_held),
+            pages_held_touched: number(|s| s.pages_held_touched),
             rdma_reach: number(|s| s.rdma_reach),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             processes: 1,

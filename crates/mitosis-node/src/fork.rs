@@ -170,18 +170,12 @@ fn batch<'a>(
             rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
-<<<<<<< HEAD
             let (descriptor, parts) = (Arc::new(descriptor), working_set.sizes());
-            let proven = &node.hashes;
-            let basis = Basis { part: Part::Whole, working_set: &parts, placed: &[], proven };
-=======
-            let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
             let members = tree::Members::of(&descriptor)?;
             let tree = members.spare(0);
             let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
-            let basis = Basis { part, working_set: parts, tree, placed, proven };
+            let basis = Basis { part, working_set: &parts, tree, placed, proven };
             let members = members.recipes(node, request, &basis, &clocks)?;
->>>>>>> main
             let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             (fetched, working_set, None, Arc::new(recipe), members)
         }

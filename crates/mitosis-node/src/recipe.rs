@@ -50,15 +50,10 @@ impl Drop for Shape {
 pub(crate) struct Basis<'a> {
     /// Which part of the plan it performs.
     pub part: Part,
-<<<<<<< HEAD
     /// Files with pages that it will get: how many each may have.
     pub working_set: &'a [usize],
-=======
-    /// Files with pages that it will get.
-    pub working_set: usize,
     /// See [`mitosis_restore::Request::tree`].
     pub tree: Option<i32>,
->>>>>>> main
     /// Pages that it has from its template.
     pub placed: &'a [u64],
     /// Which of the parent's files are here.

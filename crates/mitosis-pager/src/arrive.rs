@@ -1,6 +1,7 @@
 //! What comes from the owners: pages, failures, signs of life.
 
 use crate::child::Via;
+use crate::faults::SINGLE_PAGES;
 use crate::map::Tag;
 use crate::message::ChildId;
 use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
@@ -280,6 +281,14 @@ impl Pager {
                 None => self.place(space, page, bytes, tag, demand),
                 Some(list) => {
                     let (first, end) = (first as usize, (first + count) as usize);
+                    if purpose == Purpose::Ahead && list.len() == SINGLE_PAGES {
+                        let place = (SINGLE_PAGES / 2).checked_sub(first);
+                        let page = place.and_then(|at| list[first..end].get(at));
+                        if let (Some(at), Some(page)) = (place, page) {
+                            let bytes = &bytes[at * PAGE as usize..(at + 1) * PAGE as usize];
+                            self.hold_back(space, *page, owner, bytes, tag);
+                        }
+                    }
                     self.place_single(space, &list[first..end], bytes, tag);
                 }
             }

@@ -7,7 +7,7 @@ use crate::map::PageMap;
 use crate::message::{AddChild, ChildId, ChildState, ChildStats, OwnerSource};
 use mitosis_transport::Handle;
 use rustix::io::Errno;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -67,6 +67,10 @@ pub struct Counters {
     pub pages_rdma: u64,
     /// See [`ChildStats`].
     pub pages_cached: u64,
+    /// See [`ChildStats`].
+    pub pages_held: u64,
+    /// See [`ChildStats`].
+    pub pages_held_touched: u64,
 }
 
 /// A child and everything in its namespace.
@@ -85,6 +89,8 @@ pub struct Child {
     pub ahead: VecDeque<u64>,
     /// Pages that they have still to bring.
     pub ahead_pages: u64,
+    /// Pages fetched ahead and not placed, to see whether they will be touched.
+    pub held: HashSet<u64>,
     /// It has touched a page of another; the early reads begin when that has come.
     pub touched_first: bool,
     /// Where it arrives.
@@ -152,16 +158,12 @@ impl Child {
             Arc::make_mut(&mut map).remove(run[0], run[0] + run.len() as u64);
         }
         let transport = transport(&shape.owners);
-<<<<<<< HEAD
-        let source = |owner| Source { owner, via: None, ahead: None, course: None };
-=======
         // Guards know slots only by their numbers.
         let (number, count) = add.member;
         let each = guard::SLOTS / count.max(1);
         let first = each * number.min(count.saturating_sub(1));
         let slots = first..first + each;
-        let source = |owner| Source { owner, via: None, ahead: None, begun: false };
->>>>>>> main
+        let source = |owner| Source { owner, via: None, ahead: None, course: None };
         let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
             id: add.child,
@@ -177,6 +179,7 @@ impl Child {
             waiting: Some((shape.areas.clone(), map)),
             ahead: VecDeque::new(),
             ahead_pages: 0,
+            held: HashSet::new(),
             touched_first: false,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
@@ -266,6 +269,8 @@ impl Child {
             zero_pages,
             pages_rdma,
             pages_cached,
+            pages_held,
+            pages_held_touched,
         } = self.counters;
         let ended = self.ended.is_some();
         ChildStats {
@@ -285,6 +290,8 @@ impl Child {
             transport: self.transport.to_owned(),
             pages_rdma,
             pages_cached,
+            pages_held,
+            pages_held_touched,
             rdma_reach: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),

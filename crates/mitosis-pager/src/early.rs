@@ -7,7 +7,7 @@
 //! ahead than that or than it has followed.
 
 use crate::child::Via;
-use crate::faults::PENDING_MAX;
+use crate::faults::{PENDING_MAX, SINGLE_PAGES};
 use crate::map::PageMap;
 use crate::message::ChildId;
 use crate::pager::{Pager, Purpose};
@@ -18,7 +18,7 @@ use mitosis_transport::Handle;
 pub(crate) const EARLY_PAGES: usize = 1024;
 /// Pages of the trail asked for at a time, in ascending order: together they make longer runs, apart
 /// they come in the order of need.
-const BATCH: usize = 128;
+const BATCH: usize = SINGLE_PAGES;
 /// Most pages on their way ahead of a child: enough to keep the connection and both nodes busy, though
 /// either may not get a processor for some milliseconds.
 const FLIGHT: u64 = 8 * BATCH as u64;

@@ -28,7 +28,7 @@ const FILL_READ: u64 = 128;
 /// sequential run, whose next touch will tell.
 const TOLD_PAGES: u64 = 16;
 /// Most single pages of one read.
-const SINGLE_PAGES: usize = 128;
+pub(crate) const SINGLE_PAGES: usize = 128;
 /// Pages of reads ahead that come so soon that they are not asked for again.
 const NEAR: u64 = 32;
 /// Most touches of a child that are remembered until they are told.
@@ -151,6 +151,9 @@ impl Pager {
                 let wanted = run.tag.is_none();
                 if !wanted {
                     space.waiting.push(page);
+                }
+                if space.role == Role::Main && child.held.remove(&page) {
+                    child.counters.pages_held_touched += 1;
                 }
                 // What a sibling was sent is here at once.
                 let cached = wanted && self.from_cache(id, run.owner, page, &window);

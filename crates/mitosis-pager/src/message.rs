@@ -281,6 +281,10 @@ pub struct ChildStats {
     pub pages_rdma: u64,
     /// Pages that a sibling on this node had been sent before; they are no bytes fetched.
     pub pages_cached: u64,
+    /// Of each 128 pages fetched ahead along the trail one is kept here instead of being placed: so many.
+    pub pages_held: u64,
+    /// So many of these were touched. The share of the others is that of what was fetched in vain.
+    pub pages_held_touched: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     pub rdma_reach: u64,
     /// Why pages last came over TCP although RDMA was chosen.

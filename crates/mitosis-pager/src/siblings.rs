@@ -6,7 +6,7 @@ use crate::map::Tag;
 use crate::message::ChildId;
 use crate::pager::{Pager, Purpose};
 use crate::prefetch::Window;
-use crate::space::PAGE;
+use crate::space::{PAGE, Role};
 use mitosis_descriptor::Owner;
 
 /// Most pages of a read that are kept though no sibling lives: a child that reads a lot by itself would
@@ -51,6 +51,24 @@ impl Pager {
                 self.cache.put(&owner, number, page);
             }
         }
+    }
+
+    /// Keeps a page here that was fetched ahead, instead of placing it, to see whether it will be
+    /// touched: nothing else tells how much of what is fetched ahead is used. Not one that somebody waits
+    /// for, or that shall be there whether touched or not.
+    pub(crate) fn hold_back(&mut self, id: u64, page: u64, owner: u16, bytes: &[u8], tag: Tag) {
+        let Some(space) = self.spaces.get_mut(&id).filter(|space| space.role == Role::Main) else {
+            return;
+        };
+        let held = space.map.is_claimed(page, tag) && !space.waiting.contains(&page);
+        let Some(child) = self.children.get_mut(&space.child).filter(|c| held && !c.fill) else {
+            return;
+        };
+        let Some(source) = child.sources.get(usize::from(owner)) else { return };
+        self.cache.put(&source.owner.owner, page, bytes);
+        space.map_mut().unmark(page, page + 1, tag);
+        child.held.insert(page);
+        child.counters.pages_held += 1;
     }
 
     /// Answers a touch of `page` with what is here of it and of its window; whether the page was.

@@ -275,6 +275,9 @@ fn a_child_that_follows_a_long_trail_faults_rarely_and_is_sent_nothing_else() {
     let fetched = stats.pages_fetched + stats.pages_prefetched;
     assert!(fetched <= touched + touched / 20, "{stats:?}");
     assert!(stats.bytes_fetched <= 4096 * (touched + touched / 10), "{stats:?}");
+    // One of 128 is held back, and tells that what was fetched was needed.
+    assert!(stats.pages_held >= 20, "{stats:?}");
+    assert!(stats.pages_held_touched >= stats.pages_held - 2, "{stats:?}");
     child.check(0, pages);
 }
 
@@ -301,6 +304,10 @@ fn a_child_that_leaves_a_long_trail_was_sent_no_more_than_it_followed() {
         before = now;
     };
     assert!(fetched(&stats) <= 2 * followed as u64 + 1024, "{stats:?}");
+    // As it is told by what was held back.
+    let unused = fetched(&stats) - followed as u64;
+    let told = (stats.pages_held - stats.pages_held_touched) * 128;
+    assert!(told <= unused + 512 && unused <= told + 512, "{unused} unused: {stats:?}");
     child.check(0, pages);
 }
 
