@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
