@@ -98,7 +98,7 @@ fn check_plan(d: &Descriptor) {
             own_net: own,
             time,
             no_hooks: !own,
-            working_set: usize::from(own),
+            working_set: if own { vec![1500] } else { Vec::new() },
             ..Default::default()
         };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {
@@ -146,7 +146,7 @@ fn check_body(kind: Kind, body: &[u8]) {
         }
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),
         Kind::Error => same_again(kind, body, wire::body::<ReadError>(kind, body)),
-        Kind::Learn | Kind::Trail | Kind::WorkingSet => {
+        Kind::Learn | Kind::Trail | Kind::WorkingSet | Kind::Gather => {
             same_again(kind, body, wire::body::<Pages>(kind, body))
         }
         Kind::Rdma => same_again(kind, body, wire::body::<wire::RdmaAsk>(kind, body)),

@@ -161,7 +161,7 @@ fn batch<'a>(
                     let here = reference.address == node.address;
                     let kept = WorkingSet::kept(&node.nodes, &node.working_sets, key);
                     // The pager fetches ahead what is another node's only.
-                    let want = if here { kept.want() } else { kept.want_first() };
+                    let want = kept.want_first(here);
                     (kept, want)
                 }
                 false => (none(key), Want::default()),
@@ -170,11 +170,11 @@ fn batch<'a>(
             rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
-            let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
+            let (descriptor, parts) = (Arc::new(descriptor), working_set.sizes());
             let members = tree::Members::of(&descriptor)?;
             let tree = members.spare(0);
             let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
-            let basis = Basis { part, working_set: parts, tree, placed, proven };
+            let basis = Basis { part, working_set: &parts, tree, placed, proven };
             let members = members.recipes(node, request, &basis, &clocks)?;
             let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             (fetched, working_set, None, Arc::new(recipe), members)

@@ -50,8 +50,8 @@ impl Drop for Shape {
 pub(crate) struct Basis<'a> {
     /// Which part of the plan it performs.
     pub part: Part,
-    /// Files with pages that it will get.
-    pub working_set: usize,
+    /// Files with pages that it will get: how many each may have.
+    pub working_set: &'a [usize],
     /// See [`mitosis_restore::Request::tree`].
     pub tree: Option<i32>,
     /// Pages that it has from its template.
@@ -103,7 +103,7 @@ impl Recipe {
             new_pid: request.new_pid || descriptor.process.pid == 1,
             hostname: request.hostname.clone(),
             own_net: request.net == Net::Own,
-            working_set,
+            working_set: working_set.to_vec(),
             time,
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
@@ -208,9 +208,9 @@ pub(crate) fn place(
     let placement = plan.placement(&parts);
     let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
     let come = coming.map(|coming| coming.receive()).transpose()?;
-    if working_set.len() > 0 {
+    for part in &placement.tables {
         let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
-        rustix::net::send(table, &placement.table, SendFlags::NOSIGNAL).map_err(failed)?;
+        rustix::net::send(table, part, SendFlags::NOSIGNAL).map_err(failed)?;
     }
     announce(placement.pages, bytes);
     come.map_or(Ok(()), |come| come.keep())

@@ -3,7 +3,7 @@
 use crate::error::NodeError;
 use crate::habits::{Habits, Places};
 use crate::memory::{Memory, Place};
-use crate::trail::Trail;
+use crate::trail::{BEGINNING, Room, Trail};
 use crate::working_set::Part;
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use mitosis_proto::{Bound, SeedRow};
@@ -226,6 +226,10 @@ impl Seed {
     /// The first pages of the working set in a file in memory, at most `most` of them, if there is
     /// such a file.
     pub fn image(&self, most: usize) -> Option<Arc<Part>> {
+        // Of a long working set only the beginning is in a file.
+        if most > BEGINNING && self.trail_pages() > BEGINNING {
+            return None;
+        }
         let images = self.images();
         let fits = |part: &&Arc<Part>| part.pages.len() <= most;
         let first = || images.first.as_ref().filter(|_| most <= WORKING_SET_FIRST);
@@ -352,7 +356,7 @@ pub(crate) enum Step {
 }
 
 /// A seed opened by one connection.
-struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>, Arc<Habits>);
+struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>, Arc<Habits>, Arc<Room>);
 
 impl OpenSeed for Reader {
     fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
@@ -364,10 +368,14 @@ impl OpenSeed for Reader {
     fn learn(&self, pages: &[u64]) {
         let known = {
             let mut trail = self.0.known();
-            trail.learn(pages);
-            trail.beginning().to_vec()
+            let before = trail.beginning().len();
+            trail.learn(pages, &self.3);
+            let known = trail.beginning();
+            (known.len() > before).then(|| known.to_vec())
         };
-        self.2.learn(&self.0.places, &known);
+        if let Some(known) = known {
+            self.2.learn(&self.0.places, &known);
+        }
     }
     fn trail(&self) -> Vec<u64> {
         self.0.trail()
@@ -403,6 +411,8 @@ pub(crate) struct Registry {
     seeds: Mutex<HashMap<SeedId, Arc<Seed>>>,
     rdma: OnceLock<Result<Arc<Exporter>, String>>,
     habits: Arc<Habits>,
+    /// For all trails.
+    room: Arc<Room>,
 }
 
 impl Registry {
@@ -550,7 +560,8 @@ impl SeedService for Registry {
         // A lost seed opens, so that its reader learns what happened; it reads nothing.
         let seed = self.find(seed, secret)?;
         seed.readers.fetch_add(1, Ordering::AcqRel);
-        Ok(Arc::new(Reader(seed, Registry::rdma(self), Arc::clone(&self.habits))))
+        let (habits, room) = (Arc::clone(&self.habits), Arc::clone(&self.room));
+        Ok(Arc::new(Reader(seed, Registry::rdma(self), habits, room)))
     }
 }
 

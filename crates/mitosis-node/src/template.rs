@@ -14,10 +14,11 @@ use crate::error::NodeError;
 use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
-use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
+use mitosis_descriptor::{Descriptor, MappedFile, PAGE_SIZE, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
-use mitosis_restore::{Part, ProvenFiles, Time, WORKING_SET_PAGES};
+use mitosis_restore::{Part, ProvenFiles, Time};
 use mitosis_sandbox::{Blank, GuardImage};
+use mitosis_transport::wire::WORKING_SET_MAX;
 use mitosis_transport::{ForkError, Want};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +33,11 @@ const RENEW: Duration = Duration::from_millis(200);
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after the first child a template is made: the child comes first.
 const SETTLE: Duration = Duration::from_millis(100);
+/// It comes first as long as children of the seed fetch so many pages in this time, but for no longer than
+/// that.
+const BUSY_PAGES: u64 = 64;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+const BUSY_MAX: Duration = Duration::from_secs(2);
 /// How long a template is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(20);
 /// How long none is tried after one could not be made.
@@ -40,8 +46,12 @@ const FAILED: Duration = Duration::from_secs(5);
 const TEMPLATES_MAX: usize = 64;
 /// Most ways to ask for children of one template that are remembered.
 const RECIPES_MAX: usize = 16;
-/// A template is made anew when the working set has grown by so many pages.
+/// A template is made anew when the working set has grown by so many pages,
 const GROWN: usize = 32;
+/// and by this part of it,
+const GROWN_PART: usize = 16;
+/// or if the template is so old.
+const GROWN_AGE: Duration = Duration::from_secs(2);
 /// From so many children in one request on, a template is made for them.
 const MANY: u32 = 4;
 /// How long somebody waits for a template that another request makes.
@@ -113,6 +123,7 @@ pub(crate) struct Template {
     pub pages: Arc<[u64]>,
     /// Pages of the working set that were known.
     known: usize,
+    made: Instant,
     descriptor: Arc<Descriptor>,
     files: Files,
     clocks: (Time, Option<Arc<crate::time::Space>>),
@@ -133,8 +144,8 @@ impl Template {
         }
         let descriptor = Arc::clone(&self.descriptor);
         let proven: &dyn ProvenFiles = &self.files;
-        let basis =
-            Basis { part: Part::Rest, working_set: 0, tree: None, placed: &self.pages, proven };
+        let (placed, working_set) = (&*self.pages, &[]);
+        let basis = Basis { part: Part::Rest, working_set, tree: None, placed, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -143,6 +154,13 @@ impl Template {
         }
         recipes.push((options, Arc::clone(&recipe)));
         Ok(recipe)
+    }
+
+    /// Whether so much more is known of the working set that it is worth another one: at once only if
+    /// that is much of it, since children that go on tell more and more.
+    fn outgrown(&self, now: usize) -> bool {
+        let grown = now.min(WORKING_SET_MAX).saturating_sub(self.known);
+        grown >= GROWN && (grown >= self.known / GROWN_PART || self.made.elapsed() >= GROWN_AGE)
     }
 
     /// Whether its process lives.
@@ -385,12 +403,14 @@ impl Templates {
         rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
         let clocks = node.times.of(&reading, &descriptor.clocks)?;
         let descriptor = Arc::new(descriptor);
-        let parts = working_set.len();
+        // Nobody waits: the plan is made for the pages that there are.
+        working_set.know()?;
+        let parts = working_set.sizes();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
         let basis = Basis {
             part: Part::Memory,
-            working_set: parts,
+            working_set: &parts,
             tree: None,
             placed: &[],
             proven: &files,
@@ -417,6 +437,7 @@ impl Templates {
         Ok(Template {
             orders: orders?,
             known: working_set.pages(),
+            made: Instant::now(),
             pages: Arc::from(pages),
             descriptor,
             files,
@@ -440,12 +461,7 @@ impl Templates {
             entry.template.clone()
         };
         let made = self.lease(node, reference).and_then(|now| match known {
-            Some(known)
-                if now.min(WORKING_SET_PAGES) < known.known + GROWN
-                    && !known.files.outdated(node) =>
-            {
-                Ok(None)
-            }
+            Some(known) if !known.outgrown(now) && !known.files.outdated(node) => Ok(None),
             _ => self.make(node, request, reference).map(Some),
         });
         match made {
@@ -506,6 +522,27 @@ impl Templates {
     }
 }
 
+/// Waits while children of a seed fetch much: a template would fetch the same at the same time.
+fn settle(node: &Node, reference: &Reference) {
+    let seed = reference.seed.to_string();
+    let fetched = || {
+        let stats = node.pager.now()?.client.stats().ok()?;
+        let of_seed = stats.iter().filter(|child| child.seed == seed);
+        Some(of_seed.map(|child| child.bytes_fetched).sum::<u64>() / PAGE_SIZE)
+    };
+    let begun = Instant::now();
+    let mut before = fetched();
+    while begun.elapsed() < BUSY_MAX && !node.stopping() {
+        std::thread::sleep(BUSY_PAUSE);
+        let now = fetched();
+        match (before, now) {
+            (Some(before), Some(now)) if now >= before + BUSY_PAGES => {}
+            _ => return,
+        }
+        before = now;
+    }
+}
+
 /// Makes templates until the daemon ends.
 pub(crate) fn work(node: &Node, jobs: &Jobs) {
     while !node.stopping() {
@@ -514,6 +551,7 @@ pub(crate) fn work(node: &Node, jobs: &Jobs) {
         };
         if node.templates.is_new(&reference) {
             std::thread::sleep(SETTLE);
+            settle(node, &reference);
         }
         node.templates.renew(node, &request, &reference);
     }

@@ -1,9 +1,36 @@
 //! What the parent and the children of a seed have touched since it was made.
 
 use crate::memory::Memory;
-use mitosis_transport::wire::{TRAIL_PAGES_MAX, WORKING_SET_MAX};
+use mitosis_transport::wire::TRAIL_PAGES_MAX;
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// Pages that each trail may have.
+const SURE: usize = 2048;
+/// Most pages of all trails together, as far as they are longer than that; each takes some 30 bytes.
+const ROOM: usize = 1 << 20;
+/// The pages of a trail that are kept in a file, and that are remembered of a program.
+pub(crate) const BEGINNING: usize = 1024;
+
+/// How many pages the trails of a node may still grow by.
+#[derive(Debug)]
+pub(crate) struct Room(AtomicUsize);
+
+impl Default for Room {
+    fn default() -> Room {
+        Room(AtomicUsize::new(ROOM))
+    }
+}
+
+impl Room {
+    /// Room for one page, if there is any.
+    fn take(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
 
 /// Most pages written by the parent that are taken for what a child will need.
 const REWRITTEN_MAX: usize = 768;
@@ -23,6 +50,16 @@ pub(crate) struct Trail {
     rewritten: usize,
     /// A child has told what it touched.
     told: bool,
+    /// The room that it takes, and how much of it.
+    taken: Option<(Arc<Room>, usize)>,
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        if let Some((room, pages)) = &self.taken {
+            room.0.fetch_add(*pages, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Trail {
@@ -35,13 +72,14 @@ impl Trail {
             looked: None,
             rewritten: 0,
             told: false,
+            taken: None,
         }
     }
 
-    fn extend(&mut self, pages: &[u64]) -> usize {
+    fn extend(&mut self, pages: &[u64], most: usize) -> usize {
         let before = self.pages.len();
         for page in pages {
-            if self.pages.len() < TRAIL_PAGES_MAX && self.known.insert(*page) {
+            if self.pages.len() < most && self.known.insert(*page) {
                 self.pages.push(*page);
             }
         }
@@ -50,13 +88,27 @@ impl Trail {
 
     /// What children of such seeds have touched, before any of this one has.
     pub fn guess(&mut self, pages: &[u64]) {
-        self.extend(pages);
+        self.extend(pages, SURE);
     }
 
-    /// A child has touched these.
-    pub fn learn(&mut self, pages: &[u64]) {
-        self.extend(pages);
+    /// A child has touched these. Beyond what each trail may have, as far as there is `room`.
+    pub fn learn(&mut self, pages: &[u64], room: &Arc<Room>) {
         self.told = true;
+        self.extend(pages, SURE);
+        let (_, taken) = self.taken.get_or_insert_with(|| (Arc::clone(room), 0));
+        for page in pages {
+            if self.pages.len() < SURE || self.pages.len() == TRAIL_PAGES_MAX {
+                return;
+            }
+            if !self.known.contains(page) {
+                if !room.take() {
+                    return;
+                }
+                *taken += 1;
+                self.known.insert(*page);
+                self.pages.push(*page);
+            }
+        }
     }
 
     /// A child has told.
@@ -69,9 +121,9 @@ impl Trail {
         &self.pages
     }
 
-    /// The part that is sent behind a descriptor.
+    /// The part that is kept in a file.
     pub fn beginning(&self) -> &[u64] {
-        self.pages.get(..WORKING_SET_MAX).unwrap_or(&self.pages)
+        self.pages.get(..BEGINNING).unwrap_or(&self.pages)
     }
 
     /// The parent goes the way that its children will go, only earlier, so what it wrote since the
@@ -85,7 +137,31 @@ impl Trail {
         }
         self.looked = Some(Instant::now());
         if let Some(pages) = memory.rewritten(REWRITTEN_MAX) {
-            self.rewritten += self.extend(&pages);
+            self.rewritten += self.extend(&pages, SURE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_trails_together_are_bounded_and_one_that_ends_makes_room() {
+        let room = Arc::new(Room(AtomicUsize::new(40_000)));
+        let learned = |pages: u64| {
+            let mut trail = Trail::new();
+            trail.learn(&(0..pages).collect::<Vec<u64>>(), &room);
+            trail
+        };
+        let first = learned(100_000);
+        assert_eq!(first.pages().len(), TRAIL_PAGES_MAX);
+        let second = learned(100_000);
+        assert_eq!(second.pages().len(), 40_000 - (TRAIL_PAGES_MAX - SURE) + SURE);
+        let third = learned(100_000);
+        assert_eq!(third.pages().len(), SURE, "each has some");
+        drop(first);
+        assert_eq!(learned(100_000).pages().len(), TRAIL_PAGES_MAX);
+        assert!(third.told() && second.beginning().len() == BEGINNING);
     }
 }

@@ -64,7 +64,7 @@ impl Members {
     ) -> Result<Vec<Arc<Recipe>>, NodeError> {
         let spares = self.spares.into_iter().skip(1);
         let recipe = |(image, spare): (Descriptor, i32)| {
-            let basis = Basis { working_set: 0, tree: Some(spare), ..*basis };
+            let basis = Basis { working_set: &[], tree: Some(spare), ..*basis };
             Recipe::new(node, request, Arc::new(image), &basis, clocks.clone()).map(Arc::new)
         };
         self.images.into_iter().zip(spares).map(recipe).collect()

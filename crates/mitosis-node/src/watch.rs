@@ -110,6 +110,11 @@ pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         node.note("make a spare working set", node.working_sets.sweep());
         node.templates.sweep(&node.admission);
+        if node.admission.is_short()
+            && let Some(pager) = node.pager.now()
+        {
+            node.note("drop what the pager keeps for siblings", pager.client.drop_cache());
+        }
         std::thread::sleep(TICK);
         shadows(node);
         node.note("keep a working set", node.seeds.make_images());

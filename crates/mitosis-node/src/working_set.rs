@@ -11,7 +11,7 @@ use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
 use mitosis_transport::wire::{WORKING_SET_FIRST, WORKING_SET_MAX};
 use mitosis_transport::{ControlClient, Incoming, Want};
 use rustix::fs::MemfdFlags;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 /// Most parts of one working set: it grows with what children tell.
 const PARTS_MAX: usize = 8;
 const _: () = assert!(PARTS_MAX < mitosis_restore::WORKING_SET_PARTS);
-const _: () = assert!(WORKING_SET_MAX <= mitosis_restore::WORKING_SET_PAGES);
 /// Most pages kept for all seeds together: 256 MiB.
 const PAGES_MAX: usize = 64 << 10;
+/// Most pages that a child of a seed of this very node waits for.
+const LOCAL: usize = 1024;
 /// How long a working set is kept that no fork asks for.
 const KEPT: Duration = Duration::from_secs(20);
 /// Pages read at a time from a seed of this node.
@@ -148,35 +149,45 @@ pub(crate) struct WorkingSet<'a> {
     sets: &'a WorkingSets,
     key: Key,
     parts: RefCell<Vec<Arc<Part>>>,
+    /// What was asked for last.
+    asked: Cell<Want>,
+    /// What is on its way, in the last part.
     rest: RefCell<Option<Rest>>,
+    /// It is known which pages these are.
+    listed: Cell<bool>,
 }
 
 impl<'a> WorkingSet<'a> {
     /// Of the seed `key`, with what is kept of it.
     pub fn kept(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
-        let parts = RefCell::new(sets.parts(&key));
-        WorkingSet { nodes, sets, key, parts, rest: RefCell::new(None) }
+        let parts = sets.parts(&key);
+        WorkingSet { parts: RefCell::new(parts), ..WorkingSet::none(nodes, sets, key) }
     }
 
     /// None, and none to come.
     pub fn none(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
-        WorkingSet { nodes, sets, key, parts: RefCell::default(), rest: RefCell::new(None) }
+        let (asked, listed) = (Cell::default(), Cell::new(false));
+        let (parts, rest) = (RefCell::default(), RefCell::default());
+        WorkingSet { nodes, sets, key, parts, asked, rest, listed }
     }
 
-    /// What to ask of the seed's node.
+    /// What to ask of the seed's node for a template: all.
     pub fn want(&self) -> Want {
         self.want_up_to(WORKING_SET_MAX)
     }
 
-    /// The same for a child that waits for it: what comes later is fetched while it runs.
-    pub fn want_first(&self) -> Want {
-        self.want_up_to(WORKING_SET_FIRST)
+    /// The same for a child that waits for it: what comes later is fetched while it runs. Not if the
+    /// seed is `here`, for then nobody knows what would be fetched.
+    pub fn want_first(&self, here: bool) -> Want {
+        self.want_up_to(if here { LOCAL } else { WORKING_SET_FIRST })
     }
 
     fn want_up_to(&self, most: usize) -> Want {
         let have = self.pages();
         let more = self.len() < PARTS_MAX && have < most;
-        Want { have: have as u32, want: if more { most as u32 } else { 0 } }
+        let want = Want { have: have as u32, want: if more { most as u32 } else { 0 } };
+        self.asked.set(want);
+        want
     }
 
     /// The rest is on its way. Its part is a file at once, whatever will come.
@@ -198,8 +209,20 @@ impl<'a> WorkingSet<'a> {
     }
 
     /// Number of parts, the one that is coming included.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.parts.borrow().len()
+    }
+
+    /// How many pages each part may have.
+    pub fn sizes(&self) -> Vec<usize> {
+        let parts = self.parts.borrow();
+        let mut sizes: Vec<usize> = parts.iter().map(|part| part.pages.len()).collect();
+        let coming = self.rest.borrow().is_some() && !self.listed.get();
+        if let Some(last) = sizes.last_mut().filter(|_| coming) {
+            let Want { have, want } = self.asked.get();
+            *last = want.saturating_sub(have) as usize;
+        }
+        sizes
     }
 
     /// Number of pages, as far as their list is known.
@@ -217,27 +240,41 @@ impl<'a> WorkingSet<'a> {
         Ok(part.file.try_clone()?.into())
     }
 
+    /// Waits until the seed's node has said which pages are coming.
+    ///
+    /// # Errors
+    /// [`NodeError`] if it does not say.
+    pub fn know(&self) -> Result<(), NodeError> {
+        if self.listed.get() {
+            return Ok(());
+        }
+        let pages = match &*self.rest.borrow() {
+            Some(Rest::Remote(incoming)) => self.nodes.list(incoming)?,
+            Some(Rest::Local(seed, want)) => seed.working_set(*want),
+            None => return Ok(()),
+        };
+        let mut parts = self.parts.borrow_mut();
+        if let Some(empty) = parts.pop() {
+            let file = Arc::clone(&empty.file);
+            parts.push(Arc::new(Part { pages: Arc::from(pages), file }));
+        }
+        self.listed.set(true);
+        Ok(())
+    }
+
     /// The pages of all parts. For the first child of a fork this waits until the seed's node has
     /// said which are coming; what it returns besides is to be received.
     ///
     /// # Errors
     /// [`NodeError`] if it does not say.
     pub fn list(&'a self) -> Result<Listed<'a>, NodeError> {
-        let mut coming = None;
-        if let Some(rest) = self.rest.borrow_mut().take() {
-            let pages = match &rest {
-                Rest::Remote(incoming) => self.nodes.list(incoming)?,
-                Rest::Local(seed, want) => seed.working_set(*want),
-            };
-            let mut parts = self.parts.borrow_mut();
-            let before = parts.len() - 1;
-            if let Some(empty) = parts.pop() {
-                let file = Arc::clone(&empty.file);
-                let part = Arc::new(Part { pages: Arc::from(pages), file });
-                parts.push(Arc::clone(&part));
-                coming = Some(Coming { set: self, rest, part, before });
-            }
-        }
+        self.know()?;
+        let rest = self.rest.borrow_mut().take();
+        let last = self.parts.borrow().last().cloned();
+        let coming = rest.zip(last).map(|(rest, part)| {
+            let before = self.len() - 1;
+            Coming { set: self, rest, part, before }
+        });
         let pages = self.parts.borrow().iter().map(|part| Arc::clone(&part.pages)).collect();
         Ok((pages, coming))
     }
@@ -332,12 +369,13 @@ mod tests {
         let (sets, key) = (WorkingSets::default(), ("node".to_owned(), SeedId([1; 8])));
         let nodes = ControlClient::new();
         let want = || WorkingSet::kept(&nodes, &sets, key.clone()).want();
-        assert_eq!(want(), Want { have: 0, want: 1024 });
+        let most = WORKING_SET_MAX as u32;
+        assert_eq!(want(), Want { have: 0, want: most });
         sets.keep(&key, 0, &part(0..10));
         sets.keep(&key, 0, &part(0..10));
         sets.keep(&key, 1, &part(20..24));
-        assert_eq!(want(), Want { have: 14, want: 1024 });
-        sets.keep(&key, 2, &part(100..1200));
+        assert_eq!(want(), Want { have: 14, want: most });
+        sets.keep(&key, 2, &part(100..40_000));
         assert_eq!(want().want, 0);
     }
 

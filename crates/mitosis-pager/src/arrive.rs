@@ -1,14 +1,13 @@
 //! What comes from the owners: pages, failures, signs of life.
 
 use crate::child::Via;
+use crate::faults::SINGLE_PAGES;
 use crate::map::Tag;
 use crate::message::ChildId;
 use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
+use crate::peer::Ask;
 use crate::space::{Outcome, PAGE};
-use mitosis_descriptor::Vpn;
-use mitosis_transport::{
-    Handle, PageSource, ReadError, ReadRequest, SeedState, SourceError, SourceEvent,
-};
+use mitosis_transport::{Handle, PageSource, ReadError, SeedState, SourceError, SourceEvent};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -113,10 +112,14 @@ impl Pager {
     fn note(&mut self, from: From, note: Note) {
         match note {
             Note::State(handle, state) => {
+                if matches!(state, SeedState::Revoked | SeedState::Lost) {
+                    self.drop_cached(from, handle);
+                }
                 let users = self.users(from, handle);
                 self.seed_state(&users, state);
             }
             Note::Refused(handle) => {
+                self.drop_cached(from, handle);
                 for child in self.users(from, handle) {
                     let reason = "the page source refused the seed: unknown, ended or revoked";
                     self.kill(child, reason.to_owned());
@@ -146,13 +149,24 @@ impl Pager {
             }
             Note::Trail(handle, told, pages) => {
                 if let From::Peer(id) = from {
+                    let room = self.trail_room();
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
                     if let Some(open) = open {
-                        open.trail.extend(&pages);
+                        open.trail.extend(&pages, room);
                         open.told |= told;
                     }
                     self.trail_known(id, handle);
                 }
+            }
+        }
+    }
+
+    /// A seed has ended: its pages are nobody's any more.
+    fn drop_cached(&mut self, from: From, handle: Handle) {
+        if let From::Peer(id) = from {
+            let open = self.peers.get(&id).and_then(|peer| peer.handles.get(&handle));
+            if let Some(seed) = open.map(|open| open.seed) {
+                self.cache.forget(seed);
             }
         }
     }
@@ -205,22 +219,24 @@ impl Pager {
     fn failed(&mut self, tag: u64, error: &ReadError) {
         let Some(read) = self.reads.remove(&tag) else { return };
         let child = read.child;
-        self.gone(&read);
+        self.gone(tag, &read);
         let Some(space) = self.spaces.get(&read.space) else { return };
-        let (lo, hi) = (read.page + u64::from(read.next), read.page + u64::from(read.count));
         let tag = Tag::new(tag);
-        if space.map.within(lo, hi).any(|run| run.tag == tag) {
+        if read.left().any(|(lo, hi)| space.map.within(lo, hi).any(|run| run.tag == tag)) {
             self.kill(child, error.to_string());
         }
     }
 
     /// A read is not in flight any more.
-    pub(crate) fn gone(&mut self, read: &ReadInFlight) {
+    pub(crate) fn gone(&mut self, tag: u64, read: &ReadInFlight) {
         let Some(child) = self.children.get_mut(&read.child) else { return };
         match read.purpose {
             Purpose::Fill => child.filling -= u64::from(read.count - read.next),
             Purpose::Ahead => {
-                child.ahead = child.ahead.saturating_sub(1);
+                child.ahead.retain(|other| *other != tag);
+                let left = u64::from(read.count - read.next);
+                child.ahead_pages = child.ahead_pages.saturating_sub(left);
+                self.go_on(read.child, read.space);
                 self.close_ahead(read.child);
             }
             Purpose::Touch => {}
@@ -236,23 +252,51 @@ impl Pager {
             let (next, end) = (read.next, read.count);
             return Err(format!("pages {first}+{count} of a read that wants {next}..{end}"));
         }
+        let list = read.list.clone();
         let page = read.page + u64::from(first);
         read.next += count;
         read.progress = Instant::now();
         let (space, child, demand, purpose) = (read.space, read.child, read.demand, read.purpose);
+        let (owner, source, all) = (read.owner, read.source + u64::from(first), read.count);
         let done = if read.next == read.count { self.reads.remove(&tag) } else { None };
         if let Some(child) = self.children.get_mut(&child) {
             child.counters.bytes_fetched += bytes.len() as u64;
-            if purpose == Purpose::Fill {
-                child.filling -= u64::from(count);
-                self.review.insert(child.id);
+            match purpose {
+                Purpose::Fill => {
+                    child.filling -= u64::from(count);
+                    self.review.insert(child.id);
+                }
+                Purpose::Ahead => {
+                    child.ahead_pages = child.ahead_pages.saturating_sub(count.into());
+                }
+                Purpose::Touch => {}
             }
         }
         if let Some(read) = done {
-            self.gone(&read);
+            // The next ones are asked for before these are placed.
+            self.gone(tag, &read);
         }
         if let Some(tag) = Tag::new(tag) {
-            self.place(space, page, bytes, tag, demand);
+            match &list {
+                None => self.place(space, page, bytes, tag, demand),
+                Some(list) => {
+                    let (first, end) = (first as usize, (first + count) as usize);
+                    if purpose == Purpose::Ahead && list.len() == SINGLE_PAGES {
+                        let place = (SINGLE_PAGES / 2).checked_sub(first);
+                        let page = place.and_then(|at| list[first..end].get(at));
+                        if let (Some(at), Some(page)) = (place, page) {
+                            let bytes = &bytes[at * PAGE as usize..(at + 1) * PAGE as usize];
+                            self.hold_back(space, *page, owner, bytes, tag);
+                        }
+                    }
+                    self.place_single(space, &list[first..end], bytes, tag);
+                }
+            }
+        }
+        // Nobody waits any more.
+        if purpose != Purpose::Fill && self.shared(child, owner, purpose, all) {
+            let pages = list.as_ref().map(|list| &list[first as usize..]);
+            self.keep(child, owner, source, pages, bytes);
         }
         let begins = self.children.get_mut(&child).filter(|_| purpose == Purpose::Touch);
         if begins.is_some_and(|child| std::mem::take(&mut child.touched_first)) {
@@ -264,7 +308,14 @@ impl Pager {
     }
 
     /// Places pages; what cannot be placed now is kept for later.
-    fn place(&mut self, id: u64, page: u64, bytes: &[u8], tag: Tag, demand: Option<u64>) {
+    pub(crate) fn place(
+        &mut self,
+        id: u64,
+        page: u64,
+        bytes: &[u8],
+        tag: Tag,
+        demand: Option<u64>,
+    ) {
         for _ in 0..TRIES {
             match self.try_place(id, page, bytes, tag, demand) {
                 Outcome::Again => {
@@ -288,6 +339,33 @@ impl Pager {
         }
     }
 
+    /// Places single pages, and wakes who waits for some of them when all are there: woken at each,
+    /// whoever follows the trail would wait for the next, over and over.
+    fn place_single(&mut self, id: u64, pages: &[u64], bytes: &[u8], tag: Tag) {
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        let Some(child) = self.children.get_mut(&space.child).filter(|c| !c.dying) else { return };
+        let (mut at, mut later) = (0, Vec::new());
+        for run in pages.chunk_by(|a, b| a + 1 == *b) {
+            let part = &bytes[at * PAGE as usize..(at + run.len()) * PAGE as usize];
+            at += run.len();
+            let (placed, outcome) = space.place(run[0], part, tag, false);
+            child.counters.pages_prefetched += placed;
+            if outcome != Outcome::Done {
+                later.push((run[0], part));
+            }
+        }
+        for (page, part) in later {
+            // As far as it has not been placed.
+            self.place(id, page, part, tag, None);
+        }
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        space.untidy = true;
+        space.wake_waiting();
+        if space.map.pages() == 0 {
+            self.review.insert(space.child);
+        }
+    }
+
     fn try_place(
         &mut self,
         id: u64,
@@ -305,7 +383,7 @@ impl Pager {
         let demanded = demand.is_some_and(|d| {
             (page..end).contains(&d) && space.map.find(d).is_some_and(|run| run.tag == Some(tag))
         });
-        let (placed, outcome) = space.place(page, bytes, tag);
+        let (placed, outcome) = space.place(page, bytes, tag, true);
         let demanded = demanded && demand.is_some_and(|d| space.map.find(d).is_none());
         let fetched = u64::from(demanded).min(placed);
         child.counters.pages_fetched += fetched;
@@ -353,17 +431,11 @@ impl Pager {
         };
         let mut again = Vec::new();
         for (tag, read) in &mut self.reads {
-            let Via::Peer(to, handle) = read.via else { continue };
-            if to == id {
-                read.page += u64::from(read.next);
-                read.source += u64::from(read.next);
-                read.count -= read.next;
-                read.next = 0;
-                let (source, count) = (Vpn(read.source), read.count);
-                again.push(ReadRequest { tag: *tag, handle, source, count });
+            if matches!(read.via, Via::Peer(to, _) if to == id) {
+                again.extend(read.again(*tag));
             }
         }
-        again.sort_by_key(|read| read.tag);
+        again.sort_by_key(Ask::tag);
         let connect = if peer.rdma { &self.config.connect_rdma } else { &self.config.connect };
         peer.connect(connect, &again, now);
         self.watch(id);

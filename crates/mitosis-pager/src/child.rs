@@ -1,13 +1,13 @@
 //! One child: its sources, its guard, its books.
 
 use crate::areas::Areas;
-use crate::early::EARLY_PAGES;
+use crate::early::Course;
 use crate::guard::{self, ToGuard};
 use crate::map::PageMap;
 use crate::message::{AddChild, ChildId, ChildState, ChildStats, OwnerSource};
 use mitosis_transport::Handle;
 use rustix::io::Errno;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,8 +33,8 @@ pub struct Source {
     pub via: Option<Via>,
     /// The way for what is fetched ahead, while something is.
     pub ahead: Option<Via>,
-    /// Its early reads were begun.
-    pub begun: bool,
+    /// How far its trail was fetched ahead, once that has begun.
+    pub course: Option<Course>,
 }
 
 /// What children lack at the beginning.
@@ -65,6 +65,12 @@ pub struct Counters {
     pub zero_pages: u64,
     /// See [`ChildStats`].
     pub pages_rdma: u64,
+    /// See [`ChildStats`].
+    pub pages_cached: u64,
+    /// See [`ChildStats`].
+    pub pages_held: u64,
+    /// See [`ChildStats`].
+    pub pages_held_touched: u64,
 }
 
 /// A child and everything in its namespace.
@@ -79,10 +85,12 @@ pub struct Child {
     pub spaces: BTreeSet<u64>,
     /// What the first address space will be, until its userfaultfd arrives.
     pub waiting: Option<(Areas, Arc<PageMap>)>,
-    /// Pages that may still be fetched before they are touched.
-    pub early_left: usize,
-    /// Reads ahead of its touches in flight.
-    pub ahead: u32,
+    /// Reads ahead of its touches in flight, in the order in which they were asked for.
+    pub ahead: VecDeque<u64>,
+    /// Pages that they have still to bring.
+    pub ahead_pages: u64,
+    /// Pages fetched ahead and not placed, to see whether they will be touched.
+    pub held: HashSet<u64>,
     /// It has touched a page of another; the early reads begin when that has come.
     pub touched_first: bool,
     /// Where it arrives.
@@ -155,7 +163,7 @@ impl Child {
         let each = guard::SLOTS / count.max(1);
         let first = each * number.min(count.saturating_sub(1));
         let slots = first..first + each;
-        let source = |owner| Source { owner, via: None, ahead: None, begun: false };
+        let source = |owner| Source { owner, via: None, ahead: None, course: None };
         let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
             id: add.child,
@@ -169,8 +177,9 @@ impl Child {
                 ..Counters::default()
             },
             waiting: Some((shape.areas.clone(), map)),
-            early_left: EARLY_PAGES,
-            ahead: 0,
+            ahead: VecDeque::new(),
+            ahead_pages: 0,
+            held: HashSet::new(),
             touched_first: false,
             uffd_rx: Some(uffd_rx),
             guard: Some(guard),
@@ -259,6 +268,9 @@ impl Child {
             bytes_fetched,
             zero_pages,
             pages_rdma,
+            pages_cached,
+            pages_held,
+            pages_held_touched,
         } = self.counters;
         let ended = self.ended.is_some();
         ChildStats {
@@ -277,6 +289,9 @@ impl Child {
             independent: self.independent,
             transport: self.transport.to_owned(),
             pages_rdma,
+            pages_cached,
+            pages_held,
+            pages_held_touched,
             rdma_reach: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),

@@ -171,6 +171,14 @@ impl PagerClient {
         self.command(&Request::AddShape { shape, areas, index, owners }, &[])
     }
 
+    /// Has it forget the pages that it keeps for siblings.
+    ///
+    /// # Errors
+    /// If the pager is gone.
+    pub fn drop_cache(&self) -> Result<(), PagerError> {
+        self.command(&Request::DropCache, &[])
+    }
+
     /// Names the nodes to which connections are to stand, see [`Request::Peers`].
     ///
     /// # Errors

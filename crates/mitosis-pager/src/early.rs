@@ -1,26 +1,56 @@
 //! What earlier children needed is on its way before the child asks for it.
 //!
 //! A child that begins touches what its siblings touched when they began. The trail names these
-//! pages, so the first of them are asked for when the child's first touch is answered. Not before: while
-//! it is being built its own system calls come first, and then the page that it waits for.
+//! pages, and they are fetched in its order from when the child's first touch is answered. Not before: while
+//! it is being built its own system calls come first, and then the page that it waits for. The first
+//! [`EARLY_PAGES`] come whatever the child does; further on it must be seen to follow, and is never more
+//! ahead than that or than it has followed.
 
 use crate::child::Via;
-use crate::map::{PageMap, Run};
+use crate::faults::{PENDING_MAX, SINGLE_PAGES};
+use crate::map::PageMap;
 use crate::message::ChildId;
 use crate::pager::{Pager, Purpose};
+use crate::trail::{PAGES_ALL, PAGES_SURE};
 use mitosis_transport::Handle;
 
 /// Most pages fetched for a child before it touches anything: what a mistaken trail may cost.
 pub(crate) const EARLY_PAGES: usize = 1024;
-/// Pages of the trail put into ascending order at a time: together they make longer runs, apart
+/// Pages of the trail asked for at a time, in ascending order: together they make longer runs, apart
 /// they come in the order of need.
-const ORDERED: usize = 256;
-/// Most pages between two of the trail that are fetched along with them.
-const GAP_PAGES: u64 = 2;
-/// Most pages of one read, so that the first are placed while the last are still read.
-const READ_PAGES: u64 = 64;
+const BATCH: usize = SINGLE_PAGES;
+/// Most pages on their way ahead of a child: enough to keep the connection and both nodes busy, though
+/// either may not get a processor for some milliseconds.
+const FLIGHT: u64 = 8 * BATCH as u64;
+
+/// How far a trail has been fetched ahead of a child's touches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Course {
+    /// The next place of the trail to fetch.
+    at: usize,
+    /// Where it must be seen to follow first.
+    limit: usize,
+}
+
+impl Course {
+    /// A touch of the page at a place of the trail; whether the course leads there by itself.
+    pub fn touched(&mut self, place: usize) -> bool {
+        if place >= self.at + EARLY_PAGES {
+            return false;
+        }
+        self.limit = self.limit.max(place + EARLY_PAGES.max(place));
+        true
+    }
+}
 
 impl Pager {
+    /// How many pages one more trail may have.
+    pub(crate) fn trail_room(&self) -> usize {
+        let open = self.peers.values().flat_map(|peer| peer.handles.values());
+        let long = open.map(|open| open.trail.len()).filter(|pages| *pages > PAGES_SURE);
+        PAGES_ALL.saturating_sub(long.sum())
+    }
+
     /// A trail has come: begins the early reads of the children that wait for it already.
     pub(crate) fn trail_known(&mut self, peer: u64, handle: Handle) {
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
@@ -34,60 +64,62 @@ impl Pager {
     }
 
     /// Begins the early reads for a child's main address space, `key`, from each owner whose trail
-    /// is known; once from each.
+    /// is known.
     pub(crate) fn begin_early(&mut self, id: ChildId, key: u64) {
         let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
         for number in 0..owners {
-            let runs = self.early_runs(id, key, number);
-            if runs.is_empty() {
-                continue;
-            }
-            self.open_ahead(id, number);
-            for run in runs {
-                self.read(key, run, None, Purpose::Ahead);
+            let open = self.trail_of(id, number).is_some_and(|trail| !trail.is_empty());
+            if let Some(child) = self.children.get_mut(&id).filter(|_| open) {
+                let fresh = Course { at: 0, limit: EARLY_PAGES };
+                child.sources[number].course.get_or_insert(fresh);
             }
         }
+        self.go_on(id, key);
     }
 
-    /// The first pages of an owner's trail, as far as the child misses them.
-    fn early_runs(&mut self, id: ChildId, key: u64, number: usize) -> Vec<Run> {
-        let (Some(child), Some(space)) = (self.children.get_mut(&id), self.spaces.get(&key)) else {
-            return Vec::new();
-        };
-        let source = &mut child.sources[number];
-        let Some(Via::Peer(peer, handle)) = source.via.filter(|_| !source.begun) else {
-            return Vec::new();
-        };
-        let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
-        let Some(open) = open.filter(|open| !open.trail.is_empty()) else { return Vec::new() };
-        source.begun = true;
-        let first = open.trail.first(child.early_left);
-        child.early_left -= first.len();
-        first.chunks(ORDERED).flat_map(|part| runs(&space.map, number as u16, part)).collect()
+    fn trail_of(&self, id: ChildId, number: usize) -> Option<&crate::trail::Trail> {
+        let source = self.children.get(&id)?.sources.get(number)?;
+        let Some(Via::Peer(peer, handle)) = source.via else { return None };
+        Some(&self.peers.get(&peer)?.handles.get(&handle)?.trail)
+    }
+
+    /// Asks for the next pages of the trails that a child follows, while few are on their way.
+    pub(crate) fn go_on(&mut self, id: ChildId, key: u64) {
+        let owners = self.children.get(&id).map_or(0, |child| child.sources.len());
+        for number in 0..owners {
+            while let Some(pages) = self.next_batch(id, key, number) {
+                self.open_ahead(id, number);
+                self.read_pages(key, number as u16, &pages, Purpose::Ahead);
+            }
+        }
+        // If there was nothing to ask for.
+        self.close_ahead(id);
+    }
+
+    /// The next part of a trail, ascending; `None` if it is not its time.
+    fn next_batch(&mut self, id: ChildId, key: u64, number: usize) -> Option<Vec<u64>> {
+        let child = self.children.get(&id).filter(|child| child.ahead_pages < FLIGHT)?;
+        let Course { at, limit } = child.sources[number].course?;
+        // What would be asked for now must not be refused.
+        self.spaces.get(&key).filter(|space| space.map.pending() < PENDING_MAX)?;
+        let part = self.trail_of(id, number)?.part(at, BATCH.min(limit.saturating_sub(at)));
+        if part.is_empty() {
+            return None;
+        }
+        let mut pages = part.to_vec();
+        pages.sort_unstable();
+        let at = at + part.len();
+        self.children.get_mut(&id)?.sources[number].course = Some(Course { at, limit });
+        Some(pages)
     }
 }
 
-/// The missing pages among `pages`, as runs in ascending order. What was moved since the owner had
-/// it is left alone.
-fn runs(map: &PageMap, owner: u16, pages: &[u64]) -> Vec<Run> {
-    let mut sorted = pages.to_vec();
-    sorted.sort_unstable();
-    let mut runs: Vec<Run> = Vec::new();
-    for page in sorted {
-        let Some(run) = map.find(page) else { continue };
-        if run.tag.is_some() || run.owner != owner || run.source + (page - run.start) != page {
-            continue;
-        }
-        match runs.last_mut() {
-            Some(last) if joins(last, &run, page) => last.count = page + 1 - last.start,
-            _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
-        }
-    }
-    runs
-}
-
-/// Whether a run may reach as far as `page` of the missing run `all`: over a page or two that nobody
-/// named, for a page costs less than a read, if they too are missing and unasked for.
-fn joins(run: &Run, all: &Run, page: u64) -> bool {
-    all.start <= run.start && page - run.start < READ_PAGES && page - run.end() <= GAP_PAGES
+/// Those of `pages` that are missing and unasked for, where their owner had them.
+pub(crate) fn missing(map: &PageMap, owner: u16, pages: &[u64]) -> Vec<u64> {
+    let wanted = |page: &&u64| {
+        map.find(**page).is_some_and(|run| {
+            run.tag.is_none() && run.owner == owner && run.source + (**page - run.start) == **page
+        })
+    };
+    pages.iter().filter(wanted).copied().collect()
 }

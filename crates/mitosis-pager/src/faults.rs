@@ -1,34 +1,36 @@
 //! What happens in the children: touches, forks, moves.
 
 use crate::child::{Child, Via};
+use crate::early::missing;
 use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
 use crate::pager::{Pager, Purpose, ReadInFlight, Token, watch};
-use crate::peer::Peer;
+use crate::peer::{Ask, Peer};
+use crate::prefetch::{Passed, RANDOM, Window};
 use crate::space::{Outcome, Role};
 use mitosis_descriptor::Vpn;
 use mitosis_sys::uffd::{Event, Uffd};
 use mitosis_transport::ReadRequest;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Most pages of one read.
 const READ_PAGES: u64 = 256;
 /// Most pages one address space has in flight because of touches.
-const PENDING_MAX: u64 = 4096;
+pub(crate) const PENDING_MAX: u64 = 4096;
 /// Most pages the background fill of a child has in flight: few, so that touches pass quickly.
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
-/// Pages fetched for a touch that continues nothing. The first child of a seed gets only the page:
-/// what it tells then is what it needed, for each that follows.
-const SCATTERED: u64 = crate::prefetch::RANDOM;
-/// Most pages fetched for a touch of which the trail is told: more are fetched for a long sequential
-/// run, whose next pages are known without a trail.
+/// Most pages fetched for a touch of which all are told as touched: of more, most are fetched for a
+/// sequential run, whose next touch will tell.
 const TOLD_PAGES: u64 = 16;
-/// Pages of a read ahead that come so soon that they are not asked for again.
-const NEAR: u64 = 8;
+/// Most single pages of one read.
+pub(crate) const SINGLE_PAGES: usize = 128;
+/// Pages of reads ahead that come so soon that they are not asked for again.
+const NEAR: u64 = 32;
 /// Most touches of a child that are remembered until they are told.
 const TOUCHED_MAX: usize = 1024;
 /// Most batches of events taken from one address space before others get their turn.
@@ -138,59 +140,128 @@ impl Pager {
                 self.outcome(id, outcome);
             }
             Some(mut run) => {
-                let mut target = space.streams.touch(page);
-                if run.tag.is_some_and(|tag| late(&self.reads, tag, page)) {
+                // The first child of a seed gets only the page: what it tells then is what it needed, for
+                // each that follows.
+                let scattered = if told(&self.peers, child, run.owner) { RANDOM } else { 1 };
+                let (window, passed) = space.streams.touch(page, scattered);
+                if run.tag.is_some_and(|tag| late(&self.reads, &child.ahead, tag, page)) {
                     // Whoever waits is not to wait behind what is fetched ahead.
                     run.tag.take().inspect(|tag| space.map_mut().unmark(page, page + 1, *tag));
                 }
                 let wanted = run.tag.is_none();
-                let (owner, source) = (run.owner, run.source + (page - run.start));
-                if target - page <= SCATTERED && !told(&self.peers, child, owner) {
-                    target = page + 1;
+                if !wanted {
+                    space.waiting.push(page);
                 }
-                let told = wanted && target - page <= TOLD_PAGES;
-                let fetched = if told { run.end().min(target) - page } else { 0 };
+                if space.role == Role::Main && child.held.remove(&page) {
+                    child.counters.pages_held_touched += 1;
+                }
+                // What a sibling was sent is here at once.
+                let cached = wanted && self.from_cache(id, run.owner, page, &window);
+                let wanted = wanted && !cached;
+                let (owner, source) = (run.owner, run.source + (page - run.start));
+                // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
+                let beside = match window {
+                    Window::To(end) if wanted && end - page <= TOLD_PAGES => {
+                        end.min(run.end()) - page - 1
+                    }
+                    _ => 0,
+                };
                 // Once what is waited for is here: on its way, it would wait for what is not.
-                child.touched_first |= space.role == Role::Main;
-                self.request(id, page, target, wanted);
-                self.follow(id, owner, source, fetched);
+                if let Some(space) = self.spaces.get(&id).filter(|s| s.role == Role::Main)
+                    && let Some(child) = self.children.get_mut(&space.child)
+                {
+                    child.touched_first = true;
+                    if cached {
+                        let child = child.id;
+                        self.begin_early(child, id);
+                    }
+                }
+                match window {
+                    Window::To(end) => self.request(id, page, end, wanted),
+                    Window::Every { first, step, count } => {
+                        self.request(id, page, page + 1, wanted);
+                        let at = |n: u64| first.checked_add_signed(n as i64 * step);
+                        let pages: Vec<u64> = (0..count).filter_map(at).collect();
+                        self.read_pages(id, owner, &pages, Purpose::Touch);
+                    }
+                }
+                self.noted(id, owner, source, passed, beside);
+                self.follow(id, owner, source);
             }
         }
     }
 
-    /// Fetches what earlier children of the seed touched after page `source` of `owner`, and notes
-    /// a touch that none of them made, which brought `fetched` pages.
-    fn follow(&mut self, id: u64, owner: u16, source: u64, fetched: u64) {
+    /// Notes touches, up to that of page `source` of `owner`, that none of the earlier children of the
+    /// seed made; with the pages after it that were fetched `beside` it.
+    fn noted(&mut self, id: u64, owner: u16, source: u64, passed: Passed, beside: u64) {
         let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         let via = child.sources.get(usize::from(owner)).and_then(|source| source.via);
         let Some(via @ Via::Peer(peer, handle)) = via else { return };
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
-        let Some(open) = open else { return };
-        if !open.trail.has(source) {
-            // With what was fetched beside it: whether that was touched too, nobody can tell.
-            for page in source..source + fetched {
-                if child.touched.len() < TOUCHED_MAX && !open.trail.has(page) {
-                    child.touched.push((via, page));
-                    child.touched_at = Some(Instant::now());
-                }
+        let Some(open) = open.filter(|open| !open.trail.is_full()) else { return };
+        let pages = passed.pages(source).chain(source + 1..=source + beside);
+        let before = child.touched.len();
+        child.touched.extend(pages.filter(|page| !open.trail.has(*page)).map(|page| (via, page)));
+        if child.touched.len() > before {
+            child.touched_at = Some(Instant::now());
+        }
+        if child.touched.len() >= TOUCHED_MAX {
+            let child = child.id;
+            self.tell_learned(child);
+        }
+    }
+
+    /// Fetches what earlier children of the seed touched after page `source` of `owner`.
+    fn follow(&mut self, id: u64, owner: u16, source: u64) {
+        let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
+        let Some(child) = self.children.get_mut(&space.child) else { return };
+        let Some(from) = child.sources.get_mut(usize::from(owner)) else { return };
+        let Some(Via::Peer(peer, handle)) = from.via else { return };
+        let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
+        let Some((open, place)) = open.and_then(|open| Some((open, open.trail.place(source)?)))
+        else {
+            return;
+        };
+        if from.course.as_mut().is_some_and(|course| course.touched(place)) {
+            let child = child.id;
+            self.go_on(child, id);
+            return;
+        }
+        let pages = space.follower.touch(&open.trail, source).to_vec();
+        self.read_pages(id, owner, &pages, Purpose::Touch);
+    }
+
+    /// Asks for single pages of an owner that are missing where it had them.
+    pub(crate) fn read_pages(&mut self, id: u64, owner: u16, pages: &[u64], purpose: Purpose) {
+        let Some(space) = self.spaces.get(&id).filter(|s| s.map.pending() < PENDING_MAX) else {
+            return;
+        };
+        let child = space.child;
+        let pages = self.not_cached(id, owner, pages);
+        if self.gathers(child, owner) {
+            for part in pages.chunks(SINGLE_PAGES) {
+                let (start, count) = (part[0], part.len() as u64);
+                let run = Run { start, count, owner, source: start, tag: None };
+                self.ask(id, run, Some(part), None, purpose);
             }
             return;
         }
-        let mut runs: Vec<Run> = Vec::new();
-        for &page in space.follower.touch(&open.trail, source) {
-            // Where the owner had it: a mapping that was moved is not followed.
-            let Some(run) = space.map.find(page) else { continue };
-            if run.tag.is_some() || run.owner != owner || run.source + (page - run.start) != page {
-                continue;
-            }
-            match runs.last_mut() {
-                Some(last) if last.end() == page => last.count += 1,
-                _ => runs.push(Run { start: page, count: 1, source: page, ..run }),
-            }
+        let Some(space) = self.spaces.get(&id) else { return };
+        let pages = missing(&space.map, owner, &pages);
+        for part in pages.chunk_by(|a, b| a + 1 == *b) {
+            let run =
+                Run { start: part[0], count: part.len() as u64, owner, source: part[0], tag: None };
+            self.ask(id, run, None, None, purpose);
         }
-        for run in runs {
-            self.read(id, run, None, Purpose::Touch);
+    }
+
+    /// Whether single pages of an owner can be asked for.
+    fn gathers(&self, child: crate::ChildId, owner: u16) -> bool {
+        let source = self.children.get(&child).and_then(|c| c.sources.get(usize::from(owner)));
+        match source.and_then(|source| source.via) {
+            Some(Via::Peer(peer, _)) => self.peers.get(&peer).is_some_and(Peer::gathers),
+            _ => false,
         }
     }
 
@@ -224,6 +295,18 @@ impl Pager {
 
     /// Starts a read.
     pub(crate) fn read(&mut self, id: u64, run: Run, demand: Option<u64>, purpose: Purpose) {
+        self.ask(id, run, None, demand, purpose);
+    }
+
+    /// The same of those of the pages `single` that are missing, if that is not `None`: `run` says whose.
+    fn ask(
+        &mut self,
+        id: u64,
+        run: Run,
+        single: Option<&[u64]>,
+        demand: Option<u64>,
+        purpose: Purpose,
+    ) {
         let tag = self.id();
         let (Some(number), Some(space)) = (Tag::new(tag), self.spaces.get_mut(&id)) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
@@ -237,19 +320,40 @@ impl Pager {
             self.kill(child, format!("a missing page of owner {}, which was let go", run.owner));
             return;
         };
-        space.map_mut().mark(run.start, run.end(), number);
+        let list: Option<Arc<[u64]>> = match single {
+            None => {
+                space.map_mut().mark(run.start, run.end(), number);
+                None
+            }
+            // The map may be shared with siblings as long as nothing changes.
+            Some(pages) if !pages.iter().any(|page| space.map.find(*page).is_some()) => return,
+            Some(pages) => {
+                let map = space.map_mut();
+                let claimed = pages.iter().filter(|page| map.claim(**page, run.owner, number));
+                Some(claimed.copied().collect())
+            }
+        };
+        let run = Run { count: list.as_ref().map_or(run.count, |list| list.len() as u64), ..run };
+        if run.count == 0 {
+            return;
+        }
         match purpose {
             Purpose::Fill => child.filling += run.count,
-            Purpose::Ahead => child.ahead += 1,
+            Purpose::Ahead => {
+                child.ahead.push_back(tag);
+                child.ahead_pages += run.count;
+            }
             Purpose::Touch => {}
         }
         let count = run.count as u32;
         let read = ReadInFlight {
             space: id,
             child: child.id,
+            owner: run.owner,
             via,
             page: run.start,
             source: run.source,
+            list,
             count,
             next: 0,
             demand,
@@ -264,7 +368,10 @@ impl Pager {
             }
             Via::Peer(peer, handle) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.submit(request(handle));
+                    peer.submit(match &read.list {
+                        None => Ask::Run(request(handle)),
+                        Some(list) => Ask::Pages { tag, handle, pages: Arc::clone(list) },
+                    });
                 }
             }
         }
@@ -330,18 +437,27 @@ impl Pager {
     }
 }
 
-/// Whether a page of a read that was begun ahead is not among the next to come.
-fn late(reads: &HashMap<u64, ReadInFlight>, tag: Tag, page: u64) -> bool {
+/// Whether a page of a read that was begun ahead, of those in `ahead`, is not among the next to come.
+fn late(reads: &HashMap<u64, ReadInFlight>, ahead: &VecDeque<u64>, tag: Tag, page: u64) -> bool {
+    let before = ahead.iter().take_while(|other| **other != tag.get());
+    let before =
+        before.filter_map(|tag| reads.get(tag)).map(|read| u64::from(read.count - read.next));
     let read = reads.get(&tag.get()).filter(|read| read.purpose == Purpose::Ahead);
-    read.is_some_and(|read| read.next == 0 || page >= read.page + u64::from(read.next) + NEAR)
+    read.is_some_and(|read| {
+        let place = match &read.list {
+            Some(list) => list.partition_point(|other| *other < page) as u64,
+            None => page.saturating_sub(read.page),
+        };
+        before.sum::<u64>() + place >= u64::from(read.next) + NEAR
+    })
 }
 
-/// Whether the owner's children have told anything. A local owner keeps no trail.
+/// Whether other children of the owner than this one have told anything. A local owner keeps no trail.
 fn told(peers: &HashMap<u64, Peer>, child: &Child, owner: u16) -> bool {
     match child.sources.get(usize::from(owner)).and_then(|source| source.via) {
         Some(Via::Peer(peer, handle)) => {
             let open = peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
-            open.is_some_and(|open| open.told)
+            open.is_some_and(|open| open.told && open.teller != Some(child.id))
         }
         _ => true,
     }

@@ -10,6 +10,7 @@
 
 mod areas;
 mod arrive;
+mod cache;
 mod child;
 mod client;
 mod config;
@@ -25,6 +26,7 @@ mod pager;
 mod peer;
 mod prefetch;
 mod serve;
+mod siblings;
 mod space;
 mod tick;
 mod trail;

@@ -239,7 +239,7 @@ impl Pager {
 
     /// Lets go of the ways for what is fetched ahead, once nothing is on them any more.
     pub(crate) fn close_ahead(&mut self, id: ChildId) {
-        let Some(child) = self.children.get_mut(&id).filter(|child| child.ahead == 0) else {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.ahead.is_empty()) else {
             return;
         };
         let ways: Vec<Via> = child.sources.iter_mut().filter_map(|s| s.ahead.take()).collect();
@@ -387,7 +387,8 @@ impl Pager {
             self.release(id, number);
         }
         if let Some(child) = self.children.get_mut(&id) {
-            child.ahead = 0;
+            child.ahead.clear();
+            child.ahead_pages = 0;
         }
         self.close_ahead(id);
     }

@@ -159,6 +159,10 @@ impl PageMap {
 
     /// Forgets the pages of `[start, end)`; whether some were in flight.
     pub fn remove(&mut self, start: u64, end: u64) -> bool {
+        // What was marked alone goes alone.
+        if start < end && self.runs.get(&start).is_some_and(|entry| entry.count == end - start) {
+            return self.take(start).is_some_and(|run| run.tag.is_some());
+        }
         self.extract(start, end).iter().any(|run| run.tag.is_some())
     }
 
@@ -167,6 +171,32 @@ impl PageMap {
         for run in self.extract(start, end) {
             self.insert(Run { tag: run.tag.or(Some(tag)), ..run });
         }
+    }
+
+    /// A page is brought by a read from now on, if it is missing, unasked for, and where its owner had
+    /// it; whether it is.
+    pub fn claim(&mut self, page: u64, owner: u16, tag: Tag) -> bool {
+        let Some(run) = self.find(page) else { return false };
+        if run.tag.is_some() || run.owner != owner || run.source + (page - run.start) != page {
+            return false;
+        }
+        // Mostly a page amid others: what is before it stays where it is.
+        let claimed = Entry { count: 1, owner, source: page, tag: Some(tag) };
+        if let Some(before) = self.runs.get_mut(&run.start).filter(|_| run.start < page) {
+            before.count = page - run.start;
+        }
+        self.runs.insert(page, claimed);
+        if page + 1 < run.end() {
+            let rest = Entry { count: run.end() - page - 1, owner, source: page + 1, tag: None };
+            self.runs.insert(page + 1, rest);
+        }
+        self.pending += 1;
+        true
+    }
+
+    /// Whether a read is to bring just this page.
+    pub fn is_claimed(&self, page: u64, tag: Tag) -> bool {
+        self.runs.get(&page).is_some_and(|entry| entry.count == 1 && entry.tag == Some(tag))
     }
 
     /// The pages of `[start, end)` that a read was to bring are remote again.

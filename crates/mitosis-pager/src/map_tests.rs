@@ -14,6 +14,7 @@ enum Step {
     Mark(u64, u64, u64),
     Unmark(u64, u64, u64),
     Move(u64, u64, u64),
+    Claim(u64, u16, u64),
     UnmarkAll,
 }
 
@@ -24,6 +25,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (page.clone(), count.clone()).prop_map(|(a, n)| Step::Remove(a, n)),
         (page.clone(), count.clone(), 1..4u64).prop_map(|(a, n, t)| Step::Mark(a, n, t)),
         (page.clone(), count.clone(), 1..4u64).prop_map(|(a, n, t)| Step::Unmark(a, n, t)),
+        (page.clone(), 0..3u16, 1..4u64).prop_map(|(a, o, t)| Step::Claim(a, o, t)),
         (page.clone(), page.clone(), count).prop_map(|(a, b, n)| Step::Move(a, b, n)),
         Just(Step::UnmarkAll),
     ];
@@ -34,6 +36,8 @@ fn index() -> impl Strategy<Value = PageIndex> {
     prop::collection::vec((0..6u64, 1..9u32, 0..3u16, 0..1000u64), 0..8).prop_map(|parts| {
         let mut at = 0;
         let runs = parts.into_iter().map(|(gap, count, owner, source)| {
+            // Half of them are where their owner had them.
+            let source = if source % 2 == 0 { at + gap } else { source };
             let run = PageRun { start: Vpn(at + gap), count, owner, source: Vpn(source) };
             at = run.end().0;
             run
@@ -81,6 +85,15 @@ fn apply(map: &mut PageMap, model: &mut Naive, step: &Step) {
             model.extend(moved.into_iter().map(|(p, page)| (p - a + b, (page.0, page.1, None))));
         }
         Step::Move(..) => {}
+        Step::Claim(a, o, t) => {
+            let claimed = map.claim(a, o, tag(t));
+            let there = model.get_mut(&a).filter(|page| **page == (o, a, None));
+            assert_eq!(claimed, there.is_some());
+            if let Some(page) = there {
+                page.2 = Some(tag(t));
+                assert!(map.is_claimed(a, tag(t)));
+            }
+        }
         Step::UnmarkAll => {
             map.unmark_all();
             model.values_mut().for_each(|page| page.2 = None);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -200,6 +200,8 @@ pub enum Request {
         /// The seed.
         seed: SeedId,
     },
+    /// Forget the pages that are kept for siblings: memory is short.
+    DropCache,
     /// Kill all children and exit.
     Shutdown,
 }
@@ -277,6 +279,12 @@ pub struct ChildStats {
     pub transport: String,
     /// Pages fetched by one-sided RDMA reads; the others came over TCP or from local files.
     pub pages_rdma: u64,
+    /// Pages that a sibling on this node had been sent before; they are no bytes fetched.
+    pub pages_cached: u64,
+    /// Of each 128 pages fetched ahead along the trail one is kept here instead of being placed: so many.
+    pub pages_held: u64,
+    /// So many of these were touched. The share of the others is that of what was fetched in vain.
+    pub pages_held_touched: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     pub rdma_reach: u64,
     /// Why pages last came over TCP although RDMA was chosen.

@@ -1,11 +1,13 @@
 //! The process: one thread, one epoll, everything else hangs on it.
 
+use crate::cache::Cache;
 use crate::child::{Child, Shape, Via};
 use crate::message::{ChildId, Event};
-use crate::peer::Peer;
+use crate::peer::{Ask, Peer};
 use crate::serve::Client;
 use crate::space::Space;
 use crate::{PagerConfig, PagerError};
+use mitosis_descriptor::Vpn;
 use mitosis_sys::uffd::Holder;
 use mitosis_transport::{Handle, LocalSource, ReadRequest};
 use rustix::event::{Timespec, epoll};
@@ -89,11 +91,16 @@ pub(crate) enum Purpose {
 pub(crate) struct ReadInFlight {
     pub space: u64,
     pub child: ChildId,
+    /// Index of the owner.
+    pub owner: u16,
     pub via: Via,
     /// First page in the child of what is still to come.
     pub page: u64,
     /// The same at the owner.
     pub source: u64,
+    /// The pages, here and at the owner, if they are single ones. Those of a read that was begun ahead
+    /// ascend.
+    pub list: Option<Arc<[u64]>>,
     /// Pages still to come.
     pub count: u32,
     /// Pages that have come since it was last asked for.
@@ -104,6 +111,32 @@ pub(crate) struct ReadInFlight {
     pub purpose: Purpose,
     /// When it was asked for, or last made progress.
     pub progress: Instant,
+}
+
+impl ReadInFlight {
+    /// The pages that have not come, as runs in the child.
+    pub fn left(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (lo, hi) = (self.page + u64::from(self.next), self.page + u64::from(self.count));
+        let whole = self.list.is_none().then_some((lo, hi));
+        let single = self.list.iter().flat_map(|list| &list[self.next as usize..]);
+        whole.into_iter().chain(single.map(|page| (*page, page + 1)))
+    }
+
+    /// The request for what has not come, which counts from there.
+    pub fn again(&mut self, tag: u64) -> Option<Ask> {
+        let Via::Peer(_, handle) = self.via else { return None };
+        let next = std::mem::take(&mut self.next);
+        self.count -= next;
+        if let Some(list) = &self.list {
+            let pages: Arc<[u64]> = Arc::from(&list[next as usize..]);
+            self.list = Some(Arc::clone(&pages));
+            return Some(Ask::Pages { tag, handle, pages });
+        }
+        self.page += u64::from(next);
+        self.source += u64::from(next);
+        let (source, count) = (Vpn(self.source), self.count);
+        Some(Ask::Run(ReadRequest { tag, handle, source, count }))
+    }
 }
 
 /// Pages that came while the process was changing its mappings.
@@ -134,6 +167,8 @@ pub(crate) struct Pager {
     pub local_closes: Vec<Handle>,
     pub reads: HashMap<u64, ReadInFlight>,
     pub parked: Vec<Parked>,
+    /// Pages that siblings of their children may have.
+    pub cache: Cache,
     /// Touches to be answered: address space and page.
     pub faults: VecDeque<(u64, u64)>,
     /// Children whose missing pages may have run out, or whose fill may go on.
@@ -180,6 +215,7 @@ impl Pager {
             local_closes: Vec::new(),
             reads: HashMap::new(),
             parked: Vec::new(),
+            cache: Cache::default(),
             faults: VecDeque::new(),
             review: BTreeSet::new(),
             shadows: HashMap::new(),

@@ -40,6 +40,8 @@ pub struct Open {
     pub trail: Trail,
     /// A child has told what it touched; else what the trail lacks says nothing.
     pub told: bool,
+    /// The child of this node that was the first of all to tell.
+    pub teller: Option<ChildId>,
     /// Pages of it that can be read by RDMA now.
     pub reach: u64,
 }
@@ -74,11 +76,49 @@ pub struct Peer {
     outbox: Vec<Out>,
 }
 
+/// A question for pages.
+#[derive(Debug)]
+pub enum Ask {
+    /// Consecutive ones.
+    Run(ReadRequest),
+    /// Single ones.
+    Pages {
+        /// Comes back with them.
+        tag: u64,
+        /// The seed.
+        handle: Handle,
+        /// Which.
+        pages: Arc<[u64]>,
+    },
+}
+
+impl Ask {
+    /// Its tag.
+    pub fn tag(&self) -> u64 {
+        match self {
+            Ask::Run(read) => read.tag,
+            Ask::Pages { tag, .. } => *tag,
+        }
+    }
+
+    fn put(&self, source: &mut dyn PageSource) -> Result<(), SourceError> {
+        match self {
+            Ask::Run(read) => source.submit(&[*read]),
+            Ask::Pages { tag, handle, pages } => {
+                if !source.gather(*tag, *handle, pages) {
+                    return Err(SourceError::Protocol("it reads no single pages".into()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A request to a peer.
 enum Out {
     Open(Handle),
     Close(Handle),
-    Read(ReadRequest),
+    Read(Ask),
     Learn(Handle, Vec<u64>),
 }
 
@@ -130,7 +170,15 @@ impl Peer {
         let (seed, secret) = (owner.seed, owner.secret);
         self.handles.insert(
             handle,
-            Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0 },
+            Open {
+                seed,
+                secret,
+                users,
+                trail: Trail::default(),
+                told: false,
+                teller: None,
+                reach: 0,
+            },
         );
         self.queue(Out::Open(handle));
         handle
@@ -160,15 +208,22 @@ impl Peer {
     }
 
     /// Queues a read; without a connection it is asked when there is one.
-    pub fn submit(&mut self, read: ReadRequest) {
-        self.queue(Out::Read(read));
+    pub fn submit(&mut self, ask: Ask) {
+        self.queue(Out::Read(ask));
+    }
+
+    /// Whether single pages can be asked for.
+    pub fn gathers(&self) -> bool {
+        !self.rdma
     }
 
     /// A child touched pages that are in no trail yet: kept here and told to the owner.
-    pub fn learn(&mut self, handle: Handle, pages: Vec<u64>) {
+    pub fn learn(&mut self, handle: Handle, child: ChildId, pages: Vec<u64>, room: usize) {
         let Some(open) = self.handles.get_mut(&handle) else { return };
-        open.trail.extend(&pages);
-        open.told = true;
+        open.trail.extend(&pages, room);
+        if !std::mem::replace(&mut open.told, true) {
+            open.teller = Some(child);
+        }
         self.queue(Out::Learn(handle, pages));
     }
 
@@ -187,7 +242,7 @@ impl Peer {
                     }
                 }
                 Out::Close(handle) => source.close(handle),
-                Out::Read(read) => source.submit(&[read]),
+                Out::Read(ask) => ask.put(&mut **source)?,
                 Out::Learn(handle, pages) => source.learn(handle, &pages),
             }
         }
@@ -218,7 +273,7 @@ impl Peer {
     }
 
     /// Connects, opens all seeds and asks for `reads` again.
-    pub fn connect(&mut self, connect: &Connect, reads: &[ReadRequest], now: Instant) {
+    pub fn connect(&mut self, connect: &Connect, reads: &[Ask], now: Instant) {
         self.connected = now;
         self.pinged = now;
         match connect(self.address) {
@@ -229,7 +284,12 @@ impl Peer {
                 for (handle, open) in &self.handles {
                     source.open(*handle, open.seed, &open.secret);
                 }
-                source.submit(reads);
+                for ask in reads {
+                    if let Err(error) = ask.put(&mut *source) {
+                        self.broken(&error, now);
+                        return;
+                    }
+                }
                 source.ping();
                 self.outbox.clear();
                 self.source = Some(source);

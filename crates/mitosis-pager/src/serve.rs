@@ -155,6 +155,7 @@ impl Pager {
                 let file = File::from(fds.pop().ok_or("a descriptor is missing")?);
                 self.local.replace(seed, &file).map_err(|e| format!("local file: {e}"))?;
             }
+            Request::DropCache => self.cache.clear(),
             Request::Shutdown => self.shut_down("the node was stopped"),
             Request::Hello { .. } | Request::Subscribe => return Err("out of order".into()),
         }

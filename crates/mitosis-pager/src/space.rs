@@ -67,6 +67,8 @@ pub struct Space {
     pub follower: Follower,
     /// Where the background fill goes on.
     pub cursor: u64,
+    /// Pages in flight that were touched.
+    pub waiting: Vec<u64>,
     /// Ranges moved here whose registration is to be confirmed, see [`Space::confirm`].
     pub doubts: Vec<(u64, u64)>,
     /// Destinations of moves from unknown places: a fault there cannot be answered.
@@ -93,6 +95,7 @@ impl Space {
             streams: Streams::default(),
             follower: Follower::default(),
             cursor: 0,
+            waiting: Vec::new(),
             doubts: Vec::new(),
             poisoned: Areas::default(),
             former: Areas::default(),
@@ -137,13 +140,32 @@ impl Space {
         let _ = self.uffd.wake(page * PAGE, count * PAGE);
     }
 
-    /// Places what a read has brought for `[page, ...)`, as far as it is still wanted. Returns the
-    /// pages placed.
-    pub fn place(&mut self, page: u64, bytes: &[u8], tag: Tag) -> (u64, Outcome) {
+    /// Wakes who waits for pages that have come meanwhile. Whoever touched one of which this is not
+    /// known yet is woken when it is.
+    pub fn wake_waiting(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|page| {
+            let coming = self.map.find(*page).is_some_and(|run| run.tag.is_some());
+            if !coming {
+                self.wake(*page, 1);
+            }
+            coming
+        });
+        self.waiting = waiting;
+    }
+
+    /// Places what a read has brought for `[page, ...)`, as far as it is still wanted, and wakes who
+    /// waits for it if `wake`. Returns the pages placed.
+    pub fn place(&mut self, page: u64, bytes: &[u8], tag: Tag, wake: bool) -> (u64, Outcome) {
         let end = page + bytes.len() as u64 / PAGE;
         let mut done = 0;
         let mut at = page;
-        while let Some(run) = self.map.next(at).filter(|run| at < end && run.start < end) {
+        while at < end {
+            // Single pages are looked up at once.
+            if at + 1 == end && at == page && self.map.is_claimed(page, tag) {
+                return self.copy(page, bytes, wake);
+            }
+            let Some(run) = self.map.next(at).filter(|run| run.start < end) else { break };
             let lo = run.start.max(at);
             let hi = run.end().min(end).min(lo + COPY_PAGES);
             at = hi;
@@ -152,7 +174,7 @@ impl Space {
             }
             let from = ((lo - page) * PAGE) as usize;
             let piece = &bytes[from..from + ((hi - lo) * PAGE) as usize];
-            match self.copy(lo, piece) {
+            match self.copy(lo, piece, wake) {
                 (placed, Outcome::Done) => done += placed,
                 (placed, other) => return (done + placed, other),
             }
@@ -161,14 +183,14 @@ impl Space {
     }
 
     /// Places consecutive pages, whatever mappings they lie in.
-    fn copy(&mut self, page: u64, bytes: &[u8]) -> (u64, Outcome) {
+    fn copy(&mut self, page: u64, bytes: &[u8], wake: bool) -> (u64, Outcome) {
         let count = bytes.len() as u64 / PAGE;
         let (mut at, mut placed) = (0, 0);
         let mut step = count;
         while at < count {
             step = step.min(count - at);
             let part = &bytes[(at * PAGE) as usize..((at + step) * PAGE) as usize];
-            let Placed { bytes: done, stop } = self.uffd.copy((page + at) * PAGE, part, true);
+            let Placed { bytes: done, stop } = self.uffd.copy((page + at) * PAGE, part, wake);
             let pages = done / PAGE;
             self.settled(page + at, pages);
             at += pages;

@@ -6,7 +6,7 @@ use crate::pager::{Pager, ReadInFlight};
 use crate::space::{Outcome, Role};
 use mitosis_transport::{Handle, SourceError};
 use rustix::process::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How often address spaces are asked whether they still exist: exec tells nobody.
@@ -28,6 +28,7 @@ impl Pager {
         self.tick_spaces();
         if now >= self.next_sweep {
             self.sweep(now);
+            self.cache.sweep(now);
             self.next_sweep = now + SWEEP;
         }
         self.tick_linger(now);
@@ -74,14 +75,19 @@ impl Pager {
         let Some(child) = self.children.get_mut(&id) else { return };
         child.touched_at = None;
         let mut told: BTreeMap<(u64, Handle), Vec<u64>> = BTreeMap::new();
+        // What was fetched beside one touch is often passed by the next.
+        let mut known = HashSet::new();
         for (via, page) in child.touched.drain(..) {
-            if let Via::Peer(peer, handle) = via {
+            if let Via::Peer(peer, handle) = via
+                && known.insert((via, page))
+            {
                 told.entry((peer, handle)).or_default().push(page);
             }
         }
         for ((peer, handle), pages) in told {
+            let room = self.trail_room();
             if let Some(peer) = self.peers.get_mut(&peer) {
-                peer.learn(handle, pages);
+                peer.learn(handle, id, pages, room);
             }
         }
     }
@@ -125,7 +131,7 @@ impl Pager {
             self.reads.iter().filter(|(_, read)| over(read)).map(|(tag, _)| *tag).collect();
         for tag in tags {
             if let Some(read) = self.reads.remove(&tag) {
-                self.gone(&read);
+                self.gone(tag, &read);
             }
         }
     }

@@ -7,8 +7,12 @@
 
 use std::collections::HashMap;
 
-/// Most pages of a trail.
-const PAGES_MAX: usize = 2048;
+/// Pages that each trail may have.
+pub const PAGES_SURE: usize = 2048;
+/// Most pages of a trail, if there is room.
+const PAGES_MAX: usize = mitosis_transport::wire::TRAIL_PAGES_MAX;
+/// Most pages of all trails together, as far as they are longer than [`PAGES_SURE`]: 32 bytes each.
+pub const PAGES_ALL: usize = 512 << 10;
 /// Pages fetched at the first touch that fits.
 const WINDOW_MIN: usize = 16;
 /// Most pages fetched ahead.
@@ -22,13 +26,16 @@ const CURSORS: usize = 4;
 pub struct Trail {
     order: Vec<u64>,
     place: HashMap<u64, usize>,
+    full: bool,
 }
 
 impl Trail {
-    /// Appends pages that are not in it yet.
-    pub fn extend(&mut self, pages: &[u64]) {
+    /// Appends pages that are not in it yet, while it has less than `most`.
+    pub fn extend(&mut self, pages: &[u64], most: usize) {
+        let most = most.clamp(PAGES_SURE, PAGES_MAX);
         for &page in pages {
-            if self.order.len() >= PAGES_MAX {
+            if self.order.len() >= most {
+                self.full = true;
                 return;
             }
             if !self.place.contains_key(&page) {
@@ -43,9 +50,25 @@ impl Trail {
         self.order.is_empty()
     }
 
-    /// Its first pages, at most `count`.
-    pub fn first(&self, count: usize) -> &[u64] {
-        &self.order[..count.min(self.order.len())]
+    /// How many pages it has.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether it has refused a page.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// At most `count` pages from the `at`-th on.
+    pub fn part(&self, at: usize, count: usize) -> &[u64] {
+        let all = self.order.len();
+        &self.order[at.min(all)..at.saturating_add(count).min(all)]
+    }
+
+    /// The place of a page.
+    pub fn place(&self, page: u64) -> Option<usize> {
+        self.place.get(&page).copied()
     }
 
     /// Whether a page is in it.
@@ -123,7 +146,7 @@ mod tests {
 
     fn trail(pages: impl Iterator<Item = u64>) -> Trail {
         let mut trail = Trail::default();
-        trail.extend(&pages.collect::<Vec<u64>>());
+        trail.extend(&pages.collect::<Vec<u64>>(), PAGES_MAX);
         trail
     }
 
@@ -162,16 +185,19 @@ mod tests {
         // Every third page was learned by a second child and stands at the end.
         let late = |n: &u64| n % 3 == 2;
         let mut trail = trail((0..600).filter(|n| !late(n)));
-        trail.extend(&(0..600).filter(late).collect::<Vec<u64>>());
+        trail.extend(&(0..600).filter(late).collect::<Vec<u64>>(), PAGES_MAX);
         let (faults, _) = walk(&trail, 0..600);
         assert!(faults <= 50, "{faults}");
     }
 
     #[test]
     fn a_trail_has_an_end() {
-        let mut trail = trail(0..5000);
-        assert_eq!(trail.order.len(), PAGES_MAX);
-        trail.extend(&[1, 2, 3]);
-        assert!(!trail.has(4999));
+        let mut trail = trail(0..40_000);
+        assert_eq!(trail.len(), PAGES_MAX);
+        trail.extend(&[1, 2, 3], PAGES_MAX);
+        assert!(!trail.has(39_999) && trail.is_full());
+        let mut short = Trail::default();
+        short.extend(trail.part(0, 5000), 0);
+        assert_eq!(short.len(), PAGES_SURE);
     }
 }

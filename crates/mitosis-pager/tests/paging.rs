@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use mitosis_pager::ChildStats;
 use mitosis_sys::uffd::testing::Order;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -71,6 +72,20 @@ fn a_sequential_run_overshoots_little_and_faults_rarely() {
     let stats = rig.until(child.id, "independent", |s| s.independent);
     assert_eq!(stats.bytes_fetched, 4096 * pages);
     assert!(stats.faults < pages / 8, "{stats:?}");
+}
+
+#[test]
+fn every_fourth_page_is_seen_and_what_lies_between_is_not_fetched() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let pages = 16384;
+    let wanted = Wanted { pages, remote: pages, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    let touched = child.order(Order::Touch, [0, pages, 4, 0]);
+    assert_eq!(touched, 4096);
+    let stats = rig.stats(child.id);
+    assert!(stats.faults <= 200, "{stats:?}");
+    assert!(stats.pages_fetched + stats.pages_prefetched <= touched + 300, "{stats:?}");
+    child.check(0, pages);
 }
 
 #[test]
@@ -231,4 +246,105 @@ fn a_mistaken_trail_costs_a_bounded_number_of_pages() {
     child.check(0, 1);
     let stats = rig.stats(child.id);
     assert!(stats.pages_fetched + stats.pages_prefetched <= 1024 + 2, "{stats:?}");
+}
+
+/// `count` pages below `of`, in no order that anybody could guess.
+fn scattered(count: u64, of: u64) -> Vec<u64> {
+    let mut left: Vec<u64> = (0..of).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = |left: &mut Vec<u64>| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        left.swap_remove((state >> 33) as usize % left.len())
+    };
+    (0..count).map(|_| next(&mut left)).collect()
+}
+
+#[test]
+fn a_child_that_follows_a_long_trail_faults_rarely_and_is_sent_nothing_else() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let (pages, touched) = (12_000, 6000);
+    let order = scattered(touched, pages);
+    let trail = Some((server.seed.clone(), order.clone()));
+    let wanted = Wanted { pages, remote: pages, trail, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    for page in &order {
+        child.order(Order::Touch, [*page, 1, 1, 0]);
+    }
+    let stats = rig.stats(child.id);
+    assert!(stats.faults <= touched / 10, "{stats:?}");
+    let fetched = stats.pages_fetched + stats.pages_prefetched;
+    assert!(fetched <= touched + touched / 20, "{stats:?}");
+    assert!(stats.bytes_fetched <= 4096 * (touched + touched / 10), "{stats:?}");
+    // One of 128 is held back, and tells that what was fetched was needed.
+    assert!(stats.pages_held >= 20, "{stats:?}");
+    assert!(stats.pages_held_touched >= stats.pages_held - 2, "{stats:?}");
+    child.check(0, pages);
+}
+
+#[test]
+fn a_child_that_leaves_a_long_trail_was_sent_no_more_than_it_followed() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let (pages, followed) = (20_000, 3000);
+    let order = scattered(10_000, pages);
+    let trail = Some((server.seed.clone(), order.clone()));
+    let wanted = Wanted { pages, remote: pages, trail, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    for page in &order[..followed] {
+        child.order(Order::Touch, [*page, 1, 1, 0]);
+    }
+    // What is on its way comes.
+    let fetched = |stats: &ChildStats| stats.pages_fetched + stats.pages_prefetched;
+    let mut before = rig.stats(child.id);
+    let stats = loop {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = rig.stats(child.id);
+        if fetched(&now) == fetched(&before) {
+            break now;
+        }
+        before = now;
+    };
+    assert!(fetched(&stats) <= 2 * followed as u64 + 1024, "{stats:?}");
+    // As it is told by what was held back.
+    let unused = fetched(&stats) - followed as u64;
+    let told = (stats.pages_held - stats.pages_held_touched) * 128;
+    assert!(told <= unused + 512 && unused <= told + 512, "{unused} unused: {stats:?}");
+    child.check(0, pages);
+}
+
+#[test]
+fn what_one_child_was_sent_its_running_sibling_finds_here() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let wanted = |source| Wanted { pages: 4000, remote: 4000, source, ..Wanted::default() };
+    let first = child(&rig, server.owner(), wanted(None));
+    // Puppets have other addresses, but the same pages of the seed.
+    let base = first.base();
+    let second = child(&rig, server.owner(), wanted(Some(base)));
+    let check = |child: &TestChild, first: u64, count: u64| {
+        let want = expected((first..first + count).map(|page| Some(base + page)));
+        assert_eq!(child.order(Order::Hash, [first, count, 0, 0]), want, "pages {first}+{count}");
+    };
+    let order = scattered(500, 4000);
+    let touch = |child: &TestChild| {
+        for page in &order {
+            check(child, *page, 1);
+        }
+    };
+    touch(&first);
+    let sent = || server.seed.pages.load(std::sync::atomic::Ordering::SeqCst);
+    let before = sent();
+    touch(&second);
+    let stats = rig.stats(second.id);
+    assert!(stats.pages_cached >= 490, "{stats:?}");
+    assert!(sent() - before <= 20, "{} pages were sent again", sent() - before);
+    // Memory is short: nothing is kept, and nothing is wrong.
+    rig.client.drop_cache().unwrap();
+    let third = child(&rig, server.owner(), wanted(Some(base)));
+    touch(&third);
+    for child in [&third, &second] {
+        check(child, 0, 4000);
+    }
+    // A seed that is revoked has no pages, here either.
+    server.seed.set(mitosis_transport::SeedState::Revoked);
+    let ended = rig.until_ended(first.id);
+    assert_eq!(ended.reason.as_deref(), Some("seed revoked"));
 }

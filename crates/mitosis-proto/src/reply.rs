@@ -248,6 +248,16 @@ pub struct ChildRow {
     /// Pages that came by one-sided RDMA reads.
     #[serde(default)]
     pub pages_rdma: u64,
+    /// Pages that a sibling on its node had been sent before.
+    #[serde(default)]
+    pub pages_cached: u64,
+    /// Of each 128 pages fetched ahead along the trail, one that was not placed, to see whether it will be
+    /// touched: so many.
+    #[serde(default)]
+    pub pages_held: u64,
+    /// So many of these were touched: of what was fetched ahead, this share was needed.
+    #[serde(default)]
+    pub pages_held_touched: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     #[serde(default)]
     pub rdma_reach: u64,

@@ -33,4 +33,4 @@ pub use start::{Maker, StartFds, Started, await_hooks, start, start_template};
 pub use vdso::{
     VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, is_parents as is_parents_vdso,
 };
-pub use working_set::{Placement, WORKING_SET_PAGES, WORKING_SET_PARTS};
+pub use working_set::{Placement, WORKING_SET_PARTS};

@@ -63,7 +63,7 @@ pub(crate) struct Memory<'a> {
     areas: Vec<Area>,
     runs: Vec<PageRun>,
     /// See [`crate::Request`].
-    working_set: usize,
+    working_set: &'a [usize],
     /// The node's kernel has `MAP_DROPPABLE`.
     droppable: bool,
     /// See [`crate::Request`].
@@ -75,7 +75,7 @@ impl<'a> Memory<'a> {
         descriptor: &'a Descriptor,
         fd_base: u32,
         proven: &dyn ProvenFiles,
-        working_set: usize,
+        working_set: &'a [usize],
     ) -> Memory<'a> {
         let mut usable: Vec<bool> = descriptor.files.iter().map(|f| proven.proven(f)).collect();
         let mut count = 0;

@@ -38,8 +38,9 @@ pub struct Request {
     /// A network namespace of its own.
     pub own_net: bool,
     /// Files with parts of the seed's working set that there will be when the child is built, at
-    /// most [`crate::WORKING_SET_PARTS`]; with 0 it waits for none.
-    pub working_set: usize,
+    /// most [`crate::WORKING_SET_PARTS`], each with how many pages it may have; without one it waits for
+    /// none.
+    pub working_set: Vec<usize>,
     /// How its clocks go on.
     pub time: Time,
     /// Leave out what the program is told to call before it goes on.
@@ -110,6 +111,8 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
+    /// For each file with a part of the working set: how many pages it may have.
+    working_set: Vec<usize>,
     /// The image in a file, once somebody needed it.
     file: OnceLock<Arc<File>>,
 }
@@ -142,7 +145,8 @@ impl RestorePlan {
     /// What the child is to put in place of the working set, whose `parts` it gets in files: what it
     /// waits for. The pages are in the index, too.
     pub fn placement(&self, parts: &[Arc<[u64]>]) -> Placement {
-        working_set::placement(self.program.region.base, &self.areas, &self.index, parts)
+        let (base, areas) = (self.program.region.base, &self.areas);
+        working_set::placement(base, areas, &self.index, parts, &self.working_set)
     }
 }
 
@@ -200,7 +204,7 @@ pub fn plan(
     let gate = region.frames();
     let fd_base = fd_base(descriptor, part);
     let mut provided = Vec::new();
-    let mut memory = memory::Memory::new(descriptor, fd_base, proven, request.working_set);
+    let mut memory = memory::Memory::new(descriptor, fd_base, proven, &request.working_set);
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -261,6 +265,7 @@ pub fn plan(
         monotonic_shift,
         gate,
         hooks: hooks.names,
+        working_set: request.working_set.clone(),
         file: OnceLock::new(),
     })
 }

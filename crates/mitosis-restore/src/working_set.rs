@@ -23,27 +23,33 @@ const MAP_FILE: u64 = 1 | 0x10 | 0x8000;
 const MAP_ROOM: u64 = 2 | 0x10 | 0x20;
 const PAGE: u64 = 4096;
 
-/// Most pages of a working set.
-pub const WORKING_SET_PAGES: usize = 1024;
-/// Most parts of one.
+/// Most parts of a working set.
 pub const WORKING_SET_PARTS: usize = 16;
-/// Where in the hole the table comes, and behind it the files.
+/// Pages put in place at a time.
+const STEP_PAGES: usize = 1024;
+/// Where in the hole a table comes, and behind it a part of a file.
 const WINDOW: u64 = HOLE / 4;
-/// Bytes of address space for the table, and for each file.
-const STEP: u64 = WORKING_SET_PAGES as u64 * PAGE;
-const TABLE_MAX: usize = size_of::<PlaceTable>() + WORKING_SET_PAGES * PLACE_ENTRY;
+/// Bytes of address space for each of both.
+const STEP: u64 = STEP_PAGES as u64 * PAGE;
+const TABLE_MAX: usize = size_of::<PlaceTable>() + STEP_PAGES * PLACE_ENTRY;
 const _: () = assert!(TABLE_MAX as u64 <= STEP);
 const _: () = assert!(TEMPLATE_REGION <= WINDOW);
-const _: () = assert!(WINDOW + STEP * (WORKING_SET_PARTS as u64 + 1) < STAGE / 4 * 3);
+const _: () = assert!(WINDOW + STEP * 2 < STAGE / 4 * 3);
 
-/// Appends what puts a working set of `parts` files in place.
+/// How many steps it takes to put the pages of a file in place that may have so many.
+fn steps(pages: usize) -> usize {
+    pages.div_ceil(STEP_PAGES).max(1)
+}
+
+/// Appends what puts a working set in place that comes in files; `parts` says how many pages each of them
+/// may have.
 pub(crate) fn place(
     program: &mut Program,
-    parts: usize,
+    parts: &[usize],
     uffd: u64,
     mut provide: impl FnMut(Provided) -> u32,
 ) {
-    if parts == 0 {
+    if parts.is_empty() {
         return;
     }
     let table = program.region.base + WINDOW;
@@ -51,29 +57,28 @@ pub(crate) fn place(
     let args = [table, len, PROT_READ_WRITE, MAP_ROOM, u64::MAX, 0];
     program.call(List::Build, MMAP, &args, "working set: room for the table", Detail::None);
     let from = u64::from(provide(Provided::PlaceTable));
-    let args = [from, table, TABLE_MAX as u64];
-    program.call(List::Build, READ, &args, "working set: wait for the table", Detail::None);
-    for number in 0..parts {
+    for (number, pages) in parts.iter().enumerate() {
         let fd = u64::from(provide(Provided::WorkingSet(number)));
-        let args = [window(table, number), STEP, PROT_READ, MAP_FILE, fd, 0];
-        let detail = Detail::Number(number as u64);
-        program.call(List::Build, MMAP, &args, "working set: mmap", detail);
+        for step in 0..steps(*pages) as u64 {
+            let args = [from, table, TABLE_MAX as u64];
+            program.call(List::Build, READ, &args, "working set: wait for a table", Detail::None);
+            // In the place of the one before.
+            let args = [table + STEP, STEP, PROT_READ, MAP_FILE, fd, step * STEP];
+            let detail = Detail::Number(number as u64);
+            program.call(List::Build, MMAP, &args, "working set: mmap", detail);
+            let what = "working set: put pages in place";
+            program.push(List::Build, op(0, OP_PLACE, &[uffd, table]), what, Detail::None);
+        }
     }
-    let what = "working set: put pages in place";
-    program.push(List::Build, op(0, OP_PLACE, &[uffd, table]), what, Detail::None);
-    let args = [table, STEP * (parts as u64 + 1)];
+    let args = [table, STEP * 2];
     program.call(List::Build, MUNMAP, &args, "working set: munmap", Detail::None);
-}
-
-fn window(table: u64, number: usize) -> u64 {
-    table + STEP * (number as u64 + 1)
 }
 
 /// What a child puts in place, see [`crate::RestorePlan::placement`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// The message that the child waits for.
-    pub table: Vec<u8>,
+    /// The messages that the child waits for, one after the other.
+    pub tables: Vec<Vec<u8>>,
     /// The pages, ascending within each part.
     pub pages: Vec<u64>,
 }
@@ -85,40 +90,57 @@ pub(crate) fn placement(
     areas: &[Area],
     missing: &PageIndex,
     parts: &[Arc<[u64]>],
+    planned: &[usize],
 ) -> Placement {
-    let table = base + WINDOW;
-    let mut entries: Vec<[u64; 5]> = Vec::new();
-    let mut placed = Vec::new();
-    for (number, pages) in parts.iter().enumerate() {
-        let mut runs = missing.runs().iter().peekable();
-        let mut areas = areas.iter().peekable();
-        let mut before = None;
-        for (at, page) in pages.iter().enumerate() {
-            while runs.next_if(|run| run.end().0 <= *page).is_some() {}
-            let Some(run) = runs.peek().filter(|run| run.start.0 <= *page) else { continue };
-            if run.owner != 0 || run.source != run.start {
-                continue;
-            }
-            while areas.next_if(|area| area.start.0 + area.count <= *page).is_some() {}
-            let Some(area) = areas.peek().filter(|area| area.start.0 <= *page) else { continue };
-            placed.push(*page);
-            let (to, from) = (page * PAGE, window(table, number) + at as u64 * PAGE);
-            match entries.last_mut() {
-                Some([last_to, last_from, len, ..])
-                    if *last_to + *len == to
-                        && *last_from + *len == from
-                        && before == Some(area.start) =>
-                {
-                    *len += PAGE;
-                }
-                _ => entries.push([to, from, PAGE, 0, 0]),
-            }
-            before = Some(area.start);
+    let mut done = Placement::default();
+    for (pages, planned) in parts.iter().zip(planned) {
+        for step in 0..steps(*planned) {
+            let (from, to) = (step * STEP_PAGES, (step + 1) * STEP_PAGES);
+            let pages = &pages[from.min(pages.len())..to.min(pages.len())];
+            let table = table(base + WINDOW + STEP, areas, missing, pages, &mut done.pages);
+            done.tables.push(table);
         }
+    }
+    done
+}
+
+/// The table of pages that come one after the other from `window` on.
+fn table(
+    window: u64,
+    areas: &[Area],
+    missing: &PageIndex,
+    pages: &[u64],
+    placed: &mut Vec<u64>,
+) -> Vec<u8> {
+    let mut entries: Vec<[u64; 5]> = Vec::new();
+    let mut runs = missing.runs().iter().peekable();
+    let mut areas = areas.iter().peekable();
+    let mut before = None;
+    for (at, page) in pages.iter().enumerate() {
+        while runs.next_if(|run| run.end().0 <= *page).is_some() {}
+        let Some(run) = runs.peek().filter(|run| run.start.0 <= *page) else { continue };
+        if run.owner != 0 || run.source != run.start {
+            continue;
+        }
+        while areas.next_if(|area| area.start.0 + area.count <= *page).is_some() {}
+        let Some(area) = areas.peek().filter(|area| area.start.0 <= *page) else { continue };
+        placed.push(*page);
+        let (to, from) = (page * PAGE, window + at as u64 * PAGE);
+        match entries.last_mut() {
+            Some([last_to, last_from, len, ..])
+                if *last_to + *len == to
+                    && *last_from + *len == from
+                    && before == Some(area.start) =>
+            {
+                *len += PAGE;
+            }
+            _ => entries.push([to, from, PAGE, 0, 0]),
+        }
+        before = Some(area.start);
     }
     let head = [PLACE_MAGIC, entries.len() as u64];
     let words = head.iter().chain(entries.iter().flatten());
-    Placement { table: words.flat_map(|word| word.to_le_bytes()).collect(), pages: placed }
+    words.flat_map(|word| word.to_le_bytes()).collect()
 }
 
 #[cfg(test)]
@@ -141,28 +163,38 @@ mod tests {
         let missing = PageIndex::from_sorted(missing).unwrap();
         let parts: [Arc<[u64]>; 2] =
             [Arc::from([8, 11, 12, 13, 14, 21, 30, 40]), Arc::from([10, 15])];
-        let placed = placement(0, &areas, &missing, &parts);
+        let placed = placement(0, &areas, &missing, &parts, &[8, 2]);
         assert_eq!(placed.pages, [11, 12, 13, 14, 10, 15]);
-        let words: Vec<u64> = placed
-            .table
-            .chunks_exact(8)
-            .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
-            .collect();
-        let (first, second) = (window(WINDOW, 0), window(WINDOW, 1));
-        let want = [
-            [11 * PAGE, first + PAGE, 3 * PAGE, 0, 0],
-            [14 * PAGE, first + 4 * PAGE, PAGE, 0, 0],
-            [10 * PAGE, second, PAGE, 0, 0],
-            [15 * PAGE, second + PAGE, PAGE, 0, 0],
-        ];
-        assert_eq!(words[..2], [PLACE_MAGIC, 4]);
-        assert_eq!(words[2..], want.concat());
+        let words: Vec<Vec<u64>> = placed.tables.iter().map(|table| words(table)).collect();
+        let first = WINDOW + STEP;
+        let want =
+            [[11 * PAGE, first + PAGE, 3 * PAGE, 0, 0], [14 * PAGE, first + 4 * PAGE, PAGE, 0, 0]];
+        assert_eq!(words[0], [&[PLACE_MAGIC, 2], want.concat().as_slice()].concat());
+        let want = [[10 * PAGE, first, PAGE, 0, 0], [15 * PAGE, first + PAGE, PAGE, 0, 0]];
+        assert_eq!(words[1], [&[PLACE_MAGIC, 2], want.concat().as_slice()].concat());
+    }
+
+    fn words(table: &[u8]) -> Vec<u64> {
+        let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        table.chunks_exact(8).map(word).collect()
+    }
+
+    #[test]
+    fn a_large_part_comes_in_steps_and_one_that_falls_short_of_its_plan_has_empty_ones() {
+        let missing = PageIndex::from_sorted([run(0, 8192, 0, 0)]).unwrap();
+        let parts: [Arc<[u64]>; 1] = [(0..1500).map(|n| n * 2).collect()];
+        let placed = placement(0, &[area(0, 8192)], &missing, &parts, &[2100]);
+        assert_eq!(placed.pages[..], parts[0][..]);
+        let counts: Vec<u64> = placed.tables.iter().map(|table| words(table)[1]).collect();
+        assert_eq!(counts, [1024, 476, 0]);
+        assert_eq!(words(&placed.tables[1])[2..4], [2048 * PAGE, WINDOW + STEP]);
     }
 
     #[test]
     fn the_largest_table_fits_its_room() {
-        let pages: Arc<[u64]> = (0..WORKING_SET_PAGES as u64).map(|n| n * 2).collect();
+        let pages: Arc<[u64]> = (0..STEP_PAGES as u64).map(|n| n * 2).collect();
         let missing = PageIndex::from_sorted([run(0, 4096, 0, 0)]).unwrap();
-        assert_eq!(placement(0, &[area(0, 4096)], &missing, &[pages]).table.len(), TABLE_MAX);
+        let placed = placement(0, &[area(0, 4096)], &missing, &[pages], &[STEP_PAGES]);
+        assert_eq!(placed.tables[0].len(), TABLE_MAX);
     }
 }

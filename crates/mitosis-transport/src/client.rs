@@ -19,7 +19,7 @@ const GROW: usize = 256 << 10;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Pages given out at a time.
 const CHUNK_PAGES: usize = 32;
-/// What each MiB of a descriptor may take longer.
+/// What each MiB of a descriptor, or of a working set, may take longer.
 const MIB_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tag of the one request under way on a connection.
 const TAG: u64 = 1;
@@ -201,6 +201,7 @@ impl ControlClient {
         sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
     ) -> Result<(), ForkError> {
         let Incoming { stream, address, deadline, .. } = incoming;
+        let deadline = deadline + MIB_TIMEOUT * (count * wire::PAGE >> 20) as u32;
         match take_pages(&stream, count, deadline, sink) {
             Ok(()) => {
                 self.keep(&address, stream);

@@ -70,6 +70,14 @@ impl<S: PageSource> PageSource for FaultySource<S> {
         self.inner.submit(&kept);
     }
 
+    fn gather(&mut self, tag: u64, handle: Handle, pages: &[u64]) -> bool {
+        self.submitted += 1;
+        match self.fault {
+            Fault::Drop { every } if tag % every == 0 => true,
+            _ => self.inner.gather(tag, handle, pages),
+        }
+    }
+
     fn ping(&mut self) {
         if self.fault != Fault::Mute {
             self.inner.ping();

@@ -17,6 +17,7 @@ mod server;
 mod service;
 mod session;
 mod source;
+mod stretches;
 mod tcp;
 pub mod wire;
 

@@ -202,6 +202,7 @@ impl Session {
                 Ok(())
             }
             Kind::Read => self.read(header),
+            Kind::Gather => self.gather(header, body),
             Kind::Learn => self.learn(header, body),
             Kind::Ping => self.pong(),
             Kind::Rdma => {
@@ -295,7 +296,28 @@ impl Session {
         let head = Header { tag, ..Header::new(Kind::WorkingSet) };
         self.output.push(&wire::control(head, &wire::Pages { pages: pages.clone() })?);
         self.send()?;
-        let Some(seed) = seed else { return Ok(()) };
+        match seed {
+            Some(seed) => self.single(tag, &*seed, &pages),
+            None => Ok(()),
+        }
+    }
+
+    /// Pages one by one, in their order.
+    fn gather(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let wire::Pages { pages } = wire::body(Kind::Gather, body)?;
+        if !(1..=wire::GATHER_PAGES_MAX).contains(&pages.len()) {
+            return Err(End::Peer);
+        }
+        match self.handles.get(&header.a) {
+            Some(Some(seed)) => {
+                let seed = Arc::clone(seed);
+                self.single(header.tag, &*seed, &pages)
+            }
+            _ => self.fail(header.tag, &ReadError::Refused),
+        }
+    }
+
+    fn single(&mut self, tag: u64, seed: &dyn OpenSeed, pages: &[u64]) -> Result<(), End> {
         let mut done = 0;
         for chunk in pages.chunks(CHUNK_PAGES as usize) {
             let at = self.output.used;
@@ -303,12 +325,17 @@ impl Session {
             let length = count * wire::PAGE as u32;
             let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
             self.output.push(&head.encode());
-            for run in chunk.chunk_by(|a, b| a + 1 == *b) {
-                let out = self.output.room(run.len() * wire::PAGE);
-                if let Err(error) = checked_read(&*seed, Vpn(run[0]), run.len() as u32, out) {
-                    self.output.used = at;
-                    return self.fail(tag, &error);
+            let mut read = || {
+                usable(seed.state())?;
+                for run in chunk.chunk_by(|a, b| a + 1 == *b) {
+                    let out = self.output.room(run.len() * wire::PAGE);
+                    seed.read(Vpn(run[0]), run.len() as u32, out)?;
                 }
+                usable(seed.state())
+            };
+            if let Err(error) = read() {
+                self.output.used = at;
+                return self.fail(tag, &error);
             }
             done += count;
             self.send()?;
@@ -368,7 +395,8 @@ impl Session {
                 self.output.push(&head.encode());
             }
             Some(seed) => {
-                let pages = seed.trail();
+                // The connection for what is fetched ahead has a sister that gets it.
+                let pages = if self.deferred { Vec::new() } else { seed.trail() };
                 if !pages.is_empty() {
                     let told = u32::from(seed.told());
                     let head = Header { a: header.a, b: told, ..Header::new(Kind::Trail) };
@@ -382,7 +410,7 @@ impl Session {
 
     fn learn(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
         let learned: wire::Pages = wire::body(Kind::Learn, body)?;
-        if learned.pages.len() > wire::TRAIL_PAGES_MAX {
+        if learned.pages.len() > wire::LEARN_PAGES_MAX {
             return Err(End::Peer);
         }
         if let Some(Some(seed)) = self.handles.get(&header.a) {

@@ -107,6 +107,12 @@ pub trait PageSource {
     /// Queues a batch of reads.
     fn submit(&mut self, reads: &[ReadRequest]);
 
+    /// Queues a read of single pages, at most [`crate::wire::GATHER_PAGES_MAX`], answered in their
+    /// order. Whether this source has such reads.
+    fn gather(&mut self, _tag: u64, _handle: Handle, _pages: &[u64]) -> bool {
+        false
+    }
+
     /// Tells the owner what a child touched, in order. Only a hint: sources may ignore it.
     fn learn(&mut self, _handle: Handle, _pages: &[u64]) {}
 

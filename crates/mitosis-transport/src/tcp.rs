@@ -135,7 +135,7 @@ impl TcpSource {
             return Ok(true);
         }
         let length = header.length as usize;
-        if length > wire::ANSWER_BODY_MAX {
+        if length > wire::PAGES_BODY_MAX {
             return Err(SourceError::Protocol(format!("unexpected frame {:?}", header.kind)));
         }
         let start = at + wire::HEADER;
@@ -192,9 +192,6 @@ fn control_frame(
         }
         Kind::Trail => {
             let trail: wire::Pages = wire::body(Kind::Trail, body)?;
-            if trail.pages.len() > wire::TRAIL_PAGES_MAX {
-                return Err(SourceError::Protocol("a trail too long".into()));
-            }
             let (handle, told) = (Handle(header.a), header.b == 1);
             sink(SourceEvent::Trail { handle, told, pages: trail.pages });
         }
@@ -244,9 +241,16 @@ impl PageSource for TcpSource {
         }
     }
 
+    fn gather(&mut self, tag: u64, handle: Handle, pages: &[u64]) -> bool {
+        let header = Header { tag, a: handle.0, ..Header::new(Kind::Gather) };
+        let frame = wire::control(header, &wire::Pages { pages: pages.to_vec() });
+        // So many fit the body, whatever the numbers are.
+        frame.map(|frame| self.output.extend(frame)).is_ok()
+    }
+
     fn learn(&mut self, handle: Handle, pages: &[u64]) {
         // As many as fit the body whatever the numbers are.
-        for part in pages.chunks(wire::LEARN_BODY_MAX / 10 - 1) {
+        for part in pages.chunks(wire::LEARN_PAGES_MAX) {
             let header = Header { a: handle.0, ..Header::new(Kind::Learn) };
             if let Ok(frame) = wire::control(header, &wire::Pages { pages: part.to_vec() }) {
                 self.output.extend(frame);

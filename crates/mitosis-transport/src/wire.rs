@@ -14,7 +14,7 @@ use mitosis_descriptor::{Secret, SeedId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Protocol version spoken by this build.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 32;
 /// Bytes of a page.
@@ -29,10 +29,20 @@ pub const REQUEST_BODY_MAX: usize = 256;
 pub const ANSWER_BODY_MAX: usize = 64 << 10;
 /// Most bytes of a [`Kind::Learn`].
 pub const LEARN_BODY_MAX: usize = 16 << 10;
-/// Most pages in a [`Kind::Learn`] or a [`Kind::Trail`]: what fits the body, however far apart.
-pub const TRAIL_PAGES_MAX: usize = 2048;
+/// Most pages in a [`Kind::Learn`]: what fits the body, however far apart.
+pub const LEARN_PAGES_MAX: usize = LEARN_BODY_MAX / PAGE_BYTES_MAX - 1;
+/// Most bytes of a [`Kind::Trail`] or a [`Kind::WorkingSet`].
+pub const PAGES_BODY_MAX: usize = 256 << 10;
+/// Most pages of a trail, 128 MiB of memory: what fits the body, however far apart.
+pub const TRAIL_PAGES_MAX: usize = 32 << 10;
 /// Most pages of a [`Kind::WorkingSet`].
-pub const WORKING_SET_MAX: usize = 1024;
+pub const WORKING_SET_MAX: usize = TRAIL_PAGES_MAX;
+/// Most pages of a [`Kind::Gather`].
+pub const GATHER_PAGES_MAX: usize = 512;
+/// Most bytes that one page takes in a [`Pages`].
+const PAGE_BYTES_MAX: usize = 8;
+const _: () = assert!((TRAIL_PAGES_MAX - 1) * PAGE_BYTES_MAX < PAGES_BODY_MAX);
+const _: () = assert!(GATHER_PAGES_MAX <= LEARN_PAGES_MAX);
 /// How many of them a child waits for that is made from nothing; the others come while it runs.
 pub const WORKING_SET_FIRST: usize = 192;
 /// Most bytes of a descriptor.
@@ -84,6 +94,9 @@ pub enum Kind {
     Vdso = 18,
     /// The image; `tag`.
     VdsoImage = 19,
+    /// Reads single pages: `tag`, `a` = handle, body [`Pages`], which are answered in this order as
+    /// those of a [`Kind::Read`].
+    Gather = 20,
     /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
@@ -95,7 +108,7 @@ impl Kind {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
         let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
-        let all = all.chain([Vdso, VdsoImage, Rdma, RdmaAnswer]);
+        let all = all.chain([Vdso, VdsoImage, Gather, Rdma, RdmaAnswer]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
@@ -106,9 +119,9 @@ impl Kind {
             Kind::Refused | Kind::Close | Kind::Read | Kind::Ping | Kind::Leased => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
-            Kind::Learn => LEARN_BODY_MAX,
-            Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet => ANSWER_BODY_MAX,
-            Kind::VdsoImage | Kind::RdmaAnswer => ANSWER_BODY_MAX,
+            Kind::Learn | Kind::Gather => LEARN_BODY_MAX,
+            Kind::Trail | Kind::WorkingSet => PAGES_BODY_MAX,
+            Kind::Error | Kind::Pong | Kind::VdsoImage | Kind::RdmaAnswer => ANSWER_BODY_MAX,
         }
     }
 }
@@ -282,13 +295,7 @@ pub struct Pong {
     pub changed: Vec<(u32, SeedState)>,
 }
 
-/// Body of [`Kind::Learn`] and [`Kind::Trail`]: pages of the seed in the order of their touch; of
-/// [`Kind::WorkingSet`]: in ascending order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pages {
-    /// Page numbers.
-    pub pages: Vec<u64>,
-}
+pub use crate::stretches::Pages;
 
 /// One side of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ fn kind() -> impl Strategy<Value = Kind> {
     use Kind::*;
     prop::sample::select(vec![
         Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong, Learn, Trail,
-        WorkingSet, Rdma, RdmaAnswer,
+        WorkingSet, Gather, Rdma, RdmaAnswer,
     ])
 }
 
@@ -42,6 +42,18 @@ proptest! {
         let _ = body::<ReadError>(Kind::Error, &bytes);
         let _ = body::<RdmaAsk>(Kind::Rdma, &bytes);
         let _ = body::<RdmaSaid>(Kind::RdmaAnswer, &bytes);
+    }
+
+    #[test]
+    fn pages_are_themselves_after_a_round_trip(
+        parts in prop::collection::vec((0..1u64 << 35, 1..40usize, -600i64..600), 0..20),
+    ) {
+        let pages = parts.iter().flat_map(|(first, count, step)| {
+            (0..*count as i64).filter_map(move |n| first.checked_add_signed(n * step))
+        });
+        let pages = Pages { pages: pages.collect() };
+        let frame = control(Header::new(Kind::Trail), &pages).unwrap();
+        prop_assert_eq!(body::<Pages>(Kind::Trail, &frame[HEADER..]), Ok(pages));
     }
 
     #[test]
@@ -106,4 +118,18 @@ fn states_cross_the_wire() {
     let pong = Pong { changed: vec![(1, SeedState::Expiring), (9, SeedState::Lost)] };
     let frame = control(Header::new(Kind::Pong), &pong).unwrap();
     assert_eq!(body::<Pong>(Kind::Pong, &frame[HEADER..]), Ok(pong));
+}
+
+#[test]
+fn stretches_are_short_and_the_longest_list_fits_however_far_apart_its_pages_are() {
+    let pages = |pages: Vec<u64>| control(Header::new(Kind::Trail), &Pages { pages });
+    let every_fourth = pages((0..16384).map(|n| 0x7_f000_0000 + n * 4).collect()).unwrap();
+    assert!(every_fourth.len() < HEADER + 20, "{}", every_fourth.len());
+    let far = |n: u64| if n % 2 == 0 { n } else { (1 << 35) - 1 - n * n };
+    let farthest = pages((0..TRAIL_PAGES_MAX as u64).map(far).collect());
+    assert!(farthest.is_ok(), "{farthest:?}");
+    let one_more = pages((0..=TRAIL_PAGES_MAX as u64).collect()).unwrap();
+    assert!(body::<Pages>(Kind::Trail, &one_more[HEADER..]).is_err());
+    let told = (0..LEARN_PAGES_MAX as u64).map(far).collect();
+    assert!(control(Header::new(Kind::Learn), &Pages { pages: told }).is_ok());
 }

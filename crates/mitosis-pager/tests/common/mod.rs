@@ -277,11 +277,21 @@ pub struct Wanted {
     pub trail: Option<(Arc<TestSeed>, Vec<u64>)>,
     /// Pages, from the start, that the child is said to have put in place.
     pub placed: Vec<u64>,
+    /// The seed's page that its first one is, if it is not where it was there.
+    pub source: Option<u64>,
 }
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { pages: 64, remote: 64, eager: false, local: None, trail: None, placed: Vec::new() }
+        Wanted {
+            pages: 64,
+            remote: 64,
+            eager: false,
+            local: None,
+            trail: None,
+            placed: Vec::new(),
+            source: None,
+        }
     }
 }
 
@@ -293,7 +303,8 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
     let (guard, guard_pager) = pair();
     let id = ChildId(NEXT.fetch_add(1, Ordering::SeqCst));
     let base = Vpn::of(puppet.base);
-    let run = PageRun { start: base, count: wanted.remote as u32, owner: 0, source: base };
+    let source = wanted.source.map_or(base, Vpn);
+    let run = PageRun { start: base, count: wanted.remote as u32, owner: 0, source };
     if let Some((seed, pages)) = &wanted.trail {
         *seed.trail.lock().unwrap() = pages.iter().map(|page| base.0 + page).collect();
     }

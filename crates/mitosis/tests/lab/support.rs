@@ -156,6 +156,17 @@ pub fn ask(node: &Node, line: &str) -> String {
     answer
 }
 
+/// Asks a child with a network of its own, from a process that has entered it.
+#[track_caller]
+pub fn ask_inside(node: &Node, child: &Child, line: &str) -> String {
+    let netns = child.netns.as_deref().unwrap();
+    let python = "import socket,sys; c = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); \
+                  f = c.makefile('rw'); f.write(sys.argv[2] + '\\n'); f.flush(); print(f.readline(), end='')";
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={netns}")).args(["python3", "-c", python, &PORT.to_string(), line]);
+    node.run(command).unwrap().success().unwrap().stdout.trim().to_owned()
+}
+
 /// A parent on a node.
 pub struct Parent<'lab> {
     pub node: &'lab Node,

@@ -52,11 +52,11 @@ fn the_second_child_on_a_node_comes_from_a_template_by_itself_and_fetches_little
     let seed = prepare(&a, parent.pid(), &[]);
     let first = fork_one(&b, &seed.reference, &[]);
     assert_eq!(row(&b, first.pid)["via"], "direct");
-    assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+    assert_eq!(ask(b.node(), "touch random 3").split(' ').nth(1), Some("wrong=0"));
     end_children(&b);
     until("a template holds what the first child touched", SOON, || {
         let child = fork_one(&b, &seed.reference, &[]);
-        assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        assert_eq!(ask(b.node(), "touch random 3").split(' ').nth(1), Some("wrong=0"));
         let row = row(&b, child.pid);
         end_children(&b);
         let little = row["faults"].as_u64().unwrap() < DATA_PAGES / 300;
@@ -106,7 +106,7 @@ fn a_template_learns_from_children_that_come_seldom() {
     // Each finds that its lease is over.
     until("a template holds what children touched", SOON, || {
         let child = by_template(&b, &seed, &[]);
-        assert_eq!(ask(b.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        assert_eq!(ask(b.node(), "touch random 3").split(' ').nth(1), Some("wrong=0"));
         std::thread::sleep(Duration::from_millis(700));
         let fetched = row(&b, child.pid)["pages_fetched"].as_u64().unwrap();
         end_children(&b);

@@ -110,16 +110,6 @@ fn on_the_own_node_pages_are_local_and_a_held_port_is_never_taken() {
     }
 }
 
-/// Asks a child with a network of its own, from a process that has entered it.
-fn ask_inside(node: &mitosis_lab::Node, child: &Child, line: &str) -> String {
-    let netns = child.netns.as_deref().unwrap();
-    let python = "import socket,sys; c = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); \
-                  f = c.makefile('rw'); f.write(sys.argv[2] + '\\n'); f.flush(); print(f.readline(), end='')";
-    let mut command = std::process::Command::new("nsenter");
-    command.arg(format!("--net={netns}")).args(["python3", "-c", python, &PORT.to_string(), line]);
-    node.run(command).unwrap().success().unwrap().stdout.trim().to_owned()
-}
-
 #[test]
 fn an_attached_child_passes_its_output_and_status_through() {
     let lab = lab(2);
