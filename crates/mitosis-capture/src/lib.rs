@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod aio;
+mod calls;
 mod describe;
 mod dontfork;
 mod error;
@@ -25,6 +26,7 @@ mod timers;
 mod tree;
 mod vdso;
 
+pub use calls::{IoctlCalls, calls_max, ioctls};
 pub use error::CaptureError;
 pub use tree::{InheritedOf, Member, prepare_tree};
 

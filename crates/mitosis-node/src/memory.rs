@@ -6,7 +6,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Most pages whose table entries are looked at while a child's node waits: half a millisecond.
 const LOOKED_AT_MAX: u64 = 64 << 10;
@@ -20,6 +20,8 @@ pub(crate) struct Shadow {
     pub pidfd: OwnedFd,
     /// `/proc/PID/mem`. Read with pread only: `process_vm_readv` pins, and pinning unshares.
     pub mem: File,
+    /// Held by who makes it do something.
+    pub visit: Mutex<()>,
 }
 
 impl Shadow {
@@ -240,7 +242,7 @@ mod tests {
         };
         let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
-        (child, Arc::new(Shadow { pid, pidfd, mem }), stack)
+        (child, Arc::new(Shadow { pid, pidfd, mem, visit: Mutex::default() }), stack)
     }
 
     fn memory(place: Place, owned: Vec<(u64, u64)>, mapped: Vec<FilePages>, file: File) -> Memory {

@@ -15,7 +15,7 @@ use mitosis_proto::{Bound, PhaseTime, PrepareRequest, Prepared};
 use mitosis_transport::SeedState;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -159,7 +159,8 @@ fn enlist(
     home: Option<u64>,
 ) -> Result<(Arc<Seed>, Prepared), NodeError> {
     let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases } = seeded;
-    let shadow = Shadow { pid: shadow.pid, pidfd: shadow.pidfd, mem: shadow.mem };
+    let (pid, pidfd, mem) = (shadow.pid, shadow.pidfd, shadow.mem);
+    let shadow = Shadow { pid, pidfd, mem, visit: Mutex::default() };
     let shadow = Arc::new(shadow);
     let (id, secret) = (SeedId(random()?), Secret(random()?));
     let mut unfinished = Unfinished { node, shadow: Some(Arc::clone(&shadow)), seed: id };

@@ -226,6 +226,13 @@ impl Drop for PdInner {
     }
 }
 
+impl Pd {
+    /// The device it is of.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+}
+
 impl std::fmt::Debug for Pd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Pd")

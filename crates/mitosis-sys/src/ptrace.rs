@@ -367,6 +367,12 @@ impl Stopped {
         done.map(|()| Running { tid: self.tid })
     }
 
+    /// One that was resumed: it runs, traced.
+    pub fn traced(mut self) -> Running {
+        self.gone = true;
+        Running { tid: self.tid }
+    }
+
     /// Executes one instruction, which must be a `syscall` at `gadget`, as system call `nr`, and
     /// returns its result. Registers are left changed; the caller restores them.
     ///

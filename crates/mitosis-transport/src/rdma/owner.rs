@@ -1,31 +1,25 @@
 //! The owner's side: which pages of which seeds are registered.
 //!
-//! Pages are copied out of the shadow, in the background, into memory of the daemon that is
-//! registered for remote reads: so registering does not end the shadow's sharing with the parent,
-//! takes few registrations however scattered the pages are, and needs nothing of the shadow.
+//! In the background, never on the way of `prepare`. Pages that the shadow shares with its parent are
+//! copied into memory of the daemon: pinning them where they are would end the sharing, a copy as well,
+//! and take one registration for each run. Pages that it has for itself (the parent is gone, or has
+//! written its own since) are registered where they are, by the shadow itself.
 
-use crate::ReadError;
+use super::memory::{self, InPlace, Pinning, SeedMemory};
+use super::plan::{self, CHUNK, Ranges};
 use crate::wire::{PAGE, RdmaRegion};
-use mitosis_descriptor::{SeedId, Vpn};
-use mitosis_rdma_sys::{Completions, Device, Exported, Pd, RdmaError};
-use std::collections::{HashMap, HashSet};
+use mitosis_descriptor::SeedId;
+use mitosis_rdma_sys::{Completions, Device, Exported, Foreign, Pd, RdmaError, foreign};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Pages registered together: 16 MiB, so that the first are usable soon.
-const CHUNK: u64 = 4096;
-/// Pages copied at a time.
-const STEP: u64 = 256;
-/// Learned pages are registered with those around them, in blocks of 64 KiB: a window that is read
-/// around a fault is then not cut into single pages.
-const BLOCK: u64 = 16;
+/// Pages registered in one visit of the shadow: 64 MiB.
+const VISIT: u64 = 16_384;
 /// A seed that was unpinned for others is not pinned again before this has passed, so that seeds for
 /// which there is no room together do not take turns.
 const REST: Duration = Duration::from_secs(10);
-
-/// Reads pages of a seed, as [`crate::OpenSeed::read`] does.
-pub type Fill = Box<dyn Fn(Vpn, u32, &mut [u8]) -> Result<(), ReadError> + Send>;
 
 /// What of a seed is registered.
 enum Life {
@@ -48,11 +42,29 @@ impl Life {
     }
 }
 
+/// What of a seed is registered, in figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pinned {
+    /// Pages registered now.
+    pub pages: u64,
+    /// Those of them that are where they were, in the shadow.
+    pub in_place: u64,
+    /// Registrations that hold them.
+    pub registrations: u64,
+    /// Bytes that were copied for it.
+    pub copied: u64,
+    /// What registering took.
+    pub took: Duration,
+    /// Why pages that could have been registered in the shadow were copied, or not registered.
+    pub note: Option<String>,
+}
+
 struct State {
     life: Life,
-    memory: Vec<Exported>,
+    copies: Vec<Exported>,
+    in_place: Vec<Foreign>,
     regions: Vec<RdmaRegion>,
-    pages: u64,
+    figures: Pinned,
 }
 
 /// A seed's registered memory.
@@ -75,9 +87,11 @@ impl Export {
             return;
         }
         state.life = life;
-        state.memory.clear();
+        state.copies.clear();
+        state.in_place.clear();
         state.regions.clear();
-        state.pages = 0;
+        let Pinned { copied, took, note, .. } = std::mem::take(&mut state.figures);
+        state.figures = Pinned { copied, took, note, ..Pinned::default() };
     }
 
     /// Regions from the `from`-th on, at most `most`, and whether these are the last.
@@ -102,7 +116,37 @@ impl Export {
 
     /// Pages registered now.
     pub fn pages(&self) -> u64 {
-        self.state().pages
+        self.state().figures.pages
+    }
+
+    fn add(
+        &self,
+        copies: Option<Exported>,
+        in_place: Vec<Foreign>,
+        regions: Vec<RdmaRegion>,
+        since: Instant,
+    ) -> Result<(), String> {
+        let pages: u64 = regions.iter().map(|region| u64::from(region.pages)).sum();
+        let mut state = self.state();
+        if let Some(why) = state.life.ended() {
+            return Err(why);
+        }
+        let figures = &mut state.figures;
+        figures.pages += pages;
+        figures.registrations += (copies.iter().len() + in_place.len()) as u64;
+        figures.took += since.elapsed();
+        match &copies {
+            Some(_) => figures.copied += pages * PAGE as u64,
+            None => figures.in_place += pages,
+        }
+        state.copies.extend(copies);
+        state.in_place.extend(in_place);
+        state.regions.extend(regions);
+        Ok(())
+    }
+
+    fn note(&self, why: String) {
+        self.state().figures.note = Some(why);
     }
 
     /// Unpinned so long ago that it may be pinned again.
@@ -116,6 +160,9 @@ pub struct Exporter {
     device: Device,
     completions: Completions,
     pages_max: u64,
+    pinning: Pinning,
+    /// The number of the device's driver, or why shadows cannot register.
+    driver: Result<u32, String>,
     clock: AtomicU64,
     seeds: Mutex<HashMap<SeedId, Arc<Export>>>,
 }
@@ -125,10 +172,12 @@ impl Exporter {
     ///
     /// # Errors
     /// [`RdmaError`] when the device refuses.
-    pub fn new(device: Device, bytes_max: u64) -> Result<Exporter, RdmaError> {
+    pub fn new(device: Device, bytes_max: u64, pinning: Pinning) -> Result<Exporter, RdmaError> {
         let completions = Completions::new(&device)?;
+        let driver = device.driver().map_err(|e| e.to_string());
+        let pages_max = bytes_max / PAGE as u64;
         let (clock, seeds) = (AtomicU64::new(0), Mutex::default());
-        Ok(Exporter { device, completions, pages_max: bytes_max / PAGE as u64, clock, seeds })
+        Ok(Exporter { device, completions, pages_max, pinning, driver, clock, seeds })
     }
 
     /// The device, for people.
@@ -151,7 +200,7 @@ impl Exporter {
         seed: SeedId,
         owned: &[(u64, u64)],
         learned: &[u64],
-        fill: Fill,
+        memory: Box<dyn SeedMemory>,
     ) -> Result<Arc<Export>, RdmaError> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut seeds = self.seeds();
@@ -160,7 +209,13 @@ impl Exporter {
             return Ok(Arc::clone(export));
         }
         let life = Life::Live { complete: false };
-        let state = State { life, memory: Vec::new(), regions: Vec::new(), pages: 0 };
+        let state = State {
+            life,
+            copies: Vec::new(),
+            in_place: Vec::new(),
+            regions: Vec::new(),
+            figures: Pinned::default(),
+        };
         let export = Arc::new(Export {
             pd: self.device.pd()?,
             completions: self.completions.clone(),
@@ -169,10 +224,10 @@ impl Exporter {
         });
         seeds.insert(seed, Arc::clone(&export));
         drop(seeds);
-        let (exporter, mine, owned) =
-            (Arc::clone(self), Arc::clone(&export), order(owned, learned));
+        let (exporter, mine) = (Arc::clone(self), Arc::clone(&export));
+        let (early, late) = plan::order(owned, learned);
         let work = move || {
-            if let Err(why) = exporter.register(&mine, &owned, &fill) {
+            if let Err(why) = exporter.register(&mine, early, late, &*memory) {
                 mine.end(Life::Over(why));
             }
         };
@@ -190,41 +245,86 @@ impl Exporter {
         }
     }
 
-    /// Pages registered of a seed.
-    pub fn pages(&self, seed: SeedId) -> u64 {
+    /// What is registered of a seed.
+    pub fn pinned(&self, seed: SeedId) -> Pinned {
         let export = self.seeds().get(&seed).cloned();
-        export.map_or(0, |export| export.pages())
+        export.map_or_else(Pinned::default, |export| export.state().figures.clone())
     }
 
-    fn register(&self, export: &Export, owned: &[(u64, u64)], fill: &Fill) -> Result<(), String> {
-        for chunk in chunks(owned) {
-            let pages: u64 = chunk.iter().map(|(start, end)| end - start).sum();
-            if !self.room(export, pages) {
-                // What there is no room for stays with TCP.
-                break;
-            }
-            let memory = Exported::new(&export.pd, pages as usize * PAGE, |out| {
-                copy(&chunk, fill, out).map_err(|e| Stop(e.to_string()))
-            });
-            let memory = memory.map_err(|Stop(why)| why)?;
-            let mut state = export.state();
-            if let Some(why) = state.life.ended() {
-                return Err(why);
-            }
-            let (mut address, rkey) = (memory.address(), memory.rkey());
-            for (start, end) in chunk {
-                let pages = (end - start) as u32;
-                state.regions.push(RdmaRegion { page: start, pages, address, rkey });
-                address += u64::from(pages) * PAGE as u64;
-            }
-            state.memory.push(memory);
-            state.pages += pages;
-        }
+    fn register(
+        &self,
+        export: &Export,
+        early: Ranges,
+        late: Ranges,
+        memory: &dyn SeedMemory,
+    ) -> Result<(), String> {
+        let exclusive = self.pinning == Pinning::Auto;
+        let own = match self.pinning {
+            Pinning::Copy => Ranges::new(),
+            Pinning::Auto => plan::worth_it(memory.in_place(true)),
+            Pinning::Shadow => memory.in_place(false),
+        };
+        let (first, rest) = if exclusive { (early, late) } else { (Ranges::new(), join(early, late)) };
+        let (own, shared) = plan::split(&rest, &own);
+        let all = self.copies(export, &first, memory)?
+            && self.in_place(export, &own, memory)?
+            && self.copies(export, &shared, memory)?;
         let mut state = export.state();
+        if !all && state.figures.note.is_none() {
+            state.figures.note = Some("there is no room for more".into());
+        }
         if let Life::Live { complete } = &mut state.life {
             *complete = true;
         }
         Ok(())
+    }
+
+    /// Registers copies; `false`: there is no room for more, what is left stays with TCP.
+    fn copies(
+        &self,
+        export: &Export,
+        ranges: &[(u64, u64)],
+        memory: &dyn SeedMemory,
+    ) -> Result<bool, String> {
+        for chunk in plan::chunks(ranges, CHUNK) {
+            if !self.room(export, plan::pages(&chunk)) {
+                return Ok(false);
+            }
+            let since = Instant::now();
+            let (copies, regions) = memory::copy(&export.pd, &chunk, memory)?;
+            export.add(Some(copies), Vec::new(), regions, since)?;
+        }
+        Ok(true)
+    }
+
+    /// Registers ranges where they are, and copies of those of which that cannot be done.
+    fn in_place(
+        &self,
+        export: &Export,
+        ranges: &[(u64, u64)],
+        memory: &dyn SeedMemory,
+    ) -> Result<bool, String> {
+        for visit in plan::chunks(ranges, VISIT) {
+            for part in visit.chunks(memory.calls_max(foreign::CALL).max(1)) {
+                if !self.room(export, plan::pages(part)) {
+                    return Ok(false);
+                }
+                let since = Instant::now();
+                let done = self.driver.clone().and_then(|driver| {
+                    memory::in_place(&export.pd, driver, part, memory)
+                });
+                let refused = |why| InPlace { refused: part.to_vec(), why: Some(why), ..InPlace::default() };
+                let InPlace { memory: mine, regions, refused, why } = done.unwrap_or_else(refused);
+                export.add(None, mine, regions, since)?;
+                if let Some(why) = why {
+                    export.note(why);
+                }
+                if !self.copies(export, &refused, memory)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Makes room for `pages`, at the cost of seeds used longer ago than `export`.
@@ -246,127 +346,16 @@ impl Exporter {
     }
 }
 
-/// Why a copy was given up.
-struct Stop(String);
-
-impl From<RdmaError> for Stop {
-    fn from(error: RdmaError) -> Stop {
-        Stop(error.to_string())
-    }
-}
-
-fn copy(chunk: &[(u64, u64)], fill: &Fill, out: &mut [u8]) -> Result<(), ReadError> {
-    let mut rest = out;
-    for &(start, end) in chunk {
-        let mut at = start;
-        while at < end {
-            let count = STEP.min(end - at);
-            let (part, tail) = rest.split_at_mut(count as usize * PAGE);
-            fill(Vpn(at), count as u32, part)?;
-            (at, rest) = (at + count, tail);
+/// Two lists of ranges as one, ascending.
+fn join(mut a: Ranges, b: Ranges) -> Ranges {
+    a.extend(b);
+    a.sort_unstable();
+    a.dedup_by(|next, before| {
+        let adjacent = before.1 == next.0;
+        if adjacent {
+            before.1 = next.1;
         }
-    }
-    Ok(())
-}
-
-/// Page ranges with the blocks of `learned` pages before all others: the first of them, as many as
-/// are registered together.
-fn order(owned: &[(u64, u64)], learned: &[u64]) -> Vec<(u64, u64)> {
-    let mut blocks = HashSet::new();
-    for page in learned {
-        if blocks.len() as u64 == CHUNK / BLOCK {
-            break;
-        }
-        blocks.insert(page / BLOCK);
-    }
-    let mut early: Vec<(u64, u64)> = Vec::new();
-    let mut late: Vec<(u64, u64)> = Vec::new();
-    for &(start, end) in owned {
-        let mut at = start;
-        while at < end {
-            let stop = ((at / BLOCK + 1) * BLOCK).min(end);
-            let part = if blocks.contains(&(at / BLOCK)) { &mut early } else { &mut late };
-            match part.last_mut() {
-                Some((_, last)) if *last == at => *last = stop,
-                _ => part.push((at, stop)),
-            }
-            at = stop;
-        }
-    }
-    early.append(&mut late);
-    early
-}
-
-/// Cuts page ranges into groups of at most [`CHUNK`] pages.
-fn chunks(owned: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
-    let (mut all, mut now, mut room) = (Vec::new(), Vec::new(), CHUNK);
-    for &(start, end) in owned {
-        let mut at = start;
-        while at < end {
-            let count = room.min(end - at);
-            now.push((at, at + count));
-            (at, room) = (at + count, room - count);
-            if room == 0 {
-                all.push(std::mem::take(&mut now));
-                room = CHUNK;
-            }
-        }
-    }
-    if !now.is_empty() {
-        all.push(now);
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_hold_every_page_once_and_no_more_than_they_may() {
-        let owned = [(3, 5), (100, 100 + 2 * CHUNK), (99_999, 100_000)];
-        let all = chunks(&owned);
-        for chunk in &all {
-            assert!(chunk.iter().map(|(start, end)| end - start).sum::<u64>() <= CHUNK);
-        }
-        let pages = |ranges: &[(u64, u64)]| -> Vec<u64> {
-            ranges.iter().flat_map(|(start, end)| *start..*end).collect()
-        };
-        assert_eq!(pages(&all.concat()), pages(&owned));
-    }
-
-    #[test]
-    fn learned_pages_come_first_with_those_around_them_and_none_is_lost() {
-        let owned = [(3, 100), (1000, 1040)];
-        assert_eq!(order(&owned, &[]), owned);
-        // Page 500 is not owned by the seed.
-        let now = order(&owned, &[1020, 4, 500, 5]);
-        assert_eq!(now, [(3, 16), (1008, 1024), (16, 100), (1000, 1008), (1024, 1040)]);
-    }
-
-    #[test]
-    fn no_more_is_preferred_than_is_registered_together() {
-        let learned: Vec<u64> = (0..2 * CHUNK).rev().map(|n| n * 2 * BLOCK).collect();
-        let all = order(&[(0, 4 * CHUNK * BLOCK)], &learned);
-        let (early, late) = all.split_at((CHUNK / BLOCK) as usize);
-        assert!(early.iter().all(|(start, end)| end - start == BLOCK && start % (2 * BLOCK) == 0));
-        assert_eq!(late.first().map(|(start, _)| *start), Some(0));
-        assert_eq!(all.iter().map(|(start, end)| end - start).sum::<u64>(), 4 * CHUNK * BLOCK);
-    }
-
-    #[test]
-    fn a_copy_lays_ranges_side_by_side_and_ends_with_the_first_error() {
-        let fill: Fill = Box::new(|page, count, out| {
-            for (n, bytes) in out.chunks_mut(PAGE).enumerate() {
-                bytes.fill(page.0 as u8 + n as u8);
-            }
-            assert_eq!(out.len(), count as usize * PAGE);
-            if page.0 > 100 { Err(ReadError::Revoked) } else { Ok(()) }
-        });
-        let mut out = vec![0; 4 * PAGE];
-        assert_eq!(copy(&[(1, 3), (9, 11)], &fill, &mut out), Ok(()));
-        let firsts: Vec<u8> = out.chunks(PAGE).map(|page| page[PAGE - 1]).collect();
-        assert_eq!(firsts, [1, 2, 9, 10]);
-        assert_eq!(copy(&[(101, 102)], &fill, &mut out), Err(ReadError::Revoked));
-    }
+        adjacent
+    });
+    a
 }

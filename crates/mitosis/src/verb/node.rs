@@ -42,6 +42,7 @@ fn start(mut args: NodeRun) -> Done {
     config.memory_min = args.memory_min_mib.map(|mib| mib.saturating_mul(1 << 20));
     config.children_max = args.children_max.map_or(0, |most| most as usize);
     config.rdma_limit = args.rdma_limit_mib.map_or(config.rdma_limit, |mib| mib << 20);
+    config.rdma_memory = args.rdma_memory.unwrap_or(config.rdma_memory);
     if let Some(level) = args.log_level {
         config.log_level = level.parse().map_err(CliError::Usage)?;
     }
@@ -95,6 +96,7 @@ fn set(args: &mut NodeRun, key: &str, value: &str) -> Result<(), String> {
         "memory-min-mib" => or(&mut args.memory_min_mib, parse(value)),
         "children-max" => or(&mut args.children_max, parse(value)),
         "rdma-limit-mib" => or(&mut args.rdma_limit_mib, parse(value)),
+        "rdma-memory" => or(&mut args.rdma_memory, parse(value)),
         "log-level" => or(&mut args.log_level, Ok(value.to_owned())),
         _ => Err(format!("unknown setting {key:?}")),
     }
