@@ -157,6 +157,91 @@ def what_is_not_registered_comes_over_tcp(owner, node, pid):
         one.end()
 
 
+def pinned(agent, pid):
+    """KiB of a process that devices have pinned."""
+    lines = agent.read(f"/proc/{pid}/status").splitlines()
+    return int(next(line for line in lines if line.startswith("VmPin:")).split()[1])
+
+
+def end_of(agent, pid):
+    """Ends a parent and waits until its memory is gone."""
+    agent.run("kill", "-9", str(pid))
+    maps = ["cat", f"/proc/{pid}/maps"]
+    until("the parent's end", lambda: not agent.ask(run=maps)["out"])
+
+
+def registrations(agent):
+    """Memory regions of the machine's devices."""
+    words = agent.run("rdma", "resource", "show").split()
+    return sum(int(words[n + 1]) for n, word in enumerate(words) if word == "mr")
+
+
+def a_shadow_registers_what_it_has_for_itself(owner, node):
+    agent = owner.agent
+    pid = parent(agent, "mortal")
+    before = registrations(agent)
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["rdma_copied_bytes"] >= MIB << 20 and seed["pages_rdma_shadow"] < 600, seed)
+    shared = seed
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+    check(pinned(agent, shadow) == 0, "pinned by prepare")
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= PAGES - 4096, seed)
+    check(seed["rdma_copied_bytes"] < MIB << 19, seed)
+    check(pinned(agent, shadow) >= seed["pages_rdma_shadow"] * 4, pinned(agent, shadow), seed)
+    # Nobody at the owner runs for a read, the shadow least of all.
+    child.touch()
+    owner.signal("STOP")
+    agent.run("kill", "-STOP", str(shadow))
+    try:
+        child.verify()
+    finally:
+        owner.signal("CONT")
+        agent.run("kill", "-CONT", str(shadow))
+    row = child.row()
+    check(row["pages_rdma"] >= PAGES - 600, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    until("nothing registered", lambda: registrations(agent) <= before)
+    print(f"in the shadow: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they are,"
+          f" {seed['rdma_copied_bytes'] >> 10} KiB copied, {seed['rdma_registrations']} registrations,"
+          f" {seed['rdma_register_us']} us; with its parent alive {shared['rdma_copied_bytes'] >> 10}"
+          f" KiB copied, {shared['rdma_register_us']} us")
+
+
+def an_unpinned_shadow_is_not_pinned(small, node):
+    agent = small.agent
+    seeds, shadows = [], []
+    for name in ("first", "second"):
+        pid = parent(agent, name)
+        seeds.append(small.prepare(pid))
+        shadows.append(small.seed(seeds[-1]["seed"])["shadow_pid"])
+        end_of(agent, pid)
+    one = node.fork(seeds[0]["ref"], "rdma")
+    one.registered(8 * 256)
+    check(pinned(agent, shadows[0]) > 0, small.seed(seeds[0]["seed"]))
+    other = node.fork(seeds[1]["ref"], "rdma")
+    other.registered(8 * 256)
+    kib = [pinned(agent, shadow) for shadow in shadows]
+    check(kib[0] == 0 < kib[1] <= 16 << 10, kib)
+    for child in (one, other):
+        child.verify()
+        child.end()
+    for seed in seeds:
+        small.call("seed", "rm", "-", input=seed["ref"])
+    print("unpinned: nothing of the first shadow,", kib[1], "KiB of the second")
+
+
 def keys_open_what_they_are_for(agent):
     said = agent.run(KEYS)
     print(said, end="")
@@ -249,6 +334,8 @@ def main():
         prepared = owner.prepare(pid)
         reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
         what_is_not_registered_comes_over_tcp(small, node, pid)
+        a_shadow_registers_what_it_has_for_itself(owner, node)
+        an_unpinned_shadow_is_not_pinned(small, node)
         a_revoked_seed_is_not_read(owner, node, pid)
         a_grandchild_reads_from_both_owners(owner, node, third, prepared)
         what_cannot_be_had_is_an_error(owner, forbidding, prepared)

@@ -287,12 +287,15 @@ impl Exporter {
         memory: &dyn SeedMemory,
     ) -> Result<bool, String> {
         for chunk in plan::chunks(ranges, CHUNK) {
-            if !self.room(export, plan::pages(&chunk)) {
+            let fits = self.fitting(export, &chunk);
+            if !fits.is_empty() {
+                let since = Instant::now();
+                let (copies, regions) = memory::copy(&export.pd, &fits, memory)?;
+                export.add(Some(copies), Vec::new(), regions, since)?;
+            }
+            if fits != chunk {
                 return Ok(false);
             }
-            let since = Instant::now();
-            let (copies, regions) = memory::copy(&export.pd, &chunk, memory)?;
-            export.add(Some(copies), Vec::new(), regions, since)?;
         }
         Ok(true)
     }
@@ -306,20 +309,19 @@ impl Exporter {
     ) -> Result<bool, String> {
         for visit in plan::chunks(ranges, VISIT) {
             for part in visit.chunks(memory.calls_max(foreign::CALL).max(1)) {
-                if !self.room(export, plan::pages(part)) {
-                    return Ok(false);
-                }
+                let fits = self.fitting(export, part);
                 let since = Instant::now();
                 let done = self.driver.clone().and_then(|driver| {
-                    memory::in_place(&export.pd, driver, part, memory)
+                    memory::in_place(&export.pd, driver, &fits, memory)
                 });
-                let refused = |why| InPlace { refused: part.to_vec(), why: Some(why), ..InPlace::default() };
+                let refused =
+                    |why| InPlace { refused: fits.clone(), why: Some(why), ..InPlace::default() };
                 let InPlace { memory: mine, regions, refused, why } = done.unwrap_or_else(refused);
                 export.add(None, mine, regions, since)?;
                 if let Some(why) = why {
                     export.note(why);
                 }
-                if !self.copies(export, &refused, memory)? {
+                if !self.copies(export, &refused, memory)? || fits != part {
                     return Ok(false);
                 }
             }
@@ -327,20 +329,31 @@ impl Exporter {
         Ok(true)
     }
 
-    /// Makes room for `pages`, at the cost of seeds used longer ago than `export`.
-    fn room(&self, export: &Export, pages: u64) -> bool {
+    /// The beginning of `ranges` for which there is room.
+    fn fitting(&self, export: &Export, ranges: &[(u64, u64)]) -> Ranges {
+        let wanted = plan::pages(ranges);
+        match self.room(export, wanted) {
+            0 => Ranges::new(),
+            room if room >= wanted => ranges.to_vec(),
+            room => plan::chunks(ranges, room).swap_remove(0),
+        }
+    }
+
+    /// Makes room for `pages`, at the cost of seeds used longer ago than `export`; for how many there
+    /// is.
+    fn room(&self, export: &Export, pages: u64) -> u64 {
         loop {
             let all: Vec<Arc<Export>> = self.seeds().values().cloned().collect();
             let pinned: u64 = all.iter().map(|one| one.pages()).sum();
             if pinned + pages <= self.pages_max {
-                return true;
+                return pages;
             }
             let mine = export.used.load(Ordering::Relaxed);
             let older = all.iter().filter(|one| one.pages() > 0);
             let older = older.map(|one| (one.used.load(Ordering::Relaxed), one));
             match older.filter(|(used, _)| *used < mine).min_by_key(|(used, _)| *used) {
                 Some((_, oldest)) => oldest.end(Life::Unpinned(Instant::now())),
-                None => return false,
+                None => return self.pages_max.saturating_sub(pinned),
             }
         }
     }
