@@ -242,6 +242,27 @@ def an_unpinned_shadow_is_not_pinned(small, node):
     print("unpinned: nothing of the first shadow,", kib[1], "KiB of the second")
 
 
+def a_shadow_that_cannot_be_asked_is_copied(owner, node):
+    agent = owner.agent
+    cgroup = "/sys/fs/cgroup/frozen"
+    pid = parent(agent, "frozen")
+    agent.run("mkdir", cgroup)
+    agent.run("tee", f"{cgroup}/cgroup.procs", input=str(pid))
+    prepared = owner.prepare(pid)
+    end_of(agent, pid)
+    agent.run("tee", f"{cgroup}/cgroup.freeze", input="1")
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] == 0 and seed["rdma_note"], seed)
+    print("in the shadow, which is frozen: nothing:", seed["rdma_note"])
+    child.verify()
+    child.end()
+    agent.run("tee", f"{cgroup}/cgroup.freeze", input="0")
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    until("an empty cgroup", lambda: agent.ask(run=["rmdir", cgroup])["status"] == 0)
+
+
 def keys_open_what_they_are_for(agent):
     said = agent.run(KEYS)
     print(said, end="")
@@ -311,6 +332,40 @@ def bench(owner, node, prepared):
     return results
 
 
+def placements(agent, node):
+    """Copies against registering the shadow's own memory, with the parent alive and gone."""
+    results = {}
+    for number, pinning in enumerate(("copy", "shadow", "auto")):
+        owner = Node(agent, f"pins-{pinning}", 7010 + number, "--rdma-memory", pinning)
+        try:
+            for life in ("alive", "gone"):
+                pid = parent(agent, f"{pinning}-{life}")
+                prepared = owner.prepare(pid)
+                shadow = owner.seed(prepared["seed"])["shadow_pid"]
+                if life == "gone":
+                    end_of(agent, pid)
+                child = node.fork(prepared["ref"], "rdma")
+                child.registered(PAGES)
+                seed = owner.seed(prepared["seed"])
+                rate = child.verify()
+                results[f"{pinning}, parent {life}"] = {
+                    "register_us": seed["rdma_register_us"],
+                    "copied_kib": seed["rdma_copied_bytes"] >> 10,
+                    "registrations": seed["rdma_registrations"],
+                    "pages": seed["pages_rdma"],
+                    "pages_in_the_shadow": seed["pages_rdma_shadow"],
+                    "pinned_in_the_shadow_kib": pinned(agent, shadow),
+                    "sequential_mib_per_s": round(MIB * 1e6 / rate, 2),
+                }
+                print("placement:", pinning, life, results[f"{pinning}, parent {life}"], flush=True)
+                child.end()
+                owner.call("seed", "rm", "-", input=prepared["ref"])
+                agent.run("kill", "-9", str(pid)) if life == "alive" else None
+        finally:
+            owner.stop()
+    return results
+
+
 def main():
     # One address: both parts on one machine, each with a daemon and a socket of its own.
     agents = {address: Agent(address) for address in ADDRESSES}
@@ -336,11 +391,14 @@ def main():
         what_is_not_registered_comes_over_tcp(small, node, pid)
         a_shadow_registers_what_it_has_for_itself(owner, node)
         an_unpinned_shadow_is_not_pinned(small, node)
+        a_shadow_that_cannot_be_asked_is_copied(owner, node)
         a_revoked_seed_is_not_read(owner, node, pid)
         a_grandchild_reads_from_both_owners(owner, node, third, prepared)
         what_cannot_be_had_is_an_error(owner, forbidding, prepared)
         if RESULTS == "bench":
-            print("lab-result:", json.dumps(bench(owner, node, prepared)), flush=True)
+            results = bench(owner, node, prepared)
+            results["placement"] = placements(first, node)
+            print("lab-result:", json.dumps(results), flush=True)
         print("suite: all passed")
         status = 0
     except AssertionError as error:

@@ -123,7 +123,7 @@ fn visit(pid: i32, calls: &IoctlCalls<'_>) -> Result<Vec<(i64, Vec<u8>)>, Captur
     write(place.arguments, &arguments)?;
     start(&stopped, base + ENTRY_CALLS, place.order, place.stack).map_err(&fail)?;
     let running = stopped.traced();
-    let done = hand_over(pid, &mem, &place, calls.file);
+    let done = hand_over(&running, &mem, &place, calls.file);
     // Stopped again, to be let go: it sleeps, or its calls take too long and go on.
     running.interrupt().map_err(&fail)?;
     drop(running.wait_stopped(Instant::now() + STOP).map_err(&fail)?);
@@ -151,7 +151,13 @@ fn base(mem: &File, rip: u64) -> Option<u64> {
 }
 
 /// Sends the file once the shadow waits for it, and waits until it has closed its socket.
-fn hand_over(pid: i32, mem: &File, place: &Place, file: BorrowedFd<'_>) -> Result<(), CaptureError> {
+fn hand_over(
+    shadow: &Running,
+    mem: &File,
+    place: &Place,
+    file: BorrowedFd<'_>,
+) -> Result<(), CaptureError> {
+    let pid = shadow.tid();
     let fail = CaptureError::sys("shadow", pid);
     let io = |call| move |e: rustix::io::Errno| SysError::io(call, pid, e);
     let field = |offset: usize| {
@@ -171,6 +177,7 @@ fn hand_over(pid: i32, mem: &File, place: &Place, file: BorrowedFd<'_>) -> Resul
     let begun = Instant::now();
     while field(offset_of!(Calls, stage))? != calls_stage::WAITING {
         failed()?;
+        shadow.keep_on().map_err(&fail)?;
         if begun.elapsed() > STOP {
             return Err(fail(SysError::Timeout { what: "shadow", tid: pid }));
         }
@@ -197,7 +204,7 @@ fn hand_over(pid: i32, mem: &File, place: &Place, file: BorrowedFd<'_>) -> Resul
         match poll(&mut fds, Some(&left)) {
             Ok(0) => return Err(fail(SysError::Timeout { what: "shadow", tid: pid })),
             // The metronome's.
-            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::INTR) => shadow.keep_on().map_err(&fail)?,
             Ok(_) => break,
             Err(e) => return Err(fail(io("poll")(e))),
         }

@@ -51,7 +51,7 @@ pub struct Pinned {
     pub in_place: u64,
     /// Registrations that hold them.
     pub registrations: u64,
-    /// Bytes that were copied for it.
+    /// Bytes that were copied for it, by this process or by the kernel.
     pub copied: u64,
     /// What registering took.
     pub took: Duration,
@@ -125,6 +125,7 @@ impl Export {
         in_place: Vec<Foreign>,
         regions: Vec<RdmaRegion>,
         since: Instant,
+        copied: u64,
     ) -> Result<(), String> {
         let pages: u64 = regions.iter().map(|region| u64::from(region.pages)).sum();
         let mut state = self.state();
@@ -135,9 +136,9 @@ impl Export {
         figures.pages += pages;
         figures.registrations += (copies.iter().len() + in_place.len()) as u64;
         figures.took += since.elapsed();
-        match &copies {
-            Some(_) => figures.copied += pages * PAGE as u64,
-            None => figures.in_place += pages,
+        figures.copied += copied * PAGE as u64;
+        if copies.is_none() {
+            figures.in_place += pages;
         }
         state.copies.extend(copies);
         state.in_place.extend(in_place);
@@ -258,17 +259,22 @@ impl Exporter {
         late: Ranges,
         memory: &dyn SeedMemory,
     ) -> Result<(), String> {
-        let exclusive = self.pinning == Pinning::Auto;
+        let free = if self.driver.is_ok() && self.pinning != Pinning::Copy {
+            memory.in_place(true)
+        } else {
+            Ranges::new()
+        };
         let own = match self.pinning {
             Pinning::Copy => Ranges::new(),
-            Pinning::Auto => plan::worth_it(memory.in_place(true)),
+            Pinning::Auto => plan::worth_it(free.clone()),
             Pinning::Shadow => memory.in_place(false),
         };
-        let (first, rest) = if exclusive { (early, late) } else { (Ranges::new(), join(early, late)) };
-        let (own, shared) = plan::split(&rest, &own);
-        let all = self.copies(export, &first, memory)?
-            && self.in_place(export, &own, memory)?
-            && self.copies(export, &shared, memory)?;
+        let (early_own, early) = plan::split(&early, &own);
+        let (late_own, late) = plan::split(&late, &own);
+        let own = plan::eager(early_own, late_own);
+        let all = self.copies(export, &early, memory)?
+            && self.in_place(export, &own, &free, memory)?
+            && self.copies(export, &late, memory)?;
         let mut state = export.state();
         if !all && state.figures.note.is_none() {
             state.figures.note = Some("there is no room for more".into());
@@ -291,7 +297,7 @@ impl Exporter {
             if !fits.is_empty() {
                 let since = Instant::now();
                 let (copies, regions) = memory::copy(&export.pd, &fits, memory)?;
-                export.add(Some(copies), Vec::new(), regions, since)?;
+                export.add(Some(copies), Vec::new(), regions, since, plan::pages(&fits))?;
             }
             if fits != chunk {
                 return Ok(false);
@@ -300,24 +306,36 @@ impl Exporter {
         Ok(true)
     }
 
-    /// Registers ranges where they are, and copies of those of which that cannot be done.
+    /// Registers ranges where they are, and copies of those of which that cannot be done. What is not
+    /// `free` the kernel copies.
     fn in_place(
         &self,
         export: &Export,
         ranges: &[(u64, u64)],
+        free: &[(u64, u64)],
         memory: &dyn SeedMemory,
     ) -> Result<bool, String> {
+        let mut driver = self.driver.clone();
         for visit in plan::chunks(ranges, VISIT) {
             for part in visit.chunks(memory.calls_max(foreign::CALL).max(1)) {
                 let fits = self.fitting(export, part);
+                if fits.is_empty() {
+                    return Ok(false);
+                }
                 let since = Instant::now();
-                let done = self.driver.clone().and_then(|driver| {
-                    memory::in_place(&export.pd, driver, &fits, memory)
-                });
+                let done = driver
+                    .clone()
+                    .and_then(|driver| memory::in_place(&export.pd, driver, &fits, memory));
+                if let Err(why) = &done {
+                    // Each attempt may take seconds.
+                    driver = Err(why.clone());
+                }
                 let refused =
                     |why| InPlace { refused: fits.clone(), why: Some(why), ..InPlace::default() };
                 let InPlace { memory: mine, regions, refused, why } = done.unwrap_or_else(refused);
-                export.add(None, mine, regions, since)?;
+                let taken = regions.iter().map(|r| (r.page, r.page + u64::from(r.pages)));
+                let shared = plan::pages(&plan::split(&plan::sorted(taken.collect()), free).1);
+                export.add(None, mine, regions, since, shared)?;
                 if let Some(why) = why {
                     export.note(why);
                 }
@@ -357,18 +375,4 @@ impl Exporter {
             }
         }
     }
-}
-
-/// Two lists of ranges as one, ascending.
-fn join(mut a: Ranges, b: Ranges) -> Ranges {
-    a.extend(b);
-    a.sort_unstable();
-    a.dedup_by(|next, before| {
-        let adjacent = before.1 == next.0;
-        if adjacent {
-            before.1 = next.1;
-        }
-        adjacent
-    });
-    a
 }

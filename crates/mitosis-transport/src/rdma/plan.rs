@@ -92,6 +92,34 @@ pub(super) fn split(all: &[(u64, u64)], some: &[(u64, u64)]) -> (Ranges, Ranges)
     (inside, outside)
 }
 
+/// Ranges in ascending order, those that touch as one.
+pub(super) fn sorted(mut ranges: Ranges) -> Ranges {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let touching = before.1 == next.0;
+        if touching {
+            before.1 = next.1;
+        }
+        touching
+    });
+    ranges
+}
+
+/// The ranges of both lists, ascending and joined where they touch, in pieces that are registered
+/// together; those pieces first that hold some of the first list.
+pub(super) fn eager(first: Ranges, then: Ranges) -> Ranges {
+    let first = sorted(first);
+    let all = sorted(first.iter().copied().chain(then).collect());
+    let mut pieces: Ranges = Vec::new();
+    for (start, end) in all {
+        let cuts = (start..end).step_by(CHUNK as usize);
+        pieces.extend(cuts.map(|at| (at, (at + CHUNK).min(end))));
+    }
+    let none = |piece: &(u64, u64)| split(&[*piece], &first).0.is_empty();
+    pieces.sort_by_key(none);
+    pieces
+}
+
 /// The ranges that are worth a registration of their own, ascending.
 pub(super) fn worth_it(ranges: Ranges) -> Ranges {
     let mut long: Ranges = ranges.into_iter().filter(|r| r.1 - r.0 >= IN_PLACE_MIN).collect();
@@ -145,6 +173,14 @@ mod tests {
         assert_eq!(inside, [(2, 4), (8, 10), (20, 25), (26, 27), (40, 41)]);
         assert_eq!(outside, [(0, 2), (4, 8), (25, 26), (27, 30)]);
         assert_eq!(split(&all, &[]), (vec![], all.to_vec()));
+    }
+
+    #[test]
+    fn pieces_that_hold_what_is_wanted_first_come_first() {
+        let first = vec![(CHUNK + 16, CHUNK + 32)];
+        let then = vec![(0, CHUNK + 16), (CHUNK + 32, 2 * CHUNK + 9), (3 * CHUNK, 3 * CHUNK + 1)];
+        let pieces = [(CHUNK, 2 * CHUNK), (0, CHUNK), (2 * CHUNK, 2 * CHUNK + 9)];
+        assert_eq!(eager(first, then)[..3], pieces);
     }
 
     #[test]
