@@ -157,6 +157,31 @@ def what_is_not_registered_comes_over_tcp(owner, node, pid):
         one.end()
 
 
+def descriptors_are_read(owner, node, prepared):
+    """With the capability check comes where the descriptor is."""
+    took = []
+    for _ in range(3):
+        child = node.fork(prepared["ref"], "rdma")
+        why = child.started["transport_why"]
+        check(f"descriptor ({owner.seed(prepared['seed'])['descriptor_bytes']} bytes) read in" in why,
+              why)
+        took.append(why.split("; descriptor ")[1])
+        child.touch()
+        child.end()
+    print("descriptor:", " | ".join(took))
+    # Without being asked for it is not: a small one has come with the answer by then.
+    child = node.fork(prepared["ref"], "auto")
+    check("descriptor" not in child.started["transport_why"], child.started)
+    child.end()
+    # Of a seed that is gone there is none.
+    gone = owner.prepare(parent(owner.agent, "forgotten"))
+    node.fork(gone["ref"], "rdma").end()
+    owner.call("seed", "rm", "-", input=gone["ref"])
+    said = node.call("fork", "--detach", "--transport", "rdma", "-", input=gone["ref"], fails=True)
+    check("refused" in said, said)
+    node.fork(prepared["ref"], "rdma").end()
+
+
 def pinned(agent, pid):
     """KiB of a process that devices have pinned."""
     lines = agent.read(f"/proc/{pid}/status").splitlines()
@@ -179,7 +204,6 @@ def registrations(agent):
 def a_shadow_registers_what_it_has_for_itself(owner, node):
     agent = owner.agent
     pid = parent(agent, "mortal")
-    before = registrations(agent)
     prepared = owner.prepare(pid)
     child = node.fork(prepared["ref"], "rdma")
     child.registered(PAGES)
@@ -210,9 +234,12 @@ def a_shadow_registers_what_it_has_for_itself(owner, node):
         agent.run("kill", "-CONT", str(shadow))
     row = child.row()
     check(row["pages_rdma"] >= PAGES - 600, row)
-    child.end()
+    most = registrations(agent)
     owner.call("seed", "rm", "-", input=prepared["ref"])
-    until("nothing registered", lambda: registrations(agent) <= before)
+    # And its descriptor's.
+    left = most - seed["rdma_registrations"] - 1
+    until("the end of registrations", lambda: registrations(agent) <= left)
+    child.end()
     print(f"in the shadow: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they are,"
           f" {seed['rdma_copied_bytes'] >> 10} KiB copied, {seed['rdma_registrations']} registrations,"
           f" {seed['rdma_register_us']} us; with its parent alive {shared['rdma_copied_bytes'] >> 10}"
@@ -246,10 +273,11 @@ def a_shadow_that_cannot_be_asked_is_copied(owner, node):
     agent = owner.agent
     cgroup = "/sys/fs/cgroup/frozen"
     pid = parent(agent, "frozen")
-    agent.run("mkdir", cgroup)
-    agent.run("tee", f"{cgroup}/cgroup.procs", input=str(pid))
     prepared = owner.prepare(pid)
     end_of(agent, pid)
+    agent.run("mkdir", cgroup)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    agent.run("tee", f"{cgroup}/cgroup.procs", input=str(shadow))
     agent.run("tee", f"{cgroup}/cgroup.freeze", input="1")
     child = node.fork(prepared["ref"], "rdma")
     child.registered(PAGES)
@@ -388,6 +416,7 @@ def main():
         pid = parent(first, "parent")
         prepared = owner.prepare(pid)
         reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
+        descriptors_are_read(owner, node, prepared)
         what_is_not_registered_comes_over_tcp(small, node, pid)
         a_shadow_registers_what_it_has_for_itself(owner, node)
         an_unpinned_shadow_is_not_pinned(small, node)

@@ -8,8 +8,8 @@
 use crate::CaptureError;
 use crate::inject::{DATA_BYTES, start};
 use mitosis_stub::abi::{Calls, ENTRY_CALLS, calls_stage};
-use mitosis_sys::ptrace::{Metronome, Running};
 use mitosis_sys::SysError;
+use mitosis_sys::ptrace::{Metronome, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -145,9 +145,9 @@ fn base(mem: &File, rip: u64) -> Option<u64> {
     let mut found = vec![0u8; text.len()];
     let pages = text.len() as u64 / PAGE;
     let first = rip & !(PAGE - 1);
-    (0..=pages).map(|n| first.saturating_sub(n * PAGE)).find(|base| {
-        mem.read_exact_at(&mut found, *base).is_ok() && found == text
-    })
+    (0..=pages)
+        .map(|n| first.saturating_sub(n * PAGE))
+        .find(|base| mem.read_exact_at(&mut found, *base).is_ok() && found == text)
 }
 
 /// Sends the file once the shadow waits for it, and waits until it has closed its socket.

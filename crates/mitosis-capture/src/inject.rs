@@ -138,7 +138,12 @@ impl Drop for Planted {
     }
 }
 
-pub(crate) fn start(thread: &Stopped, entry: u64, argument: u64, stack: u64) -> Result<(), SysError> {
+pub(crate) fn start(
+    thread: &Stopped,
+    entry: u64,
+    argument: u64,
+    stack: u64,
+) -> Result<(), SysError> {
     let mut regs = thread.regs()?;
     regs.rip = entry;
     regs.rdi = argument;

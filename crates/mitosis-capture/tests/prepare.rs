@@ -211,8 +211,7 @@ fn asked_for_five_bytes(shadow: i32) {
         },
     };
     let said = ioctls(shadow, &calls).expect("calls");
-    let fives: Vec<(i64, Vec<u8>)> =
-        (0..3).map(|n| (0, vec![5, 0, 0, 0, n, n, n, n])).collect();
+    let fives: Vec<(i64, Vec<u8>)> = (0..3).map(|n| (0, vec![5, 0, 0, 0, n, n, n, n])).collect();
     assert_eq!(said, fives);
     let fds = std::fs::read_dir(format!("/proc/{shadow}/fd")).expect("fds").count();
     assert_eq!(fds, 0, "the shadow keeps no file");

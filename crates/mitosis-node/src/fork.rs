@@ -7,7 +7,7 @@ use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Got, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
@@ -159,14 +159,16 @@ fn batch<'a>(
                 }
                 false => (none(key), Want::default()),
             };
-            let (descriptor, reading, rest) = fetch(node, reference, want)?;
+            let Got { descriptor, reading, rest, came } =
+                fetch(node, reference, want, request.transport)?;
             rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
             let proven = &node.hashes;
             let basis = Basis { part: Part::Whole, working_set: parts, placed: &[], proven };
-            let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
+            let mut recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
+            recipe.paging.why.push_str(&came);
             (fetched, working_set, None, Arc::new(recipe))
         }
     };

@@ -15,8 +15,8 @@ use mitosis_proto::{Bound, PhaseTime, PrepareRequest, Prepared};
 use mitosis_transport::SeedState;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Of a file without a path: more would make every fork of the seed as much bigger.

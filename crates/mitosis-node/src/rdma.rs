@@ -2,15 +2,15 @@
 
 use crate::config::Config;
 use crate::error::NodeError;
-use crate::node::Node;
 use crate::memory::Place;
+use crate::node::Node;
 use crate::registry::{Registry, Seed};
 use mitosis_capture::{IoctlCalls, calls_max, ioctls};
 use mitosis_descriptor::{Owner, PAGE_SIZE, Phase, Vpn};
 use mitosis_proto::Transport;
 use mitosis_sys::{SysError, pagemap::Pagemap, procfs};
 use mitosis_transport::rdma::{Calls, Exporter, SeedMemory};
-use mitosis_transport::{Device, ReadError};
+use mitosis_transport::{Device, FetchedBy, ReadBy, ReadError, wire};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,10 +60,7 @@ pub(crate) fn choose(
     transport: Transport,
     owner: &Owner,
 ) -> Result<(bool, String), NodeError> {
-    let wanted = match (transport, node.config.transport) {
-        (Transport::Auto, Transport::Rdma) => Transport::Rdma,
-        (other, _) => other,
-    };
+    let wanted = asked(node, transport);
     if matches!(wanted, Transport::Tcp | Transport::Local) {
         return Ok((false, "tcp was asked for".into()));
     }
@@ -74,6 +71,40 @@ pub(crate) fn choose(
             Err(NodeError::step(Phase::Plan, "--transport rdma", why))
         }
         Err(why) => Ok((false, format!("no RDMA: {why}"))),
+    }
+}
+
+/// Whether and how a descriptor is read by RDMA; where it is not certain that this is asked for, only a
+/// large one.
+pub(crate) fn descriptor(node: &Node, transport: Transport, address: &str) -> Option<ReadBy> {
+    let above = match asked(node, transport) {
+        Transport::Tcp | Transport::Local => return None,
+        Transport::Auto => wire::DESCRIPTOR_INLINE,
+        Transport::Rdma => 0,
+    };
+    both_ends(node, address).ok()?;
+    let device = node.seeds.rdma().ok()?.device().clone();
+    Some(ReadBy { device, above })
+}
+
+/// How a descriptor came, to be added to why its pages come as they do.
+pub(crate) fn came(bytes: usize, by: &FetchedBy) -> String {
+    match by {
+        FetchedBy::Answer => String::new(),
+        FetchedBy::Read { linked, took } => format!(
+            "; descriptor ({bytes} bytes) read in {} us, of which its queue pair took {}",
+            took.as_micros(),
+            linked.as_micros()
+        ),
+        FetchedBy::Again(why) => format!("; descriptor over TCP: {why}"),
+    }
+}
+
+/// What is wanted, with what the node was started with.
+fn asked(node: &Node, transport: Transport) -> Transport {
+    match (transport, node.config.transport) {
+        (Transport::Auto, Transport::Rdma) => Transport::Rdma,
+        (other, _) => other,
     }
 }
 

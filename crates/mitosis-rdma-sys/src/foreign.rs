@@ -70,9 +70,8 @@ impl Device {
         let mut call = deregistering(driver, handle);
         // SAFETY: an ioctl of the open device, whose argument lives until it returns. What it
         // deregisters is no memory of this process.
-        let done = unsafe {
-            libc::ioctl(self.0.context.as_ref().cmd_fd, REQUEST as _, call.as_mut_ptr())
-        };
+        let done =
+            unsafe { libc::ioctl(self.0.context.as_ref().cmd_fd, REQUEST as _, call.as_mut_ptr()) };
         if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -88,7 +87,8 @@ impl Device {
         };
         (0..DRIVERS).find(known).ok_or_else(|| RdmaError::Verb {
             verb: "RDMA_VERBS_IOCTL",
-            cause: "the kernel has no UVERBS_METHOD_INVOKE_WRITE, or the driver is not known".into(),
+            cause: "the kernel has no UVERBS_METHOD_INVOKE_WRITE, or the driver is not known"
+                .into(),
         })
     }
 }

@@ -20,7 +20,7 @@ mod source;
 mod tcp;
 pub mod wire;
 
-pub use client::{ControlClient, Fetched, Incoming, Want};
+pub use client::{ControlClient, Fetched, FetchedBy, Incoming, ReadBy, Want};
 pub use error::{ForkError, ReadError, Refused, SourceError};
 pub use fault::{Fault, FaultySource};
 pub use local::LocalSource;

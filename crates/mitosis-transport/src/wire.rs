@@ -37,6 +37,11 @@ pub const WORKING_SET_MAX: usize = 1024;
 pub const WORKING_SET_FIRST: usize = 192;
 /// Most bytes of a descriptor.
 pub const DESCRIPTOR_MAX: usize = 64 << 20;
+/// A descriptor of no more bytes is not worth a READ where there is a choice: its queue pair has to be
+/// made.
+pub const DESCRIPTOR_INLINE: u32 = 256 << 10;
+/// Most bytes of a descriptor that are registered.
+pub const DESCRIPTOR_REGISTERED_MAX: usize = 16 << 20;
 /// Most seeds one connection may have open.
 pub const HANDLES_MAX: usize = 4096;
 
@@ -88,6 +93,9 @@ pub enum Kind {
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
     RdmaAnswer = 33,
+    /// Answer to a fork, instead of [`Kind::Descriptor`]: where the descriptor can be read; `tag`, clocks
+    /// as there, body [`RdmaPlace`].
+    DescriptorAt = 34,
 }
 
 impl Kind {
@@ -95,7 +103,7 @@ impl Kind {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
         let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
-        let all = all.chain([Vdso, VdsoImage, Rdma, RdmaAnswer]);
+        let all = all.chain([Vdso, VdsoImage, Rdma, RdmaAnswer, DescriptorAt]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
@@ -109,6 +117,7 @@ impl Kind {
             Kind::Learn => LEARN_BODY_MAX,
             Kind::Error | Kind::Pong | Kind::Trail | Kind::WorkingSet => ANSWER_BODY_MAX,
             Kind::VdsoImage | Kind::RdmaAnswer => ANSWER_BODY_MAX,
+            Kind::DescriptorAt => REQUEST_BODY_MAX,
         }
     }
 }
@@ -273,6 +282,8 @@ pub struct ForkAsk {
     pub have: u32,
     /// Up to how many it wants to have; 0 for none.
     pub want: u32,
+    /// A descriptor of more bytes it would rather read by RDMA; `u32::MAX` for none.
+    pub inline: u32,
 }
 
 /// Body of [`Kind::Pong`]: the handles whose seed is not alive.
@@ -303,6 +314,22 @@ pub struct RdmaEnd {
     pub lid: u16,
     /// Path MTU as `enum ibv_mtu`.
     pub mtu: u8,
+}
+
+/// The handle by which the seed of the last [`Kind::DescriptorAt`] is connected to.
+pub const DESCRIPTOR_HANDLE: u32 = u32::MAX;
+
+/// Body of [`Kind::DescriptorAt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaPlace {
+    /// Where a READ finds the descriptor.
+    pub address: u64,
+    /// The key that the READ needs.
+    pub rkey: u32,
+    /// Bytes of it.
+    pub length: u32,
+    /// Whether the queue pair of an earlier answer is still good for it.
+    pub linked: bool,
 }
 
 /// Consecutive registered pages.

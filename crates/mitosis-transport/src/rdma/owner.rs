@@ -7,7 +7,7 @@
 
 use super::memory::{self, InPlace, Pinning, SeedMemory};
 use super::plan::{self, CHUNK, Ranges};
-use crate::wire::{PAGE, RdmaRegion};
+use crate::wire::{DESCRIPTOR_REGISTERED_MAX, PAGE, RdmaRegion};
 use mitosis_descriptor::SeedId;
 use mitosis_rdma_sys::{Completions, Device, Exported, Foreign, Pd, RdmaError, foreign};
 use std::collections::HashMap;
@@ -64,6 +64,8 @@ struct State {
     copies: Vec<Exported>,
     in_place: Vec<Foreign>,
     regions: Vec<RdmaRegion>,
+    /// With its length.
+    descriptor: Option<(Exported, usize)>,
     figures: Pinned,
 }
 
@@ -90,6 +92,7 @@ impl Export {
         state.copies.clear();
         state.in_place.clear();
         state.regions.clear();
+        state.descriptor = None;
         let Pinned { copied, took, note, .. } = std::mem::take(&mut state.figures);
         state.figures = Pinned { copied, took, note, ..Pinned::default() };
     }
@@ -114,9 +117,38 @@ impl Export {
         }
     }
 
-    /// Pages registered now.
-    pub fn pages(&self) -> u64 {
-        self.state().figures.pages
+    /// Pages registered now, those of the descriptor included.
+    fn pages(&self) -> u64 {
+        let state = self.state();
+        let descriptor = state.descriptor.as_ref().map_or(0, |(_, bytes)| bytes.div_ceil(PAGE));
+        state.figures.pages + descriptor as u64
+    }
+
+    /// Address, key and length of the seed's descriptor, which is registered when it is first asked
+    /// for.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(crate) fn descriptor(&self, bytes: &[u8]) -> Result<(u64, u32, u32), String> {
+        if bytes.is_empty() || bytes.len() > DESCRIPTOR_REGISTERED_MAX {
+            return Err(format!("{} bytes are too many to be registered", bytes.len()));
+        }
+        let mut state = self.state();
+        if let Some(why) = state.life.ended() {
+            return Err(why);
+        }
+        let (memory, length) = match &mut state.descriptor {
+            Some(known) => known,
+            none => {
+                let room = bytes.len().next_multiple_of(PAGE);
+                let made = Exported::new(&self.pd, room, |out| {
+                    out[..bytes.len()].copy_from_slice(bytes);
+                    Ok::<(), RdmaError>(())
+                });
+                none.insert((made.map_err(|e| e.to_string())?, bytes.len()))
+            }
+        };
+        Ok((memory.address(), memory.rkey(), *length as u32))
     }
 
     fn add(
@@ -181,6 +213,11 @@ impl Exporter {
         Ok(Exporter { device, completions, pages_max, pinning, driver, clock, seeds })
     }
 
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The device, for people.
     pub fn describe(&self) -> String {
         self.device.describe()
@@ -215,6 +252,7 @@ impl Exporter {
             copies: Vec::new(),
             in_place: Vec::new(),
             regions: Vec::new(),
+            descriptor: None,
             figures: Pinned::default(),
         };
         let export = Arc::new(Export {
