@@ -145,6 +145,7 @@ impl Child {
             transport: start.transport.clone(),
             pages_rdma: number(|s| s.pages_rdma),
             rdma_reach: number(|s| s.rdma_reach),
+            rdma_link_us: number(|s| s.rdma_link_us),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             netns: start.netns.clone(),
             generation: start.generation.clone(),

@@ -169,6 +169,10 @@ impl SeedMemory for OfSeed {
         self.ranges(shadow.pid, exclusive).unwrap_or_default()
     }
 
+    fn mapped(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        self.0.memory.mapped(start, end)
+    }
+
     fn calls_max(&self, size: usize) -> usize {
         calls_max(size)
     }

@@ -383,7 +383,7 @@ impl OpenSeed for Reader {
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;
         let (owned, learned) = (self.0.memory.owned(), self.0.trail());
-        let memory = Box::new(OfSeed(Arc::clone(&self.0)));
+        let memory = Arc::new(OfSeed(Arc::clone(&self.0)));
         exporter.export(self.0.id, owned, &learned, memory).map_err(|e| e.to_string())
     }
     fn state(&self) -> SeedState {

@@ -275,6 +275,7 @@ impl Child {
             transport: self.transport.to_owned(),
             pages_rdma,
             rdma_reach: 0,
+            rdma_link_us: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),
             uffd_us: self.uffd_us,

@@ -42,6 +42,8 @@ pub struct Open {
     pub told: bool,
     /// Pages of it that can be read by RDMA now.
     pub reach: u64,
+    /// What making the queue pair for that took.
+    pub linked: Duration,
 }
 
 /// A node that owns pages.
@@ -130,7 +132,7 @@ impl Peer {
         let (seed, secret) = (owner.seed, owner.secret);
         self.handles.insert(
             handle,
-            Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0 },
+            Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0, linked: Duration::ZERO },
         );
         self.queue(Out::Open(handle));
         handle

@@ -251,6 +251,9 @@ pub struct ChildRow {
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     #[serde(default)]
     pub rdma_reach: u64,
+    /// Microseconds that making the queue pairs to its owners took.
+    #[serde(default)]
+    pub rdma_link_us: u64,
     /// Why pages last came over TCP although RDMA was chosen.
     #[serde(default)]
     pub rdma_note: Option<String>,

@@ -413,6 +413,7 @@ impl Session {
             Some(Some(seed)) => Arc::clone(seed),
             _ => return self.fail(header.tag, &ReadError::Refused),
         };
+        self.links.missed(header.a, header.c, header.b);
         let mut done = 0;
         while done < header.b {
             let count = CHUNK_PAGES.min(header.b - done);

@@ -52,7 +52,7 @@ pub struct Calls<'a> {
 }
 
 /// The memory of one seed.
-pub trait SeedMemory: Send {
+pub trait SeedMemory: Send + Sync {
     /// Reads pages, as [`crate::OpenSeed::read`] does.
     ///
     /// # Errors
@@ -62,6 +62,10 @@ pub trait SeedMemory: Send {
     /// The pages that are in a process of their own which can be made to register them, ascending, each
     /// range within one mapping; `exclusive`: only those that nobody shares with it.
     fn in_place(&self, exclusive: bool) -> Vec<(u64, u64)>;
+
+    /// The pages of mapped files in `[start, end)` that are not owned, ascending: a node without the
+    /// files asks for them.
+    fn mapped(&self, start: u64, end: u64) -> Vec<(u64, u64)>;
 
     /// Most calls at a time.
     fn calls_max(&self, size: usize) -> usize;
@@ -178,6 +182,9 @@ mod tests {
             if page.0 > 100 { Err(ReadError::Revoked) } else { Ok(()) }
         }
         fn in_place(&self, _exclusive: bool) -> Vec<(u64, u64)> {
+            Vec::new()
+        }
+        fn mapped(&self, _start: u64, _end: u64) -> Vec<(u64, u64)> {
             Vec::new()
         }
         fn calls_max(&self, _size: usize) -> usize {

@@ -10,11 +10,13 @@ use super::plan::{self, CHUNK, Ranges};
 use crate::wire::{DESCRIPTOR_REGISTERED_MAX, PAGE, RdmaRegion};
 use mitosis_descriptor::SeedId;
 use mitosis_rdma_sys::{Completions, Device, Exported, Foreign, Pd, RdmaError, foreign};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+/// Pages of mapped files are registered with those around them: 4 MiB.
+const MISSED: u64 = 1024;
 /// Pages registered in one visit of the shadow: 64 MiB.
 const VISIT: u64 = 16_384;
 /// A seed that was unpinned for others is not pinned again before this has passed, so that seeds for
@@ -75,6 +77,10 @@ pub struct Export {
     pub(crate) completions: Completions,
     state: Mutex<State>,
     used: AtomicU64,
+    exporter: Weak<Exporter>,
+    memory: Arc<dyn SeedMemory>,
+    /// Parts of the address space of which pages of mapped files were asked for.
+    missed: Mutex<HashSet<u64>>,
 }
 
 impl Export {
@@ -122,6 +128,32 @@ impl Export {
         let state = self.state();
         let descriptor = state.descriptor.as_ref().map_or(0, |(_, bytes)| bytes.div_ceil(PAGE));
         state.figures.pages + descriptor as u64
+    }
+
+    /// A node with a queue pair to this asked for pages over TCP. Those of mapped files are registered
+    /// then, with what is around them: that node does not have the file.
+    pub(crate) fn missed(self: &Arc<Export>, page: u64, count: u32) {
+        let blocks = page / MISSED..=(page + u64::from(count.max(1)) - 1) / MISSED;
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        for block in blocks {
+            if !missed.insert(block) {
+                continue;
+            }
+            let mapped = self.memory.mapped(block * MISSED, (block + 1) * MISSED);
+            if mapped.is_empty() || self.state().life.ended().is_some() {
+                continue;
+            }
+            let mine = Arc::clone(self);
+            let work = move || {
+                let Some(exporter) = mine.exporter.upgrade() else { return };
+                // A file that cannot be read any more: its readers are told, over TCP.
+                if let Err(why) = exporter.copies(&mine, &mapped) {
+                    mine.note(why);
+                }
+            };
+            // Where no thread is to be had, its pages go on coming over TCP.
+            let _ = std::thread::Builder::new().name("rdma-pin".into()).spawn(work);
+        }
     }
 
     /// Address, key and length of the seed's descriptor, which is registered when it is first asked
@@ -238,7 +270,7 @@ impl Exporter {
         seed: SeedId,
         owned: &[(u64, u64)],
         learned: &[u64],
-        memory: Box<dyn SeedMemory>,
+        memory: Arc<dyn SeedMemory>,
     ) -> Result<Arc<Export>, RdmaError> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut seeds = self.seeds();
@@ -260,13 +292,16 @@ impl Exporter {
             completions: self.completions.clone(),
             state: Mutex::new(state),
             used: AtomicU64::new(now),
+            exporter: Arc::downgrade(self),
+            memory,
+            missed: Mutex::default(),
         });
         seeds.insert(seed, Arc::clone(&export));
         drop(seeds);
         let (exporter, mine) = (Arc::clone(self), Arc::clone(&export));
         let (early, late) = plan::order(owned, learned);
         let work = move || {
-            if let Err(why) = exporter.register(&mine, early, late, &*memory) {
+            if let Err(why) = exporter.register(&mine, early, late) {
                 mine.end(Life::Over(why));
             }
         };
@@ -295,8 +330,8 @@ impl Exporter {
         export: &Export,
         early: Ranges,
         late: Ranges,
-        memory: &dyn SeedMemory,
     ) -> Result<(), String> {
+        let memory = &export.memory;
         let free = if self.driver.is_ok() && self.pinning != Pinning::Copy {
             memory.in_place(true)
         } else {
@@ -310,9 +345,9 @@ impl Exporter {
         let (early_own, early) = plan::split(&early, &own);
         let (late_own, late) = plan::split(&late, &own);
         let own = plan::eager(early_own, late_own);
-        let all = self.copies(export, &early, memory)?
-            && self.in_place(export, &own, &free, memory)?
-            && self.copies(export, &late, memory)?;
+        let all = self.copies(export, &early)?
+            && self.in_place(export, &own, &free)?
+            && self.copies(export, &late)?;
         let mut state = export.state();
         if !all && state.figures.note.is_none() {
             state.figures.note = Some("there is no room for more".into());
@@ -328,13 +363,12 @@ impl Exporter {
         &self,
         export: &Export,
         ranges: &[(u64, u64)],
-        memory: &dyn SeedMemory,
     ) -> Result<bool, String> {
         for chunk in plan::chunks(ranges, CHUNK) {
             let fits = self.fitting(export, &chunk);
             if !fits.is_empty() {
                 let since = Instant::now();
-                let (copies, regions) = memory::copy(&export.pd, &fits, memory)?;
+                let (copies, regions) = memory::copy(&export.pd, &fits, &*export.memory)?;
                 export.add(Some(copies), Vec::new(), regions, since, plan::pages(&fits))?;
             }
             if fits != chunk {
@@ -351,8 +385,8 @@ impl Exporter {
         export: &Export,
         ranges: &[(u64, u64)],
         free: &[(u64, u64)],
-        memory: &dyn SeedMemory,
     ) -> Result<bool, String> {
+        let memory = &*export.memory;
         let mut driver = self.driver.clone();
         for visit in plan::chunks(ranges, VISIT) {
             for part in visit.chunks(memory.calls_max(foreign::CALL).max(1)) {
@@ -377,7 +411,7 @@ impl Exporter {
                 if let Some(why) = why {
                     export.note(why);
                 }
-                if !self.copies(export, &refused, memory)? || fits != part {
+                if !self.copies(export, &refused)? || fits != part {
                     return Ok(false);
                 }
             }

@@ -26,6 +26,13 @@ impl Links {
         self.pairs.remove(&handle);
     }
 
+    /// Pages are asked for over TCP by one who could read them by RDMA if they were registered.
+    pub fn missed(&self, handle: u32, page: u64, count: u32) {
+        if let Some((_, export)) = self.pairs.get(&handle) {
+            export.missed(page, count);
+        }
+    }
+
     /// Answers one question about RDMA; `seed` is what the handle has open.
     pub fn answer(
         &mut self,
