@@ -236,12 +236,11 @@ def a_shadow_registers_what_it_has_for_itself(owner, node):
     row = child.row()
     fetched = [one["pages_fetched"] + one["pages_prefetched"] for one in (before, row)]
     check(row["pages_rdma"] - before["pages_rdma"] >= fetched[1] - fetched[0] > 0, before, row)
-    most = registrations(agent)
-    owner.call("seed", "rm", "-", input=prepared["ref"])
-    # And its descriptor's.
-    left = most - seed["rdma_registrations"] - 1
-    until("the end of registrations", lambda: registrations(agent) <= left)
     child.end()
+    # And its descriptor's.
+    left = registrations(agent) - seed["rdma_registrations"] - 1
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    until("the end of registrations", lambda: registrations(agent) <= left)
     print(f"in the shadow: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they are,"
           f" {seed['rdma_copied_bytes'] >> 10} KiB copied, {seed['rdma_registrations']} registrations,"
           f" {seed['rdma_register_us']} us; with its parent alive {shared['rdma_copied_bytes'] >> 10}"

@@ -198,8 +198,8 @@ fn becomes(pid: i32, wanted: char) {
 /// The shadow asks FIONREAD(2const) of a pipe of ours, twice.
 fn asked_for_five_bytes(shadow: i32) {
     const FIONREAD: u64 = 0x541b;
-    let (reader, mut writer) = std::io::pipe().expect("pipe");
-    writer.write_all(b"12345").expect("write");
+    let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+    rustix::io::write(&writer, b"12345").expect("write");
     let calls = IoctlCalls {
         file: reader.as_fd(),
         request: FIONREAD,
@@ -229,7 +229,7 @@ fn a_shadow_makes_calls_and_sleeps_again() {
         becomes(shadow, 'S');
     }
     // Not of a process that is no shadow.
-    let (reader, _writer) = std::io::pipe().expect("pipe");
+    let (reader, _writer) = rustix::pipe::pipe().expect("pipe");
     let calls =
         IoctlCalls { file: reader.as_fd(), request: 0, size: 8, count: 1, argument: &|_, _, _| {} };
     let error = ioctls(pid, &calls).expect_err("no shadow");
