@@ -132,7 +132,15 @@ impl Peer {
         let (seed, secret) = (owner.seed, owner.secret);
         self.handles.insert(
             handle,
-            Open { seed, secret, users, trail: Trail::default(), told: false, reach: 0, linked: Duration::ZERO },
+            Open {
+                seed,
+                secret,
+                users,
+                trail: Trail::default(),
+                told: false,
+                reach: 0,
+                linked: Duration::ZERO,
+            },
         );
         self.queue(Out::Open(handle));
         handle

@@ -1,10 +1,9 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
-use crate::rdma::Fetcher;
+use crate::rdma::{FetchedBy, Fetcher, ReadBy};
 use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
-use mitosis_rdma_sys::Device;
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -56,31 +55,6 @@ pub struct Fetched {
     pub clocks: OwnerClocks,
     /// What follows it of the working set, if that was asked for.
     pub incoming: Option<Incoming>,
-}
-
-/// How a descriptor came.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FetchedBy {
-    /// With the answer.
-    Answer,
-    /// By RDMA READ.
-    Read {
-        /// What making the queue pair took: next to nothing where there was one.
-        linked: Duration,
-        /// What all of it took after the answer.
-        took: Duration,
-    },
-    /// With a second answer, after it could not be read.
-    Again(String),
-}
-
-/// How to read descriptors by RDMA.
-#[derive(Clone, Debug)]
-pub struct ReadBy {
-    /// Over this device.
-    pub device: Device,
-    /// Those of more bytes.
-    pub above: u32,
 }
 
 /// A control connection.

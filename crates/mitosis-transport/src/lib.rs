@@ -20,11 +20,12 @@ mod source;
 mod tcp;
 pub mod wire;
 
-pub use client::{ControlClient, Fetched, FetchedBy, Incoming, ReadBy, Want};
+pub use client::{ControlClient, Fetched, Incoming, Want};
 pub use error::{ForkError, ReadError, Refused, SourceError};
 pub use fault::{Fault, FaultySource};
 pub use local::LocalSource;
 pub use mitosis_rdma_sys::{Device, RdmaError};
+pub use rdma::{FetchedBy, ReadBy};
 pub use server::{ServerConfig, serve};
 pub use service::{Lease, OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};

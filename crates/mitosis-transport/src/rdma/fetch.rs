@@ -19,6 +19,31 @@ const PART: usize = 16;
 /// Entries of the completion queue.
 const ENTRIES: usize = 256;
 
+/// How a descriptor came.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FetchedBy {
+    /// With the answer.
+    Answer,
+    /// By RDMA READ.
+    Read {
+        /// What making the queue pair took: next to nothing where there was one.
+        linked: Duration,
+        /// What all of it took after the answer.
+        took: Duration,
+    },
+    /// With a second answer, after it could not be read.
+    Again(String),
+}
+
+/// How to read descriptors by RDMA.
+#[derive(Clone, Debug)]
+pub struct ReadBy {
+    /// Over this device.
+    pub device: Device,
+    /// Those of more bytes.
+    pub above: u32,
+}
+
 /// Reads descriptors beside one control connection; has one queue pair, for the last seed.
 pub(crate) struct Fetcher {
     pd: Pd,

@@ -15,6 +15,7 @@ mod serve;
 mod source;
 
 pub(crate) use fetch::Fetcher;
+pub use fetch::{FetchedBy, ReadBy};
 pub use memory::{Calls, Pinning, SeedMemory};
 pub(crate) use offer::ask;
 pub use owner::{Export, Exporter, Pinned};

@@ -69,6 +69,8 @@ struct State {
     /// With its length.
     descriptor: Option<(Exported, usize)>,
     figures: Pinned,
+    /// Until the end: a connection may keep the rest of this for long.
+    memory: Option<Arc<dyn SeedMemory>>,
 }
 
 /// A seed's registered memory.
@@ -78,7 +80,6 @@ pub struct Export {
     state: Mutex<State>,
     used: AtomicU64,
     exporter: Weak<Exporter>,
-    memory: Arc<dyn SeedMemory>,
     /// Parts of the address space of which pages of mapped files were asked for.
     missed: Mutex<HashSet<u64>>,
 }
@@ -99,8 +100,16 @@ impl Export {
         state.in_place.clear();
         state.regions.clear();
         state.descriptor = None;
+        state.memory = None;
         let Pinned { copied, took, note, .. } = std::mem::take(&mut state.figures);
         state.figures = Pinned { copied, took, note, ..Pinned::default() };
+    }
+
+    /// The memory to register from.
+    fn memory(&self) -> Result<Arc<dyn SeedMemory>, String> {
+        let state = self.state();
+        let ended = || state.life.ended().unwrap_or_default();
+        state.memory.clone().ok_or_else(ended)
     }
 
     /// Regions from the `from`-th on, at most `most`, and whether these are the last.
@@ -139,8 +148,9 @@ impl Export {
             if !missed.insert(block) {
                 continue;
             }
-            let mapped = self.memory.mapped(block * MISSED, (block + 1) * MISSED);
-            if mapped.is_empty() || self.state().life.ended().is_some() {
+            let Ok(memory) = self.memory() else { return };
+            let mapped = memory.mapped(block * MISSED, (block + 1) * MISSED);
+            if mapped.is_empty() {
                 continue;
             }
             let mine = Arc::clone(self);
@@ -286,6 +296,7 @@ impl Exporter {
             regions: Vec::new(),
             descriptor: None,
             figures: Pinned::default(),
+            memory: Some(memory),
         };
         let export = Arc::new(Export {
             pd: self.device.pd()?,
@@ -293,7 +304,6 @@ impl Exporter {
             state: Mutex::new(state),
             used: AtomicU64::new(now),
             exporter: Arc::downgrade(self),
-            memory,
             missed: Mutex::default(),
         });
         seeds.insert(seed, Arc::clone(&export));
@@ -325,13 +335,8 @@ impl Exporter {
         export.map_or_else(Pinned::default, |export| export.state().figures.clone())
     }
 
-    fn register(
-        &self,
-        export: &Export,
-        early: Ranges,
-        late: Ranges,
-    ) -> Result<(), String> {
-        let memory = &export.memory;
+    fn register(&self, export: &Export, early: Ranges, late: Ranges) -> Result<(), String> {
+        let memory = export.memory()?;
         let free = if self.driver.is_ok() && self.pinning != Pinning::Copy {
             memory.in_place(true)
         } else {
@@ -359,16 +364,12 @@ impl Exporter {
     }
 
     /// Registers copies; `false`: there is no room for more, what is left stays with TCP.
-    fn copies(
-        &self,
-        export: &Export,
-        ranges: &[(u64, u64)],
-    ) -> Result<bool, String> {
+    fn copies(&self, export: &Export, ranges: &[(u64, u64)]) -> Result<bool, String> {
         for chunk in plan::chunks(ranges, CHUNK) {
             let fits = self.fitting(export, &chunk);
             if !fits.is_empty() {
                 let since = Instant::now();
-                let (copies, regions) = memory::copy(&export.pd, &fits, &*export.memory)?;
+                let (copies, regions) = memory::copy(&export.pd, &fits, &*export.memory()?)?;
                 export.add(Some(copies), Vec::new(), regions, since, plan::pages(&fits))?;
             }
             if fits != chunk {
@@ -386,7 +387,7 @@ impl Exporter {
         ranges: &[(u64, u64)],
         free: &[(u64, u64)],
     ) -> Result<bool, String> {
-        let memory = &*export.memory;
+        let memory = export.memory()?;
         let mut driver = self.driver.clone();
         for visit in plan::chunks(ranges, VISIT) {
             for part in visit.chunks(memory.calls_max(foreign::CALL).max(1)) {
@@ -397,7 +398,7 @@ impl Exporter {
                 let since = Instant::now();
                 let done = driver
                     .clone()
-                    .and_then(|driver| memory::in_place(&export.pd, driver, &fits, memory));
+                    .and_then(|driver| memory::in_place(&export.pd, driver, &fits, &*memory));
                 if let Err(why) = &done {
                     // Each attempt may take seconds.
                     driver = Err(why.clone());
