@@ -69,6 +69,8 @@ struct State {
     /// With its length.
     descriptor: Option<(Exported, usize)>,
     figures: Pinned,
+    /// Registrations under way that somebody has missed.
+    pending: u32,
     /// Until the end: a connection may keep the rest of this for long.
     memory: Option<Arc<dyn SeedMemory>>,
 }
@@ -127,7 +129,7 @@ impl Export {
             Life::Live { complete } => {
                 let regions: Vec<_> = state.regions.iter().skip(from).take(most).copied().collect();
                 let last = from + regions.len() >= state.regions.len();
-                Ok((regions, *complete && last))
+                Ok((regions, *complete && state.pending == 0 && last))
             }
         }
     }
@@ -153,16 +155,20 @@ impl Export {
             if mapped.is_empty() {
                 continue;
             }
+            self.state().pending += 1;
             let mine = Arc::clone(self);
             let work = move || {
-                let Some(exporter) = mine.exporter.upgrade() else { return };
+                let done = mine.exporter.upgrade().map(|exporter| exporter.copies(&mine, &mapped));
                 // A file that cannot be read any more: its readers are told, over TCP.
-                if let Err(why) = exporter.copies(&mine, &mapped) {
+                if let Some(Err(why)) = done {
                     mine.note(why);
                 }
+                mine.state().pending -= 1;
             };
             // Where no thread is to be had, its pages go on coming over TCP.
-            let _ = std::thread::Builder::new().name("rdma-pin".into()).spawn(work);
+            if std::thread::Builder::new().name("rdma-pin".into()).spawn(work).is_err() {
+                self.state().pending -= 1;
+            }
         }
     }
 
@@ -296,6 +302,7 @@ impl Exporter {
             regions: Vec::new(),
             descriptor: None,
             figures: Pinned::default(),
+            pending: 0,
             memory: Some(memory),
         };
         let export = Arc::new(Export {
