@@ -151,6 +151,7 @@ fn check_body(kind: Kind, body: &[u8]) {
         }
         Kind::Rdma => same_again(kind, body, wire::body::<wire::RdmaAsk>(kind, body)),
         Kind::RdmaAnswer => same_again(kind, body, wire::body::<wire::RdmaSaid>(kind, body)),
+        Kind::DescriptorAt => same_again(kind, body, wire::body::<wire::RdmaPlace>(kind, body)),
         Kind::Descriptor => {
             check_descriptor(body);
         }

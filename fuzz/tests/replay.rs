@@ -169,6 +169,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let connect = wire::RdmaAsk::Connect(end);
     let region = wire::RdmaRegion { page: 0x7fff_1234, pages: 3, address: 1 << 46, rkey: 0x99 };
     let regions = wire::RdmaSaid::Regions { regions: vec![region], complete: true };
+    let place = wire::RdmaPlace { address: 1 << 46, rkey: 0x99, length: 7000, linked: false };
     let read = Header { tag: 5, a: 1, b: 16, c: 0x7fff_1234, ..Header::new(Kind::Read) };
     let data = Header { length: 4096, b: 1, ..Header::new(Kind::Data) };
     let mut page = data.encode().to_vec();
@@ -182,6 +183,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         body("learn", wire::control(Header { a: 1, ..Header::new(Kind::Learn) }, &trail)),
         body("trail", wire::control(Header { a: 1, ..Header::new(Kind::Trail) }, &trail)),
         body("rdma", wire::control(Header { a: 1, ..Header::new(Kind::Rdma) }, &connect)),
+        body("descriptor-at", wire::control(Header::new(Kind::DescriptorAt), &place)),
         body("rdma-answer", wire::control(Header::new(Kind::RdmaAnswer), &regions)),
         body("error", wire::error_frame(5, &ReadError::Lost("the shadow died".into()))),
         ("read", read.encode().to_vec()),

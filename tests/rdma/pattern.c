@@ -1,7 +1,11 @@
 /* A parent for the RDMA lab: memory full of 64-bit words that can each be computed from its place.
  *
  * SIGUSR1: read and check all words, in order. SIGUSR2: touch one word in each of 128 pages far from
- * each other, in an order that nobody guesses, and print the time of each. */
+ * each other, in an order that nobody guesses, and print the time of each.
+ *
+ * With the name of a file as second argument, which it fills with 8 MiB of such words and maps: SIGHUP:
+ * read and check the first word of each MiB of it, and the second time all. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -46,7 +50,31 @@ static void some(void) {
     printf(" wrong %lu\n", wrong);
 }
 
+#define FILE_WORDS (1ul << 20)
+static volatile uint64_t *file;
+
+static void mapped(void) {
+    static uint64_t step = 1 << 17;
+    uint64_t wrong = 0, count = 0;
+    for (uint64_t n = 0; n < FILE_WORDS; n += step, count++) wrong += file[n] != word(n);
+    step = 1;
+    printf("file %lu wrong %lu\n", count, wrong);
+}
+
+static int map(const char *name) {
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    if (fd < 0 || ftruncate(fd, FILE_WORDS * 8)) return 0;
+    uint64_t *words = mmap(0, FILE_WORDS * 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (words == MAP_FAILED) return 0;
+    for (uint64_t n = 0; n < FILE_WORDS; n++) words[n] = word(n);
+    munmap(words, FILE_WORDS * 8);
+    file = mmap(0, FILE_WORDS * 8, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    return file != MAP_FAILED;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 2 && !map(argv[2])) return 1;
     words = (argc > 1 ? strtoull(argv[1], 0, 10) : 64) << 17;
     memory = mmap(0, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return 1;
@@ -56,6 +84,7 @@ int main(int argc, char **argv) {
     sigemptyset(&set);
     sigaddset(&set, SIGUSR1);
     sigaddset(&set, SIGUSR2);
+    sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, 0);
     setvbuf(stdout, 0, _IOLBF, 1 << 16);
     printf("ready\n");
@@ -63,6 +92,7 @@ int main(int argc, char **argv) {
         int signal;
         if (sigwait(&set, &signal)) continue;
         if (signal == SIGUSR1) all();
+        else if (signal == SIGHUP) mapped();
         else some();
     }
 }

@@ -46,6 +46,8 @@ const CLONE_PARENT: u64 = 0x8000;
 const STACK: u64 = 4096;
 /// Stack and data of every other thread.
 const THREAD_SLOT: u64 = 1024;
+/// Bytes that the shadow has for its own use behind the code, at least: see [`Layout`].
+pub(crate) const DATA_BYTES: u64 = 2 * STACK + THREADS_SPARE as u64 * THREAD_SLOT;
 /// Threads that may be started between the first stop and the second.
 const THREADS_SPARE: usize = 64;
 /// Bound on the injected code: it only makes a fork, whose cost grows with the page tables.
@@ -138,7 +140,12 @@ impl Drop for Planted {
     }
 }
 
-fn start(thread: &Stopped, entry: u64, argument: u64, stack: u64) -> Result<(), SysError> {
+pub(crate) fn start(
+    thread: &Stopped,
+    entry: u64,
+    argument: u64,
+    stack: u64,
+) -> Result<(), SysError> {
     let mut regs = thread.regs()?;
     regs.rip = entry;
     regs.rdi = argument;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod aio;
+mod calls;
 mod describe;
 mod dontfork;
 mod error;
@@ -26,6 +27,7 @@ mod together;
 mod tree;
 mod vdso;
 
+pub use calls::{IoctlCalls, calls_max, ioctls};
 pub use error::CaptureError;
 pub use tree::{Captured, InheritedOf, Member, OptionsOf, prepare_tree};
 

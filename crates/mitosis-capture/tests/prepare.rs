@@ -1,7 +1,10 @@
 //! A real process is captured and must not notice.
 
-use mitosis_capture::{CaptureError, NoInheritance, Options, prepare};
+use mitosis_capture::{
+    CaptureError, IoctlCalls, NoInheritance, Options, calls_max, ioctls, prepare,
+};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -172,6 +175,68 @@ for line in sys.stdin:
     use std::os::unix::fs::FileExt;
     let first = seeded.descriptor.pages.runs()[0].start.addr();
     seeded.shadow.mem.read_exact_at(&mut byte, first).expect("the shadow's memory");
+    // A visit does not meet it either, and leaves the shadow stopped.
+    for _ in 0..2 {
+        asked_for_five_bytes(shadow);
+        becomes(shadow, 'T');
+    }
+    seeded.shadow.end();
+}
+
+/// Waits until a process is in this state, for a while.
+fn becomes(pid: i32, wanted: char) {
+    for _ in 0..500 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+        if stat.contains(&format!(") {wanted} ")) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{pid} did not come to state {wanted}");
+}
+
+/// The shadow asks FIONREAD(2const) of a pipe of ours, twice.
+fn asked_for_five_bytes(shadow: i32) {
+    const FIONREAD: u64 = 0x541b;
+    let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+    rustix::io::write(&writer, b"12345").expect("write");
+    let calls = IoctlCalls {
+        file: reader.as_fd(),
+        request: FIONREAD,
+        size: 8,
+        count: 3,
+        argument: &|n, address, out| {
+            assert_eq!(address % 8, 0);
+            out.fill(n as u8);
+        },
+    };
+    let said = ioctls(shadow, &calls).expect("calls");
+    let fives: Vec<(i64, Vec<u8>)> = (0..3).map(|n| (0, vec![5, 0, 0, 0, n, n, n, n])).collect();
+    assert_eq!(said, fives);
+    let fds = std::fs::read_dir(format!("/proc/{shadow}/fd")).expect("fds").count();
+    assert_eq!(fds, 0, "the shadow keeps no file");
+}
+
+#[test]
+fn a_shadow_makes_calls_and_sleeps_again() {
+    let parent = echo();
+    std::thread::sleep(Duration::from_millis(50));
+    let pid = parent.0.id() as i32;
+    let seeded = prepare(pid, &options(), &mut NoInheritance).expect("prepare");
+    let shadow = seeded.shadow.pid;
+    for _ in 0..3 {
+        asked_for_five_bytes(shadow);
+        becomes(shadow, 'S');
+    }
+    // Not of a process that is no shadow.
+    let (reader, _writer) = rustix::pipe::pipe().expect("pipe");
+    let calls =
+        IoctlCalls { file: reader.as_fd(), request: 0, size: 8, count: 1, argument: &|_, _, _| {} };
+    let error = ioctls(pid, &calls).expect_err("no shadow");
+    assert!(error.to_string().contains("shadow"), "{error}");
+    assert!(calls_max(8) > 1000);
+    drop(parent);
+    asked_for_five_bytes(shadow);
     seeded.shadow.end();
 }
 

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// A pidfd of the process that had this start time, if it is still that one.
@@ -68,7 +68,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
             let pidfd = pidfd(pid, ticks).ok_or("its shadow is gone")?;
             let mem = File::open(format!("/proc/{pid}/mem")).map_err(|e| e.to_string())?;
             reopen(pid, &descriptor, &mut files);
-            Place::Shadow(Arc::new(Shadow { pid, pidfd, mem }))
+            Place::Shadow(Arc::new(Shadow { pid, pidfd, mem, visit: Mutex::default() }))
         }
         (None, Some(path)) => {
             let file = File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;

@@ -154,6 +154,7 @@ impl Child {
             pages_held: number(|s| s.pages_held),
             pages_held_touched: number(|s| s.pages_held_touched),
             rdma_reach: number(|s| s.rdma_reach),
+            rdma_link_us: number(|s| s.rdma_link_us),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
             processes: 1,
             netns: start.netns.clone(),

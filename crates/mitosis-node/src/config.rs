@@ -43,6 +43,8 @@ pub struct Config {
     pub rdma_device: Option<String>,
     /// Most bytes pinned for other nodes' RDMA reads.
     pub rdma_limit: u64,
+    /// Where pages are when other nodes read them by RDMA.
+    pub rdma_memory: mitosis_transport::rdma::Pinning,
     /// What is logged.
     pub log_level: Level,
     /// The program whose `pager` verb is the pager.
@@ -69,6 +71,7 @@ impl Config {
             transport: mitosis_proto::Transport::Auto,
             rdma_device: None,
             rdma_limit: 1 << 30,
+            rdma_memory: mitosis_transport::rdma::Pinning::Auto,
             log_level: Level::Info,
             program: PathBuf::from("/proc/self/exe"),
         }

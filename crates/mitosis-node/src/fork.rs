@@ -7,7 +7,7 @@ use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Got, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
 use crate::tree;
 use crate::working_set::WorkingSet;
@@ -166,7 +166,8 @@ fn batch<'a>(
                 }
                 false => (none(key), Want::default()),
             };
-            let (descriptor, reading, rest) = fetch(node, reference, want)?;
+            let Got { descriptor, reading, rest, came } =
+                fetch(node, reference, want, request.transport)?;
             rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
@@ -176,7 +177,8 @@ fn batch<'a>(
             let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
             let basis = Basis { part, working_set: &parts, tree, placed, proven };
             let members = members.recipes(node, request, &basis, &clocks)?;
-            let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
+            let mut recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
+            recipe.paging.why.push_str(&came);
             (fetched, working_set, None, Arc::new(recipe), members)
         }
     };

@@ -6,7 +6,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Most pages whose table entries are looked at while a child's node waits: half a millisecond.
 const LOOKED_AT_MAX: u64 = 64 << 10;
@@ -20,6 +20,8 @@ pub(crate) struct Shadow {
     pub pidfd: OwnedFd,
     /// `/proc/PID/mem`. Read with pread only: `process_vm_readv` pins, and pinning unshares.
     pub mem: File,
+    /// Held by who makes it do something.
+    pub visit: Mutex<()>,
 }
 
 impl Shadow {
@@ -178,6 +180,27 @@ impl Memory {
         }
     }
 
+    /// The pages of mapped files in `[start, end)` that can be read and are not owned, ascending.
+    pub fn mapped(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        let first = self.mapped.partition_point(|pages| pages.end <= start);
+        for pages in self.mapped[first..].iter().take_while(|pages| pages.start < end) {
+            let open = self.files.get(pages.file).is_some_and(Option::is_some);
+            let length = pages.size.saturating_sub(pages.offset).div_ceil(PAGE_SIZE);
+            let until = pages.end.min(end).min(pages.start + length);
+            let mut at = pages.start.max(start);
+            while open && at < until {
+                let next = self.owned.partition_point(|(_, end)| *end <= at);
+                let (from, after) = self.owned.get(next).copied().unwrap_or((until, until));
+                if at < from.min(until) {
+                    found.push((at, from.min(until)));
+                }
+                at = after.max(at + 1);
+            }
+        }
+        found
+    }
+
     /// File bytes; zero after the end of the file within its last page, as in a mapping.
     fn read_mapped(&self, pages: &FilePages, at: u64, out: &mut [u8]) -> Result<(), ReadError> {
         let failed = |what: String| ReadError::Failed(what);
@@ -240,7 +263,7 @@ mod tests {
         };
         let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
-        (child, Arc::new(Shadow { pid, pidfd, mem }), stack)
+        (child, Arc::new(Shadow { pid, pidfd, mem, visit: Mutex::default() }), stack)
     }
 
     fn memory(place: Place, owned: Vec<(u64, u64)>, mapped: Vec<FilePages>, file: File) -> Memory {
@@ -294,7 +317,12 @@ mod tests {
         assert!(matches!(memory.read(Vpn(11), 1, &mut out), Err(ReadError::Lost(_))));
         assert!(matches!(memory.read(Vpn(12), 1, &mut out), Err(ReadError::Failed(_))));
         assert!(matches!(memory.read(Vpn(14), 1, &mut out), Err(ReadError::NotOwned(_))));
+        // Not the dirty one, and nothing past the end.
+        assert_eq!(memory.mapped(0, 100), [(10, 11)]);
         let clean = Memory { owned: Vec::new(), ..memory };
+        assert_eq!(clean.mapped(0, 100), [(10, 12)]);
+        assert_eq!(clean.mapped(11, 100), [(11, 12)]);
+        assert_eq!(clean.mapped(12, 100), []);
         assert_eq!(clean.read(Vpn(11), 1, &mut out), Ok(()));
         assert_eq!(out[..100], bytes[page..]);
         assert!(out[100..].iter().all(|byte| *byte == 0));

@@ -117,13 +117,23 @@ impl Recipe {
     }
 }
 
+/// What [`fetch`] got.
+pub(crate) struct Got {
+    pub descriptor: Descriptor,
+    pub reading: Reading,
+    pub rest: Option<Rest>,
+    /// How the descriptor came, for people; nothing if that is not worth a word.
+    pub came: String,
+}
+
 /// One round trip: capability check, descriptor, what the clocks show meanwhile, and behind it what
 /// this node lacks of the working set.
 pub(crate) fn fetch(
     node: &Node,
     reference: &Reference,
     want: Want,
-) -> Result<(Descriptor, Reading, Option<Rest>), NodeError> {
+    transport: Transport,
+) -> Result<Got, NodeError> {
     let limits = Limits::default();
     let asked = Clocks::now();
     if reference.address == node.address {
@@ -131,14 +141,18 @@ pub(crate) fn fetch(
         let seed = node.seeds.forkable(reference.seed, &reference.secret).map_err(refused)?;
         let reading = Reading { asked, owner: asked, answered: asked };
         let descriptor = decode(&seed.descriptor, &limits)?;
-        return Ok((descriptor, reading, (want.want > 0).then_some(Rest::Local(seed, want))));
+        let rest = (want.want > 0).then_some(Rest::Local(seed, want));
+        return Ok(Got { descriptor, reading, rest, came: String::new() });
     }
     let Reference { address, seed, secret } = reference;
-    let fetched = node.nodes.fork(address, *seed, secret, want, FETCH_TIMEOUT)?;
+    let by = crate::rdma::descriptor(node, transport, address);
+    let fetched = node.nodes.fork(address, (*seed, secret), want, by.as_ref(), FETCH_TIMEOUT)?;
     let answered = Clocks::now();
     let owner = Clocks { monotonic: fetched.clocks.monotonic, boottime: fetched.clocks.boottime };
     let descriptor = decode(&fetched.descriptor, &limits)?;
-    Ok((descriptor, Reading { asked, owner, answered }, fetched.incoming.map(Rest::Remote)))
+    let reading = Reading { asked, owner, answered };
+    let came = crate::rdma::came(fetched.descriptor.len(), &fetched.by);
+    Ok(Got { descriptor, reading, rest: fetched.incoming.map(Rest::Remote), came })
 }
 
 /// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.

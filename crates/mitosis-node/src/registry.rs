@@ -3,6 +3,7 @@
 use crate::error::NodeError;
 use crate::habits::{Habits, Places};
 use crate::memory::{Memory, Place};
+use crate::rdma::OfSeed;
 use crate::trail::{BEGINNING, Room, Trail};
 use crate::working_set::Part;
 use mitosis_descriptor::{Secret, SeedId, Vpn};
@@ -339,6 +340,11 @@ impl Seed {
             readers: self.readers(),
             forks: self.forks.load(Ordering::Relaxed),
             pages_rdma: 0,
+            pages_rdma_shadow: 0,
+            rdma_registrations: 0,
+            rdma_copied_bytes: 0,
+            rdma_register_us: 0,
+            rdma_note: None,
             working_set: self.trail_pages() as u64,
         }
     }
@@ -388,11 +394,9 @@ impl OpenSeed for Reader {
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;
-        // A seed that has ended meanwhile gives an error at its first page.
-        let seed = Arc::clone(&self.0);
-        let fill = move |page, count, out: &mut [u8]| seed.memory.read(page, count, out);
         let (owned, learned) = (self.0.memory.owned(), self.0.trail());
-        exporter.export(self.0.id, owned, &learned, Box::new(fill)).map_err(|e| e.to_string())
+        let memory = Arc::new(OfSeed(Arc::clone(&self.0)));
+        exporter.export(self.0.id, owned, &learned, memory).map_err(|e| e.to_string())
     }
     fn state(&self) -> SeedState {
         self.0.state()
@@ -439,8 +443,16 @@ impl Registry {
 
     /// The row of a seed in `seed ls`.
     pub fn row(&self, seed: &Seed) -> SeedRow {
-        let pages_rdma = self.rdma().map_or(0, |exporter| exporter.pages(seed.id));
-        SeedRow { pages_rdma, ..seed.row() }
+        let pinned = self.rdma().map(|exporter| exporter.pinned(seed.id)).unwrap_or_default();
+        SeedRow {
+            pages_rdma: pinned.pages,
+            pages_rdma_shadow: pinned.in_place,
+            rdma_registrations: pinned.registrations,
+            rdma_copied_bytes: pinned.copied,
+            rdma_register_us: pinned.took.as_micros() as u64,
+            rdma_note: pinned.note,
+            ..seed.row()
+        }
     }
 
     /// Adds a seed; `false` when there are too many.

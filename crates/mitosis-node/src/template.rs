@@ -12,7 +12,7 @@
 use crate::admission::Admission;
 use crate::error::NodeError;
 use crate::node::Node;
-use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Got, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{Descriptor, MappedFile, PAGE_SIZE, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
@@ -346,7 +346,7 @@ impl Templates {
             if entry.secret != reference.secret {
                 // One of both is wrong: the seed's node says which.
                 drop(table);
-                fetch(node, reference, Want::default())?;
+                fetch(node, reference, Want::default(), Transport::Tcp)?;
                 self.drop_seed(&key(reference));
                 table = self.table();
                 continue;
@@ -399,7 +399,8 @@ impl Templates {
             return Err(NodeError::step(Phase::Sandbox, "template", "memory is short"));
         }
         let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
-        let (descriptor, reading, rest) = fetch(node, reference, working_set.want())?;
+        let Got { descriptor, reading, rest, .. } =
+            fetch(node, reference, working_set.want(), Transport::Tcp)?;
         rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
         let clocks = node.times.of(&reading, &descriptor.clocks)?;
         let descriptor = Arc::new(descriptor);

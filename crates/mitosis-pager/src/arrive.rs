@@ -10,7 +10,7 @@ use crate::space::{Outcome, PAGE};
 use mitosis_transport::{Handle, PageSource, ReadError, SeedState, SourceError, SourceEvent};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of pages taken from one source before others get their turn.
 const BUDGET: usize = 1 << 20;
@@ -35,7 +35,7 @@ enum Note {
     Failed(u64, ReadError),
     Trail(Handle, bool, Vec<u64>),
     Fell(Handle, String),
-    Reach(Handle, u64),
+    Reach(Handle, u64, Duration),
 }
 
 impl Pager {
@@ -95,7 +95,9 @@ impl Pager {
                 }
                 SourceEvent::Pong => {}
                 SourceEvent::Direct { tag, pages } => self.direct(tag, pages),
-                SourceEvent::Reach { handle, pages } => notes.push(Note::Reach(handle, pages)),
+                SourceEvent::Reach { handle, pages, linked } => {
+                    notes.push(Note::Reach(handle, pages, linked));
+                }
                 SourceEvent::Fell { handle, why } => notes.push(Note::Fell(handle, why)),
                 SourceEvent::State { handle, state } => notes.push(Note::State(handle, state)),
             }
@@ -126,11 +128,11 @@ impl Pager {
                 }
             }
             Note::Failed(tag, error) => self.failed(tag, &error),
-            Note::Reach(handle, pages) => {
+            Note::Reach(handle, pages, linked) => {
                 if let From::Peer(id) = from {
                     let open = self.peers.get_mut(&id).and_then(|p| p.handles.get_mut(&handle));
                     if let Some(open) = open {
-                        open.reach = pages;
+                        (open.reach, open.linked) = (pages, linked);
                     }
                 }
             }
@@ -179,13 +181,16 @@ impl Pager {
         }
     }
 
-    /// Pages of a child's owners that can be read by RDMA now.
-    pub(crate) fn reach(&self, child: &crate::child::Child) -> u64 {
+    /// Pages of a child's owners that can be read by RDMA now, and what making the queue pairs for that
+    /// took, in microseconds.
+    pub(crate) fn reach(&self, child: &crate::child::Child) -> (u64, u64) {
         let open = child.sources.iter().filter_map(|source| match source.via {
             Some(Via::Peer(id, handle)) => self.peers.get(&id)?.handles.get(&handle),
             _ => None,
         });
-        open.map(|open| open.reach).sum()
+        open.fold((0, 0), |(pages, us), open| {
+            (pages + open.reach, us + open.linked.as_micros() as u64)
+        })
     }
 
     fn users(&self, from: From, handle: Handle) -> BTreeSet<ChildId> {

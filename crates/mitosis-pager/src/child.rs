@@ -293,6 +293,7 @@ impl Child {
             pages_held,
             pages_held_touched,
             rdma_reach: 0,
+            rdma_link_us: 0,
             rdma_note: self.rdma_note.clone(),
             owners: self.owners_needed(),
             uffd_us: self.uffd_us,

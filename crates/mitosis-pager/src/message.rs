@@ -287,6 +287,8 @@ pub struct ChildStats {
     pub pages_held_touched: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     pub rdma_reach: u64,
+    /// Microseconds that making the queue pairs to its owners took.
+    pub rdma_link_us: u64,
     /// Why pages last came over TCP although RDMA was chosen.
     pub rdma_note: Option<String>,
     /// `HOST:PORT/SEED` of each owner still needed.

@@ -44,6 +44,8 @@ pub struct Open {
     pub teller: Option<ChildId>,
     /// Pages of it that can be read by RDMA now.
     pub reach: u64,
+    /// What making the queue pair for that took.
+    pub linked: Duration,
 }
 
 /// A node that owns pages.
@@ -178,6 +180,7 @@ impl Peer {
                 told: false,
                 teller: None,
                 reach: 0,
+                linked: Duration::ZERO,
             },
         );
         self.queue(Out::Open(handle));

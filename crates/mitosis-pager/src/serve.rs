@@ -131,9 +131,9 @@ impl Pager {
                 self.running(child)?.tell_guard(crate::guard::ToGuard::Keep(keep));
             }
             Request::Stats => {
-                let stats = self.children.values().map(|child| ChildStats {
-                    rdma_reach: self.reach(child),
-                    ..child.stats(self.left(child))
+                let stats = self.children.values().map(|child| {
+                    let (rdma_reach, rdma_link_us) = self.reach(child);
+                    ChildStats { rdma_reach, rdma_link_us, ..child.stats(self.left(child)) }
                 });
                 return Ok(Reply::Stats(stats.collect()));
             }

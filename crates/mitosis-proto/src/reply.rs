@@ -196,6 +196,21 @@ pub struct SeedRow {
     /// Pages registered for RDMA reads at present.
     #[serde(default)]
     pub pages_rdma: u64,
+    /// Those of them that are registered where they are, in the shadow; the others are copies.
+    #[serde(default)]
+    pub pages_rdma_shadow: u64,
+    /// Registrations that hold them.
+    #[serde(default)]
+    pub rdma_registrations: u64,
+    /// Bytes copied to be registered, since the seed was last registered anew.
+    #[serde(default)]
+    pub rdma_copied_bytes: u64,
+    /// Microseconds that copying and registering took.
+    #[serde(default)]
+    pub rdma_register_us: u64,
+    /// Why pages were copied that could have been registered in the shadow, or not registered at all.
+    #[serde(default)]
+    pub rdma_note: Option<String>,
     /// Pages that the parent and earlier children are known to have touched since it was made, at
     /// most 2048: the first of them are sent along with the descriptor.
     #[serde(default)]
@@ -261,6 +276,9 @@ pub struct ChildRow {
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     #[serde(default)]
     pub rdma_reach: u64,
+    /// Microseconds that making the queue pairs to its owners took.
+    #[serde(default)]
+    pub rdma_link_us: u64,
     /// Why pages last came over TCP although RDMA was chosen.
     #[serde(default)]
     pub rdma_note: Option<String>,

@@ -226,6 +226,13 @@ impl Drop for PdInner {
     }
 }
 
+impl Pd {
+    /// The device it is of.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+}
+
 impl std::fmt::Debug for Pd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Pd")
@@ -249,6 +256,7 @@ pub(crate) struct CqInner {
     pub raw: NonNull<Cq>,
     channel: NonNull<Channel>,
     pub device: Device,
+    entries: usize,
     reserved: AtomicUsize,
     /// Last request number given: none is used twice, so that no completion is taken for another.
     pub last: AtomicU64,
@@ -275,6 +283,14 @@ impl Completions {
     /// # Errors
     /// [`RdmaError::Verb`].
     pub fn new(device: &Device) -> Result<Completions, RdmaError> {
+        Completions::with(device, ENTRIES)
+    }
+
+    /// A queue of so many entries: 128 for each queue pair that it is to serve.
+    ///
+    /// # Errors
+    /// [`RdmaError::Verb`].
+    pub fn with(device: &Device, entries: usize) -> Result<Completions, RdmaError> {
         let (api, context) = (&device.0.api, device.0.context.as_ptr());
         // SAFETY: an open context.
         let channel = unsafe { (api.create_comp_channel)(context) };
@@ -284,7 +300,7 @@ impl Completions {
         let raw = unsafe {
             let flags = libc::fcntl(channel.as_ref().fd, libc::F_GETFL);
             libc::fcntl(channel.as_ref().fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
-            (api.create_cq)(context, ENTRIES as i32, std::ptr::null_mut(), channel.as_ptr(), 0)
+            (api.create_cq)(context, entries as i32, std::ptr::null_mut(), channel.as_ptr(), 0)
         };
         let Some(raw) = NonNull::new(raw) else {
             let error = RdmaError::last("ibv_create_cq");
@@ -294,7 +310,8 @@ impl Completions {
         };
         let (reserved, last) = (AtomicUsize::new(0), AtomicU64::new(0));
         let device = device.clone();
-        let queue = Completions(Arc::new(CqInner { raw, channel, device, reserved, last }));
+        let queue =
+            Completions(Arc::new(CqInner { raw, channel, device, entries, reserved, last }));
         queue.arm()?;
         Ok(queue)
     }
@@ -302,10 +319,10 @@ impl Completions {
     /// Sets room aside for a queue pair; `false`: there is none.
     pub(crate) fn reserve(&self, entries: usize) -> bool {
         let taken = self.0.reserved.fetch_add(entries, Ordering::AcqRel) + entries;
-        if taken > ENTRIES {
+        if taken > self.0.entries {
             self.0.reserved.fetch_sub(entries, Ordering::AcqRel);
         }
-        taken <= ENTRIES
+        taken <= self.0.entries
     }
 
     pub(crate) fn unreserve(&self, entries: usize) {

@@ -28,9 +28,12 @@ pub struct ContextOps {
     _after: [*mut c_void; 6],
 }
 
-/// Opaque: `struct ibv_pd`.
+/// `struct ibv_pd`.
 #[repr(C)]
-pub struct PdRaw(c_void);
+pub struct PdRaw {
+    _context: *mut c_void,
+    pub handle: u32,
+}
 /// Opaque: `struct ibv_cq`.
 #[repr(C)]
 pub struct Cq(c_void);

@@ -23,6 +23,9 @@ pub const ENTRY_READY: u64 = 112;
 
 /// Entry: the rest of a template's life, once its region is there: see [`Plan`].
 pub const ENTRY_TEMPLATE: u64 = 128;
+/// Entry: a shadow makes ioctl(2) calls on a file that it is handed, and then sleeps again; its
+/// argument is a [`Calls`].
+pub const ENTRY_CALLS: u64 = 144;
 
 /// `argv[0]` of a guard.
 pub const GUARD_NAME: &[u8] = b"mitosis-guard\0";
@@ -474,4 +477,34 @@ pub struct CaptureThread {
     pub values: [i64; 2],
     /// `get_mempolicy(2)`: the result, the mode, the nodes.
     pub policy: [u64; 4],
+}
+
+/// Calls that a shadow makes: see [`ENTRY_CALLS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    /// Out: how far it is, see [`calls_stage`].
+    pub stage: u64,
+    /// Out: a pair of sockets. The first one's other holder sends the file over it.
+    pub sockets: [i32; 2],
+    /// Out: what failed before the first call, as a negative errno.
+    pub failed: i64,
+    /// The request of each call.
+    pub request: u64,
+    /// Number of calls.
+    pub count: u64,
+    /// Address of the first argument.
+    pub arguments: u64,
+    /// Bytes from one argument to the next.
+    pub size: u64,
+    /// Address of the first result.
+    pub results: u64,
+}
+
+/// Values of [`Calls::stage`].
+pub mod calls_stage {
+    /// It waits for the file.
+    pub const WAITING: u64 = 1;
+    /// It has made its calls, has no file open, and sleeps.
+    pub const DONE: u64 = 2;
 }

@@ -128,6 +128,23 @@ impl Pagemap {
         Ok(Some(found))
     }
 
+    /// The pages of `ranges` that nobody else maps, as [`Pagemap::exclusive`] finds them, as ranges.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn exclusive_ranges(&self, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64)>, SysError> {
+        let mut found = Vec::new();
+        for &(start, end) in ranges {
+            self.entries(start, end, |page, bits| {
+                if bits >> 63 == 1 && bits & (1 << 56) != 0 {
+                    push(&mut found, page, page + 1);
+                }
+                true
+            })?;
+        }
+        Ok(found)
+    }
+
     /// Shows each entry of the pages `[start, end)` until `each` wants no more; whether it wanted
     /// all that there were.
     fn entries(

@@ -186,6 +186,29 @@ impl Running {
         Ok(())
     }
 
+    /// Lets it run on if it has stopped meanwhile: a process that a signal has stopped stops once more
+    /// after the stop that was asked for. Does not wait.
+    ///
+    /// # Errors
+    /// [`SysError::Ended`].
+    pub fn keep_on(&self) -> Result<(), SysError> {
+        let mut status = 0;
+        let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+        // SAFETY: `status` is a valid place for the result.
+        if unsafe { libc::waitpid(self.tid, &mut status, flags) } <= 0 {
+            return Ok(());
+        }
+        let signal = match classify(status) {
+            Event::Ptrace(_) => 0,
+            Event::Signal(signal) => signal,
+            Event::Ended(_) => return Err(SysError::Ended(self.tid)),
+        };
+        // SAFETY: CONT takes the signal as its data word.
+        unsafe { ptrace(libc::PTRACE_CONT, self.tid, 0, signal as usize) }
+            .map_err(|e| SysError::io("PTRACE_CONT", self.tid, e))?;
+        Ok(())
+    }
+
     /// Waits until it has stopped. Signals that arrive first are delivered first.
     ///
     /// # Errors
@@ -365,6 +388,12 @@ impl Stopped {
         let done = self.resume();
         self.gone = true;
         done.map(|()| Running { tid: self.tid })
+    }
+
+    /// One that was resumed: it runs, traced.
+    pub fn traced(mut self) -> Running {
+        self.gone = true;
+        Running { tid: self.tid }
     }
 
     /// Executes one instruction, which must be a `syscall` at `gadget`, as system call `nr`, and

@@ -1,5 +1,6 @@
 //! Fetching descriptors: the daemon's blocking side of the protocol.
 
+use crate::rdma::{FetchedBy, Fetcher, ReadBy};
 use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
@@ -48,16 +49,25 @@ impl Want {
 pub struct Fetched {
     /// The encoded descriptor.
     pub descriptor: Vec<u8>,
+    /// How it came.
+    pub by: FetchedBy,
     /// What the clocks of the seed's node showed when it was sent.
     pub clocks: OwnerClocks,
     /// What follows it of the working set, if that was asked for.
     pub incoming: Option<Incoming>,
 }
 
+/// A control connection.
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    fetcher: Option<Fetcher>,
+}
+
 /// Pages on their way, right behind a descriptor.
 #[derive(Debug)]
 pub struct Incoming {
-    stream: TcpStream,
+    connection: Connection,
     address: String,
     /// Most pages that can follow.
     most: usize,
@@ -68,7 +78,7 @@ pub struct Incoming {
 /// used from several threads at once.
 #[derive(Debug, Default)]
 pub struct ControlClient {
-    idle: Mutex<HashMap<String, Vec<TcpStream>>>,
+    idle: Mutex<HashMap<String, Vec<Connection>>>,
 }
 
 impl From<WireError> for SourceError {
@@ -84,7 +94,8 @@ impl ControlClient {
     }
 
     /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), with what
-    /// that node's clocks show meanwhile, and begins to fetch a part of its working set.
+    /// that node's clocks show meanwhile, and begins to fetch a part of its working set. With `by` a
+    /// descriptor is read by RDMA if no working set is wanted.
     ///
     /// # Errors
     /// [`ForkError::Refused`] if that node refuses, [`ForkError::Unreachable`] if there is no
@@ -92,38 +103,58 @@ impl ControlClient {
     pub fn fork(
         &self,
         address: &str,
-        seed: SeedId,
-        secret: &Secret,
+        (seed, secret): (SeedId, &Secret),
         wanted: Want,
+        by: Option<&ReadBy>,
         timeout: Duration,
     ) -> Result<Fetched, ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
-        let ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want };
-        let (stream, head) = self.ask(address, Kind::Fork, &ask, deadline)?;
+        let inline = by.map_or(u32::MAX, |by| by.above);
+        let mut ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want, inline };
+        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
+        let (mut connection, mut head) = self.ask(address, Kind::Fork, &ask, deadline)?;
+        let mut failed = None;
+        if let (Kind::DescriptorAt, Some(by)) = (head.kind, by) {
+            let asked = Instant::now();
+            match connection.read(&head, seed, by, deadline) {
+                Ok((descriptor, linked)) => {
+                    self.keep(address, connection);
+                    let by = FetchedBy::Read { linked, took: asked.elapsed() };
+                    let clocks = OwnerClocks::of(&head);
+                    return Ok(Fetched { descriptor, by, clocks, incoming: None });
+                }
+                Err(error) => failed = Some(error.to_string()),
+            }
+            // What came of that is not known: a new connection, and no second attempt.
+            ask.inline = u32::MAX;
+            let stream = connect(address, deadline).map_err(unreachable)?;
+            head = exchange(&stream, Kind::Fork, &ask, true, deadline).map_err(unreachable)?;
+            connection = Connection { stream, fetcher: None };
+        }
         // A large one, with what files held, takes its time over a slow link.
         let deadline = deadline + MIB_TIMEOUT * (head.length >> 20);
-        let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         let answer = match head.kind {
             Kind::Refused => None,
             Kind::Descriptor => {
-                let bytes = body(&stream, head.length as usize, deadline).map_err(unreachable)?;
-                Some((bytes, OwnerClocks::of(&head)))
+                let bytes = body(&connection.stream, head.length as usize, deadline);
+                Some((bytes.map_err(unreachable)?, OwnerClocks::of(&head)))
             }
             other => return Err(unreachable(unexpected(other))),
         };
         let Some((descriptor, clocks)) = answer else {
-            self.keep(address, stream);
+            self.keep(address, connection);
             return Err(ForkError::Refused { address: address.to_owned() });
         };
         let incoming = if wanted.want == 0 {
-            self.keep(address, stream);
+            self.keep(address, connection);
             None
         } else {
             let most = wanted.want.saturating_sub(wanted.have) as usize;
-            Some(Incoming { stream, address: address.to_owned(), most, deadline })
+            Some(Incoming { connection, address: address.to_owned(), most, deadline })
         };
-        Ok(Fetched { descriptor, clocks, incoming })
+        let by = failed.map_or(FetchedBy::Answer, FetchedBy::Again);
+        Ok(Fetched { descriptor, by, clocks, incoming })
     }
 
     /// Asks the node at `address` for the right to start children of a seed for a while.
@@ -139,15 +170,15 @@ impl ControlClient {
     ) -> Result<Lease, ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
-        let (stream, head) = self.ask(address, Kind::Lease, &access, deadline)?;
+        let (connection, head) = self.ask(address, Kind::Lease, &access, deadline)?;
         match head.kind {
             Kind::Leased => {
-                self.keep(address, stream);
+                self.keep(address, connection);
                 let time = Duration::from_millis(head.a.into());
                 Ok(Lease { time, working_set: head.b })
             }
             Kind::Refused => {
-                self.keep(address, stream);
+                self.keep(address, connection);
                 Err(ForkError::Refused { address: address.to_owned() })
             }
             other => {
@@ -164,18 +195,18 @@ impl ControlClient {
         kind: Kind,
         ask: &T,
         deadline: Instant,
-    ) -> Result<(TcpStream, Header), ForkError> {
+    ) -> Result<(Connection, Header), ForkError> {
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         // A pooled connection may have been closed by the other side meanwhile: only then is a
         // second attempt made, over a new connection.
-        if let Some(stream) = self.pooled(address)
-            && let Ok(head) = exchange(&stream, kind, ask, false, deadline)
+        if let Some(connection) = self.pooled(address)
+            && let Ok(head) = exchange(&connection.stream, kind, ask, false, deadline)
         {
-            return Ok((stream, head));
+            return Ok((connection, head));
         }
         let stream = connect(address, deadline).map_err(unreachable)?;
         let head = exchange(&stream, kind, ask, true, deadline).map_err(unreachable)?;
-        Ok((stream, head))
+        Ok((Connection { stream, fetcher: None }, head))
     }
 
     /// Which pages of the seed follow, ascending.
@@ -183,9 +214,9 @@ impl ControlClient {
     /// # Errors
     /// [`ForkError::Unreachable`].
     pub fn list(&self, incoming: &Incoming) -> Result<Vec<u64>, ForkError> {
-        let Incoming { stream, address, most, deadline } = incoming;
+        let Incoming { connection, address, most, deadline } = incoming;
         let unreachable = |cause| ForkError::Unreachable { address: address.clone(), cause };
-        take_list(stream, *most, *deadline).map_err(unreachable)
+        take_list(&connection.stream, *most, *deadline).map_err(unreachable)
     }
 
     /// Receives the `count` pages of the list. `sink` gets the index of the first and the bytes of
@@ -200,11 +231,11 @@ impl ControlClient {
         count: usize,
         sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
     ) -> Result<(), ForkError> {
-        let Incoming { stream, address, deadline, .. } = incoming;
+        let Incoming { connection, address, deadline, .. } = incoming;
         let deadline = deadline + MIB_TIMEOUT * (count * wire::PAGE >> 20) as u32;
-        match take_pages(&stream, count, deadline, sink) {
+        match take_pages(&connection.stream, count, deadline, sink) {
             Ok(()) => {
-                self.keep(&address, stream);
+                self.keep(&address, connection);
                 Ok(())
             }
             Err(cause) => Err(ForkError::Unreachable { address, cause }),
@@ -224,16 +255,17 @@ impl ControlClient {
     ) -> Result<Vec<u8>, ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
-        let (stream, head) = self.ask(address, Kind::Vdso, &access, deadline)?;
+        let (connection, head) = self.ask(address, Kind::Vdso, &access, deadline)?;
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         let image = match head.kind {
             Kind::Refused => None,
             Kind::VdsoImage => {
-                Some(body(&stream, head.length as usize, deadline).map_err(unreachable)?)
+                let stream = &connection.stream;
+                Some(body(stream, head.length as usize, deadline).map_err(unreachable)?)
             }
             other => return Err(unreachable(unexpected(other))),
         };
-        self.keep(address, stream);
+        self.keep(address, connection);
         image.ok_or_else(|| ForkError::Refused { address: address.to_owned() })
     }
 
@@ -244,15 +276,15 @@ impl ControlClient {
     /// [`SourceError`] if there is no answer within `timeout`.
     pub fn stand(&self, address: &str, timeout: Duration) -> Result<(), SourceError> {
         let deadline = Instant::now() + timeout;
-        if let Some(stream) = self.pooled(address)
-            && ping(&stream, false, deadline).is_ok()
+        if let Some(connection) = self.pooled(address)
+            && ping(&connection.stream, false, deadline).is_ok()
         {
-            self.keep(address, stream);
+            self.keep(address, connection);
             return Ok(());
         }
         let stream = connect(address, deadline)?;
         ping(&stream, true, deadline)?;
-        self.keep(address, stream);
+        self.keep(address, Connection { stream, fetcher: None });
         Ok(())
     }
 
@@ -268,17 +300,39 @@ impl ControlClient {
         crate::rdma::ask(address, timeout)
     }
 
-    fn pooled(&self, address: &str) -> Option<TcpStream> {
+    fn pooled(&self, address: &str) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.get_mut(address)?.pop()
     }
 
-    fn keep(&self, address: &str, stream: TcpStream) {
+    fn keep(&self, address: &str, connection: Connection) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let streams = idle.entry(address.to_owned()).or_default();
-        if streams.len() < IDLE_MAX {
-            streams.push(stream);
+        let connections = idle.entry(address.to_owned()).or_default();
+        if connections.len() < IDLE_MAX {
+            connections.push(connection);
         }
+    }
+}
+
+impl Connection {
+    /// Reads the descriptor that an answer says where to find; also what making the queue pair took.
+    fn read(
+        &mut self,
+        head: &Header,
+        seed: SeedId,
+        by: &ReadBy,
+        deadline: Instant,
+    ) -> Result<(Vec<u8>, Duration), SourceError> {
+        let bytes = body(&self.stream, head.length as usize, deadline)?;
+        let place: wire::RdmaPlace = wire::body(Kind::DescriptorAt, &bytes)?;
+        let begun = Instant::now();
+        let fetcher = match &mut self.fetcher {
+            Some(fetcher) => fetcher,
+            none => none.insert(Fetcher::new(&by.device)?),
+        };
+        let made = begun.elapsed();
+        let (descriptor, linked) = fetcher.read(&self.stream, seed, &place, deadline)?;
+        Ok((descriptor, made + linked))
     }
 }
 

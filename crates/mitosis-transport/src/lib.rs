@@ -26,6 +26,7 @@ pub use error::{ForkError, ReadError, Refused, SourceError};
 pub use fault::{Fault, FaultySource};
 pub use local::LocalSource;
 pub use mitosis_rdma_sys::{Device, RdmaError};
+pub use rdma::{FetchedBy, ReadBy};
 pub use server::{ServerConfig, serve};
 pub use service::{Lease, OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};

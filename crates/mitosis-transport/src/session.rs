@@ -234,6 +234,13 @@ impl Session {
         let ask: wire::ForkAsk = wire::body(Kind::Fork, body)?;
         match self.service.fork(ask.access.seed, &ask.access.secret) {
             Ok(bytes) if bytes.len() <= wire::DESCRIPTOR_MAX => {
+                if let Some(place) = self.place(&ask, &bytes) {
+                    let kind = Kind::DescriptorAt;
+                    let head =
+                        Header { kind, tag: header.tag, ..wire::OwnerClocks::now().header() };
+                    self.output.push(&wire::control(head, &place)?);
+                    return Ok(());
+                }
                 let length = bytes.len() as u32;
                 let clocks = wire::OwnerClocks::now();
                 let head = Header { length, tag: header.tag, ..clocks.header() };
@@ -246,6 +253,15 @@ impl Session {
             _ => self.refuse(header.tag),
         }
         Ok(())
+    }
+
+    /// Where a descriptor is for one who would rather read it than be sent it.
+    fn place(&mut self, ask: &wire::ForkAsk, bytes: &[u8]) -> Option<wire::RdmaPlace> {
+        if bytes.len() <= ask.inline as usize || ask.want > 0 {
+            return None;
+        }
+        let seed = self.service.open(ask.access.seed, &ask.access.secret).ok()?;
+        self.links.place(ask.access.seed, &*seed, bytes)
     }
 
     fn vdso(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
@@ -385,7 +401,8 @@ impl Session {
             // This thread only. It stays slower than the rest if that is not allowed.
             let _ = rustix::process::nice(DEFERRED_NICE);
         }
-        if self.handles.len() >= wire::HANDLES_MAX || self.handles.contains_key(&header.a) {
+        let taken = self.handles.contains_key(&header.a) || header.a == wire::DESCRIPTOR_HANDLE;
+        if self.handles.len() >= wire::HANDLES_MAX || taken {
             return Err(End::Peer);
         }
         let opened = self.service.open(access.seed, &access.secret).ok();
@@ -424,6 +441,7 @@ impl Session {
             Some(Some(seed)) => Arc::clone(seed),
             _ => return self.fail(header.tag, &ReadError::Refused),
         };
+        self.links.missed(header.a, header.c, header.b);
         let mut done = 0;
         while done < header.b {
             let count = CHUNK_PAGES.min(header.b - done);

@@ -48,6 +48,8 @@ pub enum SourceEvent<'a> {
         handle: Handle,
         /// Pages.
         pages: u64,
+        /// What it took to make the queue pair; zero where there is none.
+        linked: std::time::Duration,
     },
     /// Pages of a seed come over TCP instead of RDMA from now on, or for a while.
     Fell {

@@ -47,6 +47,11 @@ const _: () = assert!(GATHER_PAGES_MAX <= LEARN_PAGES_MAX);
 pub const WORKING_SET_FIRST: usize = 192;
 /// Most bytes of a descriptor.
 pub const DESCRIPTOR_MAX: usize = 64 << 20;
+/// A descriptor of no more bytes is not worth a READ where there is a choice: its queue pair has to be
+/// made.
+pub const DESCRIPTOR_INLINE: u32 = 256 << 10;
+/// Most bytes of a descriptor that are registered.
+pub const DESCRIPTOR_REGISTERED_MAX: usize = 16 << 20;
 /// Most seeds one connection may have open.
 pub const HANDLES_MAX: usize = 4096;
 
@@ -101,6 +106,9 @@ pub enum Kind {
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
     RdmaAnswer = 33,
+    /// Answer to a fork, instead of [`Kind::Descriptor`]: where the descriptor can be read; `tag`, clocks
+    /// as there, body [`RdmaPlace`].
+    DescriptorAt = 34,
 }
 
 impl Kind {
@@ -108,7 +116,7 @@ impl Kind {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
         let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
-        let all = all.chain([Vdso, VdsoImage, Gather, Rdma, RdmaAnswer]);
+        let all = all.chain([Vdso, VdsoImage, Gather, Rdma, RdmaAnswer, DescriptorAt]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
@@ -122,6 +130,7 @@ impl Kind {
             Kind::Learn | Kind::Gather => LEARN_BODY_MAX,
             Kind::Trail | Kind::WorkingSet => PAGES_BODY_MAX,
             Kind::Error | Kind::Pong | Kind::VdsoImage | Kind::RdmaAnswer => ANSWER_BODY_MAX,
+            Kind::DescriptorAt => REQUEST_BODY_MAX,
         }
     }
 }
@@ -286,6 +295,8 @@ pub struct ForkAsk {
     pub have: u32,
     /// Up to how many it wants to have; 0 for none.
     pub want: u32,
+    /// A descriptor of more bytes it would rather read by RDMA; `u32::MAX` for none.
+    pub inline: u32,
 }
 
 /// Body of [`Kind::Pong`]: the handles whose seed is not alive.
@@ -310,6 +321,22 @@ pub struct RdmaEnd {
     pub lid: u16,
     /// Path MTU as `enum ibv_mtu`.
     pub mtu: u8,
+}
+
+/// The handle by which the seed of the last [`Kind::DescriptorAt`] is connected to.
+pub const DESCRIPTOR_HANDLE: u32 = u32::MAX;
+
+/// Body of [`Kind::DescriptorAt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaPlace {
+    /// Where a READ finds the descriptor.
+    pub address: u64,
+    /// The key that the READ needs.
+    pub rkey: u32,
+    /// Bytes of it.
+    pub length: u32,
+    /// Whether the queue pair of an earlier answer is still good for it.
+    pub linked: bool,
 }
 
 /// Consecutive registered pages.

@@ -231,7 +231,7 @@ fn a_descriptor_takes_one_round_trip_and_a_stale_connection_is_replaced() {
     let node = start(ServerConfig { idle_timeout: Duration::ZERO, ..ServerConfig::default() });
     let client = ControlClient::new();
     let address = node.address.to_string();
-    let fork = |secret| client.fork(&address, SEED, &secret, Want::default(), WAIT);
+    let fork = |secret| client.fork(&address, (SEED, &secret), Want::default(), None, WAIT);
     let before = OwnerClocks::now();
     let fetched = fork(SECRET).unwrap();
     assert_eq!(fetched.descriptor.len(), 300_000);
@@ -252,7 +252,7 @@ fn behind(
     address: &str,
     want: Want,
 ) -> Result<(Vec<u64>, Vec<u8>), ForkError> {
-    let fetched = client.fork(address, SEED, &SECRET, want, WAIT)?;
+    let fetched = client.fork(address, (SEED, &SECRET), want, None, WAIT)?;
     assert_eq!(fetched.descriptor.len(), 300_000);
     let incoming = fetched.incoming.expect("nothing follows");
     let pages = client.list(&incoming)?;
@@ -336,7 +336,7 @@ fn a_working_set_that_nobody_asked_for_is_refused() {
     for _ in lists {
         let client = ControlClient::new();
         let want = Want { have: 3, want: 5 };
-        let fetched = client.fork(&address, SEED, &SECRET, want, WAIT).unwrap();
+        let fetched = client.fork(&address, (SEED, &SECRET), want, None, WAIT).unwrap();
         let listed = client.list(&fetched.incoming.unwrap());
         assert!(matches!(listed, Err(ForkError::Unreachable { .. })), "{listed:?}");
     }
@@ -348,7 +348,8 @@ fn nobody_waits_longer_than_told() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let client = ControlClient::new();
-    let refused = client.fork(&address, SEED, &SECRET, Want::default(), Duration::from_millis(200));
+    let refused =
+        client.fork(&address, (SEED, &SECRET), Want::default(), None, Duration::from_millis(200));
     assert!(matches!(refused, Err(ForkError::Unreachable { .. })), "{refused:?}");
 }
 
@@ -426,6 +427,6 @@ fn the_vdso_is_given_to_whoever_holds_the_capability() {
     let refused = client.vdso(&address, SEED, &Secret([3; 32]), WAIT).unwrap_err();
     assert!(matches!(refused, ForkError::Refused { .. }), "{refused}");
     // The connections can be used again.
-    let fetched = client.fork(&address, SEED, &SECRET, Want::default(), WAIT).unwrap();
+    let fetched = client.fork(&address, (SEED, &SECRET), Want::default(), None, WAIT).unwrap();
     assert_eq!(fetched.descriptor, vec![9; 300_000]);
 }

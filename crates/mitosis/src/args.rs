@@ -204,6 +204,11 @@ pub struct NodeRun {
     /// Most MiB pinned for other nodes' RDMA reads [default: 1024]
     #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_RDMA_LIMIT_MIB")]
     pub rdma_limit_mib: Option<u64>,
+    /// Where pages are when other nodes read them by RDMA: copy (memory of the daemon), shadow (where
+    /// they are, even if the kernel has to copy what is shared with the parent), or auto (where they are
+    /// if that costs no copy) [default: auto]
+    #[arg(long, value_name = "WHERE", env = "MITOSIS_NODE_RDMA_MEMORY")]
+    pub rdma_memory: Option<mitosis_transport::rdma::Pinning>,
     /// What to log: error, warn, info or debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "MITOSIS_NODE_LOG_LEVEL")]
     pub log_level: Option<String>,

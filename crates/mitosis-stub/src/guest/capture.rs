@@ -227,6 +227,11 @@ fn shadow(data: &mut CaptureData) -> ! {
     syscall!(sys::PRCTL, PR_SET_NAME, name.as_ptr());
     // SAFETY: the tracer takes the trap; the registers are not used afterwards.
     unsafe { core::arch::asm!("int3") };
+    sleep()
+}
+
+/// How a shadow spends its life: it takes no signal but SIGKILL.
+pub fn sleep() -> ! {
     let all = u64::MAX;
     loop {
         syscall!(sys::SIGSUSPEND, &raw const all, 8);

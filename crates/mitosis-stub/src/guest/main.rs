@@ -5,6 +5,7 @@
 #[path = "../abi.rs"]
 #[allow(dead_code)]
 mod abi;
+mod calls;
 mod capture;
 mod guard;
 mod hook;
@@ -48,6 +49,9 @@ global_asm!(
     ".byte 0xe9",
     ".long {template} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {calls} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
@@ -57,6 +61,7 @@ global_asm!(
     random = sym hook::random,
     ready = sym hook::ready,
     template = sym template::entry,
+    calls = sym calls::entry,
 );
 
 #[panic_handler]

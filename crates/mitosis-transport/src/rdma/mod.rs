@@ -5,14 +5,20 @@
 //! domain, and reads what was registered without any thread of the owner's. What is not registered,
 //! or no more, comes over the same TCP connection, page by page, and is counted.
 
+mod fetch;
+mod memory;
 mod offer;
 mod owner;
+mod plan;
 mod regions;
 mod serve;
 mod source;
 
+pub(crate) use fetch::Fetcher;
+pub use fetch::{FetchedBy, ReadBy};
+pub use memory::{Calls, Pinning, SeedMemory};
 pub(crate) use offer::ask;
-pub use owner::{Export, Exporter, Fill};
+pub use owner::{Export, Exporter, Pinned};
 pub(crate) use regions::Regions;
 pub(crate) use serve::Links;
 pub use source::{RdmaSource, connector};

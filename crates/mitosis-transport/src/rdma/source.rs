@@ -19,6 +19,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Pages of registered landing memory: 4 MiB.
 const LANDING: usize = 1024;
@@ -31,14 +32,28 @@ const ALIVE: u64 = u64::MAX;
 
 /// The way to the pages of one seed.
 enum Link {
-    /// Asked for a queue pair.
-    Asked(Queue),
+    /// Asked for a queue pair, then.
+    Asked(Queue, Instant),
     /// Connected.
-    Up { queue: Queue, regions: Regions, complete: bool, probing: bool },
+    Up(Up),
     /// Broken; tried again after so many pings.
     Down(u32),
     /// None, for good.
     Off,
+}
+
+/// A connected queue pair.
+struct Up {
+    queue: Queue,
+    regions: Regions,
+    /// What was to be registered is.
+    complete: bool,
+    /// Pages were wanted that are not registered: the owner may register them for that.
+    missed: bool,
+    /// A READ is on its way that only asks whether the owner's memory is there.
+    probing: bool,
+    /// What it took to make it.
+    took: Duration,
 }
 
 /// A read not yet complete.
@@ -81,7 +96,7 @@ pub struct RdmaSource {
     batch: HashMap<Handle, Vec<Read>>,
     notes: Vec<(Handle, String)>,
     /// Changes of what can be read by RDMA.
-    reach: Vec<(Handle, u64)>,
+    reach: Vec<(Handle, u64, Duration)>,
     epoll: OwnedFd,
     writing: bool,
 }
@@ -146,7 +161,7 @@ impl RdmaSource {
         match Queue::new(&self.verbs.pd, &self.verbs.completions, psn) {
             Ok(queue) => {
                 self.ask(handle, &RdmaAsk::Connect(queue.local().into()));
-                self.links.insert(handle, Link::Asked(queue));
+                self.links.insert(handle, Link::Asked(queue, Instant::now()));
             }
             Err(error) => self.off(handle, error.to_string()),
         }
@@ -154,35 +169,39 @@ impl RdmaSource {
 
     fn off(&mut self, handle: Handle, why: String) {
         self.links.insert(handle, Link::Off);
-        self.reach.push((handle, 0));
+        self.reach.push((handle, 0, Duration::ZERO));
         self.notes.push((handle, why));
     }
 
     /// The owner has answered.
     fn said(&mut self, handle: Handle, said: RdmaSaid) -> Result<(), SourceError> {
         match (said, self.links.remove(&handle)) {
-            (RdmaSaid::Connected(end), Some(Link::Asked(queue))) => {
+            (RdmaSaid::Connected(end), Some(Link::Asked(queue, since))) => {
                 match queue.connect(&end.into()) {
                     Ok(()) => {
-                        let regions = Regions::default();
-                        let up = Link::Up { queue, regions, complete: false, probing: false };
-                        self.links.insert(handle, up);
+                        let up = Up {
+                            queue,
+                            regions: Regions::default(),
+                            complete: false,
+                            missed: false,
+                            probing: false,
+                            took: since.elapsed(),
+                        };
+                        self.links.insert(handle, Link::Up(up));
                         self.ask(handle, &RdmaAsk::Regions { from: 0 });
                     }
                     Err(error) => self.off(handle, error.to_string()),
                 }
             }
-            (
-                RdmaSaid::Regions { regions: more, complete },
-                Some(Link::Up { queue, mut regions, probing, .. }),
-            ) => {
+            (RdmaSaid::Regions { regions: more, complete }, Some(Link::Up(mut up))) => {
                 let any = !more.is_empty();
-                if !more.into_iter().all(|region| regions.add(region)) {
+                if !more.into_iter().all(|region| up.regions.add(region)) {
                     return Err(SourceError::Protocol("RDMA regions that overlap".into()));
                 }
-                let from = regions.count() as u32;
-                self.reach.push((handle, regions.pages()));
-                self.links.insert(handle, Link::Up { queue, regions, complete, probing });
+                let from = up.regions.count() as u32;
+                self.reach.push((handle, up.regions.pages(), up.took));
+                up.complete = complete;
+                self.links.insert(handle, Link::Up(up));
                 if any && !complete {
                     self.ask(handle, &RdmaAsk::Regions { from });
                 }
@@ -201,7 +220,7 @@ impl RdmaSource {
     /// A link is broken: its queue pair ends, and what it was to bring is asked for over TCP.
     fn broken(&mut self, handle: Handle, why: String) {
         self.links.insert(handle, Link::Down(RETRY));
-        self.reach.push((handle, 0));
+        self.reach.push((handle, 0, Duration::ZERO));
         self.batch.remove(&handle);
         self.notes.push((handle, why));
         self.again(handle);
@@ -228,8 +247,12 @@ impl RdmaSource {
         let ReadRequest { handle, source, count, .. } = flight.read;
         let page = source.0 + u64::from(flight.base);
         let left = count - flight.base;
-        let (part, way) = match self.links.get(&handle) {
-            Some(Link::Up { regions, .. }) if !flight.tcp => regions.part(page, left),
+        let (part, way) = match self.links.get_mut(&handle) {
+            Some(Link::Up(up)) if !flight.tcp => {
+                let (part, way) = up.regions.part(page, left);
+                up.missed |= way.is_none();
+                (part, way)
+            }
             _ => (left, None),
         };
         (flight.part, flight.given) = (part, 0);
@@ -243,7 +266,7 @@ impl RdmaSource {
         let queued = self.batch.get(&handle).map_or(0, Vec::len);
         let room = match self.links.get(&handle) {
             // One is kept for the question whether the owner is there.
-            Some(Link::Up { queue, .. }) => queue.room().saturating_sub(1) > queued,
+            Some(Link::Up(up)) => up.queue.room().saturating_sub(1) > queued,
             _ => false,
         };
         match self.verbs.landing.slot(flight.part as usize).filter(|_| room) {
@@ -259,8 +282,8 @@ impl RdmaSource {
     /// Rings the doorbell of each link once.
     fn post(&mut self) {
         for (handle, reads) in std::mem::take(&mut self.batch) {
-            let Some(Link::Up { queue, .. }) = self.links.get_mut(&handle) else { continue };
-            if let Err(error) = queue.post(reads) {
+            let Some(Link::Up(up)) = self.links.get_mut(&handle) else { continue };
+            if let Err(error) = up.queue.post(reads) {
                 self.broken(handle, error.to_string());
             }
         }
@@ -284,8 +307,8 @@ impl RdmaSource {
     fn completed(&mut self, done: Completion, sink: &mut dyn FnMut(SourceEvent<'_>)) -> usize {
         let mut found = None;
         for (handle, link) in &mut self.links {
-            if let Link::Up { queue, .. } = link
-                && let Some((tag, slot)) = queue.complete(&done)
+            if let Link::Up(up) = link
+                && let Some((tag, slot)) = up.queue.complete(&done)
             {
                 found = Some((*handle, tag, slot));
                 break;
@@ -298,8 +321,8 @@ impl RdmaSource {
             return 0;
         }
         if tag == ALIVE {
-            if let Some(Link::Up { probing, .. }) = self.links.get_mut(&handle) {
-                *probing = false;
+            if let Some(Link::Up(up)) = self.links.get_mut(&handle) {
+                up.probing = false;
             }
             sink(SourceEvent::Pong);
             return 0;
@@ -364,22 +387,30 @@ impl RdmaSource {
     fn tend(&mut self) {
         let handles: Vec<Handle> = self.links.keys().copied().collect();
         for handle in handles {
-            match self.links.get_mut(&handle) {
-                Some(Link::Down(0)) => self.link(handle),
-                Some(Link::Down(pings)) => *pings -= 1,
-                Some(Link::Up { regions, complete: false, .. }) => {
-                    let from = regions.count() as u32;
-                    self.ask(handle, &RdmaAsk::Regions { from });
+            let from = match self.links.get_mut(&handle) {
+                Some(Link::Down(0)) => {
+                    self.link(handle);
+                    continue;
                 }
-                Some(Link::Up { queue, regions, probing: probing @ false, .. }) => {
-                    let slot = self.verbs.landing.slot(1).filter(|_| queue.room() > 0);
-                    if let (Some((address, rkey)), Some(slot)) = (regions.any(), slot) {
-                        *probing = true;
+                Some(Link::Down(pings)) => {
+                    *pings -= 1;
+                    continue;
+                }
+                Some(Link::Up(up)) => {
+                    let slot = self.verbs.landing.slot(1).filter(|_| up.queue.room() > 0);
+                    let place = up.regions.any().filter(|_| up.complete && !up.probing);
+                    if let (Some((address, rkey)), Some(slot)) = (place, slot) {
+                        up.probing = true;
                         let read = Read { id: ALIVE, address, rkey, len: 8, slot };
                         self.batch.entry(handle).or_default().push(read);
                     }
+                    let asks = !up.complete || std::mem::take(&mut up.missed);
+                    asks.then_some(up.regions.count() as u32)
                 }
-                _ => {}
+                _ => None,
+            };
+            if let Some(from) = from {
+                self.ask(handle, &RdmaAsk::Regions { from });
             }
         }
     }
@@ -442,8 +473,8 @@ impl PageSource for RdmaSource {
     ) -> Result<bool, SourceError> {
         let given = self.landed(sink)?;
         let more = self.poll_tcp(budget.saturating_sub(given).max(1), sink)?;
-        for (handle, pages) in std::mem::take(&mut self.reach) {
-            sink(SourceEvent::Reach { handle, pages });
+        for (handle, pages, linked) in std::mem::take(&mut self.reach) {
+            sink(SourceEvent::Reach { handle, pages, linked });
         }
         for (handle, why) in std::mem::take(&mut self.notes) {
             sink(SourceEvent::Fell { handle, why });

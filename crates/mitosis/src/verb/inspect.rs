@@ -41,7 +41,7 @@ fn bytes(what: &str) -> Result<Vec<u8>, CliError> {
         let from = reference::parse(what)?;
         let nodes = mitosis_transport::ControlClient::new();
         return nodes
-            .fork(&from.address, from.seed, &from.secret, Want::default(), TIMEOUT)
+            .fork(&from.address, (from.seed, &from.secret), Want::default(), None, TIMEOUT)
             .map(|fetched| fetched.descriptor)
             .map_err(|e| CliError::Failed(e.to_string()));
     }
