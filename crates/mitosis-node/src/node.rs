@@ -195,12 +195,21 @@ impl Node {
         {
             self.append_reason(&start, reason);
         }
-        if let Some((start, guard)) = self.children.ended(id, end) {
-            if let Some(guard) = guard {
+        if let Some(ended) = self.children.ended(id, end) {
+            if let Some(guard) = ended.guard {
                 guard.end();
             }
-            let text = reason.as_deref().unwrap_or("ended by itself");
-            self.log.info(format_args!("child {}: {text}", start.pid));
+            if let Some((start, end)) = ended.news {
+                self.log.info(format_args!("child {}: {end}", start.pid));
+            }
+        }
+    }
+
+    /// The main process of a child has exited: what it held is free, even if its namespace stays.
+    pub fn child_exited(&self, id: u64, status: i32) {
+        if let Some(start) = self.children.exited(id, status) {
+            let end = End { status: Some(status), reason: None };
+            self.log.info(format_args!("child {}: {end}", start.pid));
         }
     }
 
