@@ -14,6 +14,7 @@ mod children;
 mod config;
 mod control;
 mod error;
+mod filesystems;
 mod fork;
 mod generation;
 mod habits;
