@@ -213,7 +213,7 @@ pub struct Call {
     pub save: u32,
     /// `WANT_*`.
     pub want: u32,
-    /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`].
+    /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`], [`WANT_ZERO_SKIP`].
     pub expect: u64,
     /// Function without arguments that says why it failed, or 0.
     pub explain: u64,
@@ -227,6 +227,8 @@ pub const WANT_EQUAL: u32 = 1;
 pub const WANT_POINTER: u32 = 2;
 /// [`Call::want`]: after a result of 0 or null the next `expect` calls are left out.
 pub const WANT_OR_SKIP: u32 = 3;
+/// [`Call::want`]: the result, an `int`, must be 0; then the next `expect` calls are left out.
+pub const WANT_ZERO_SKIP: u32 = 5;
 /// [`Call::want`]: the result, a `bool`, must be true.
 pub const WANT_TRUE: u32 = 4;
 /// Slots of the calls.
