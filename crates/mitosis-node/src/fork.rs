@@ -6,6 +6,7 @@ use crate::error::NodeError;
 use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
+use crate::paging;
 use crate::prepare::start_ticks;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
@@ -13,7 +14,7 @@ use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{PageIndex, Phase, Reference};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
-use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
 use mitosis_restore::{Maker, Part, Provided, StartFds};
 use mitosis_sandbox::{Guard, Network};
 use mitosis_transport::Want;
@@ -45,6 +46,8 @@ struct Batch<'a> {
     working_set: WorkingSet<'a>,
     /// What they are copied from, if there is a template.
     template: Option<Arc<Template>>,
+    /// Whether their pages come straight from the shadow, on its own node.
+    from_shadow: bool,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -120,11 +123,9 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     if !(1..=1024).contains(&request.count) {
         return Err(NodeError::Usage(format!("--count {}: want 1 to 1024", request.count)));
     }
-    match request.via {
-        Via::Auto | Via::Direct | Via::Template => {}
-        Via::Shadow => {
-            return Err(NodeError::step(Phase::Plan, "--via shadow", "not available yet"));
-        }
+    if request.via == Via::Shadow && matches!(request.transport, Transport::Tcp | Transport::Rdma) {
+        let text = "--via shadow: its memory is of this node, want --transport auto or local";
+        return Err(NodeError::Usage(text.into()));
     }
     let bad = |name: &String| {
         name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || name.chars().any(char::is_control)
@@ -144,6 +145,11 @@ fn batch<'a>(
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
+    let from_shadow = match request.via {
+        Via::Shadow => paging::need_shadow(node, reference).map(|()| true)?,
+        Via::Auto => request.transport != Transport::Tcp && paging::has_shadow(node, reference),
+        Via::Direct | Via::Template => false,
+    };
     let key = (reference.address.clone(), reference.seed);
     let none = |key| WorkingSet::none(&node.nodes, &node.working_sets, key);
     let (fetched, working_set, template, recipe) = match copied {
@@ -180,6 +186,7 @@ fn batch<'a>(
         recipe,
         working_set,
         template,
+        from_shadow,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -291,7 +298,11 @@ impl Batch<'_> {
     }
 
     fn via(&self) -> Via {
-        if self.template.is_some() { Via::Template } else { Via::Direct }
+        match (&self.template, self.from_shadow) {
+            (Some(_), _) => Via::Template,
+            (None, true) => Via::Shadow,
+            (None, false) => Via::Direct,
+        }
     }
 
     /// Hands the child to the pager, with the pages that it puts in place itself.

@@ -3,7 +3,7 @@
 use crate::error::NodeError;
 use crate::memory::{Place, Shadow};
 use crate::node::Node;
-use mitosis_descriptor::{Descriptor, Owner, PageIndex, PageRun, Phase, vma_flags};
+use mitosis_descriptor::{Descriptor, Owner, PageIndex, PageRun, Phase, Reference, vma_flags};
 use mitosis_pager::{Area, OwnerSource};
 use mitosis_proto::{Bound, Transport};
 use mitosis_restore::RestorePlan;
@@ -82,6 +82,32 @@ fn not_local(owner: &Owner) -> NodeError {
     let object = format!("--transport local: seed {}", owner.seed);
     let cause = format!("its pages are at {}, or not in a shadow of this node", owner.address);
     NodeError::step(Phase::Plan, object, cause)
+}
+
+/// Whether children of the seed can have their pages straight from its shadow.
+pub(crate) fn has_shadow(node: &Node, reference: &Reference) -> bool {
+    let Reference { address, seed, secret } = reference.clone();
+    shadow_here(node, &Owner { address, seed, secret }).is_some()
+}
+
+/// As [`has_shadow`], for who wants nothing else.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn need_shadow(node: &Node, reference: &Reference) -> Result<(), NodeError> {
+    let refused = |cause: String| Err(NodeError::step(Phase::Plan, "--via shadow", cause));
+    match has_shadow(node, reference) {
+        true => Ok(()),
+        false if reference.address != node.address => {
+            refused(format!("the seed is not of this node, its shadow is at {}", reference.address))
+        }
+        // Whoever has no right to the seed learns no more than at any other fork.
+        false if node.seeds.forkable(reference.seed, &reference.secret).is_err() => {
+            let address = reference.address.clone();
+            Err(mitosis_transport::ForkError::Refused { address }.into())
+        }
+        false => refused("the seed has no shadow, its pages have moved out of a namespace".into()),
+    }
 }
 
 /// The shadow of an owner that is a seed of this very daemon. A seed whose pages move out of its

@@ -198,27 +198,27 @@ impl Layout {
         let put_off = self.calls.len();
         self.later(python, code, at, (WANT_ZERO_SKIP, 0));
         for skip in [older, other, free] {
-            self.to_here(skip);
+            self.ends_here(skip);
         }
         let args = [m, seed, Arg::Value(0)];
         self.call("numpy.random.seed()", call, &args, pointer, CALL_SAVE_NONE);
-        self.to_here(no_numpy);
+        self.ends_here(no_numpy);
         let no_ours = self.skip("mitosis_fork", item, &[d, ours], MODULE);
         let args = [m, run, format, slot(GENERATION as u32)];
         self.call("mitosis_fork.run()", call, &args, pointer, CALL_SAVE_NONE);
-        self.to_here(no_ours);
-        self.to_here(put_off);
+        self.ends_here(no_ours);
+        self.ends_here(put_off);
         self.explain(from, explain);
         Again { at, from: from as u64, count: (self.calls.len() - from) as u64, generation }
     }
 
-    /// A call after whose 0 others are left out, up to [`Layout::to_here`].
+    /// A call after whose 0 others are left out, up to [`Layout::ends_here`].
     fn skip(&mut self, name: &str, function: u64, args: &[Arg], save: u32) -> usize {
         self.call(name, function, args, (WANT_OR_SKIP, 0), save);
         self.calls.len() - 1
     }
 
-    fn to_here(&mut self, skip: usize) {
+    fn ends_here(&mut self, skip: usize) {
         self.calls[skip].expect = (self.calls.len() - skip - 1) as u64;
     }
 
