@@ -18,6 +18,7 @@ mod limits;
 mod memory;
 mod rare;
 mod refuse;
+mod serve;
 mod shadow;
 mod shared;
 mod stop;
@@ -26,6 +27,7 @@ mod tree;
 mod vdso;
 
 pub use error::CaptureError;
+pub use serve::serve;
 pub use tree::{InheritedOf, Member, prepare_tree};
 
 use inject::Planted;

@@ -8,7 +8,7 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Placed, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
@@ -48,6 +48,8 @@ struct Batch<'a> {
     template: Option<Arc<Template>>,
     /// Whether their pages come straight from the shadow, on its own node.
     from_shadow: bool,
+    /// Why they are not copies of it.
+    not_copied: Option<String>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -65,8 +67,15 @@ pub(crate) fn fork(
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
     let admitted = node.admission.admit(node, request.count as usize)?;
     let attempt = || -> Result<Forked, NodeError> {
-        let template = node.templates.choose(node, request, &reference)?;
-        let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
+        let (template, not_copied) = match request.via {
+            Via::Shadow => match node.templates.of_shadow(node, request, &reference)? {
+                Ok(shadow) => (Some(shadow), None),
+                Err(why) => (None, Some(why)),
+            },
+            _ => (node.templates.choose(node, request, &reference)?, None),
+        };
+        let mut batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
+        batch.not_copied = not_copied;
         fork_batch(&batch).map_err(|error| match template {
             // It may be ended by whoever runs out of memory: it is only a cache.
             Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
@@ -146,7 +155,7 @@ fn batch<'a>(
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
     let from_shadow = match request.via {
-        Via::Shadow => paging::need_shadow(node, reference).map(|()| true)?,
+        Via::Shadow => paging::shadow(node, reference).map(|_| true)?,
         Via::Auto => request.transport != Transport::Tcp && paging::has_shadow(node, reference),
         Via::Direct | Via::Template => false,
     };
@@ -171,7 +180,8 @@ fn batch<'a>(
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
             let proven = &node.hashes;
-            let basis = Basis { part: Part::Whole, working_set: parts, placed: &[], proven };
+            let basis =
+                Basis { part: Part::Whole, working_set: parts, placed: Placed::Pages(&[]), proven };
             let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             (fetched, working_set, None, Arc::new(recipe))
         }
@@ -187,6 +197,7 @@ fn batch<'a>(
         working_set,
         template,
         from_shadow,
+        not_copied: None,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -275,7 +286,7 @@ impl Batch<'_> {
             seed: self.seed.clone(),
             via: self.via().name().to_owned(),
             transport: self.recipe.paging.transport.to_owned(),
-            transport_why: self.recipe.paging.why.clone(),
+            transport_why: self.why(),
             netns,
             generation,
             start_us,
@@ -297,9 +308,17 @@ impl Batch<'_> {
         Ok((id, child))
     }
 
+    /// Why its pages come as they do.
+    fn why(&self) -> String {
+        match &self.not_copied {
+            Some(why) => format!("read from the shadow, which cannot be copied: {why}"),
+            None => self.recipe.paging.why.clone(),
+        }
+    }
+
     fn via(&self) -> Via {
         match (&self.template, self.from_shadow) {
-            (Some(_), _) => Via::Template,
+            (Some(template), _) => template.via,
             (None, true) => Via::Shadow,
             (None, false) => Via::Direct,
         }
@@ -326,7 +345,7 @@ impl Batch<'_> {
             owners: if told { Vec::new() } else { paging.owners.clone() },
             placed,
             placed_bytes,
-            held: template.map_or(0, |template| template.pages.len() as u64),
+            held: template.map_or(0, |template| template.held),
             shape,
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,

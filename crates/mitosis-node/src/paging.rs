@@ -90,24 +90,20 @@ pub(crate) fn has_shadow(node: &Node, reference: &Reference) -> bool {
     shadow_here(node, &Owner { address, seed, secret }).is_some()
 }
 
-/// As [`has_shadow`], for who wants nothing else.
+/// The shadow of a seed of this node.
 ///
 /// # Errors
-/// Why not.
-pub(crate) fn need_shadow(node: &Node, reference: &Reference) -> Result<(), NodeError> {
-    let refused = |cause: String| Err(NodeError::step(Phase::Plan, "--via shadow", cause));
-    match has_shadow(node, reference) {
-        true => Ok(()),
-        false if reference.address != node.address => {
-            refused(format!("the seed is not of this node, its shadow is at {}", reference.address))
-        }
-        // Whoever has no right to the seed learns no more than at any other fork.
-        false if node.seeds.forkable(reference.seed, &reference.secret).is_err() => {
-            let address = reference.address.clone();
-            Err(mitosis_transport::ForkError::Refused { address }.into())
-        }
-        false => refused("the seed has no shadow, its pages have moved out of a namespace".into()),
+/// The seed is not of this node, or has none any more, or may not be forked.
+pub(crate) fn shadow(node: &Node, reference: &Reference) -> Result<Arc<Shadow>, NodeError> {
+    let Reference { address, seed, secret } = reference.clone();
+    let refused = |cause: String| NodeError::step(Phase::Plan, "--via shadow", cause);
+    if address != node.address {
+        return Err(refused(format!("the seed is not of this node: its shadow is at {address}")));
     }
+    let may = node.seeds.forkable(seed, &secret);
+    may.map_err(|_| mitosis_transport::ForkError::Refused { address: address.clone() })?;
+    let gone = "the seed has no shadow: its pages have moved out of its parent's pid namespace";
+    shadow_here(node, &Owner { address, seed, secret }).ok_or_else(|| refused(gone.into()))
 }
 
 /// The shadow of an owner that is a seed of this very daemon. A seed whose pages move out of its

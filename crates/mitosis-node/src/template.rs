@@ -9,10 +9,13 @@
 //! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
 //! leases are over.
 
+mod shadow;
+
 use crate::admission::Admission;
 use crate::error::NodeError;
+use crate::memory::Shadow;
 use crate::node::Node;
-use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Placed, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{Descriptor, MappedFile, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
@@ -109,15 +112,27 @@ impl ProvenFiles for Files {
 pub(crate) struct Template {
     /// Where it takes orders.
     pub orders: OwnedFd,
-    /// The pages that are in place in it.
-    pub pages: Arc<[u64]>,
+    /// How many pages are in place in it.
+    pub held: u64,
+    /// What its children are: copies of a template, or of the shadow.
+    pub via: Via,
+    /// Which pages those are, unless it is a shadow, which has all.
+    pages: Arc<[u64]>,
     /// Pages of the working set that were known.
     known: usize,
     descriptor: Arc<Descriptor>,
     files: Files,
     clocks: (Time, Option<Arc<crate::time::Space>>),
     recipes: Mutex<Vec<(Options, Arc<Recipe>)>>,
-    process: Blank,
+    process: Process,
+}
+
+/// Whose memory it is.
+enum Process {
+    /// Its own; it ends with this.
+    Made(Blank),
+    /// The shadow's, which is the seed's.
+    Shadow(Arc<Shadow>),
 }
 
 impl Template {
@@ -133,7 +148,11 @@ impl Template {
         }
         let descriptor = Arc::clone(&self.descriptor);
         let proven: &dyn ProvenFiles = &self.files;
-        let basis = Basis { part: Part::Rest, working_set: 0, placed: &self.pages, proven };
+        let placed = match self.process {
+            Process::Made(_) => Placed::Pages(&self.pages),
+            Process::Shadow(_) => Placed::All,
+        };
+        let basis = Basis { part: Part::Rest, working_set: 0, placed, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -147,7 +166,11 @@ impl Template {
     /// Whether its process lives.
     pub fn alive(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&self.process.pidfd, PollFlags::IN)];
+        let pidfd = match &self.process {
+            Process::Made(blank) => &blank.pidfd,
+            Process::Shadow(shadow) => &shadow.pidfd,
+        };
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
     }
@@ -195,6 +218,7 @@ pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
 pub(crate) struct Templates {
     table: Mutex<HashMap<Key, Entry>>,
     changed: Condvar,
+    shadows: shadow::Shadows,
     image: GuardImage,
     queue: SyncSender<(ForkRequest, Reference)>,
 }
@@ -207,7 +231,8 @@ impl Templates {
     pub fn new() -> Result<(Templates, Jobs), NodeError> {
         let (queue, jobs) = sync_channel(QUEUE);
         let (table, changed, image) = (Mutex::default(), Condvar::new(), GuardImage::new()?);
-        Ok((Templates { table, changed, image, queue }, jobs))
+        let shadows = shadow::Shadows::default();
+        Ok((Templates { table, changed, shadows, image, queue }, jobs))
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
@@ -263,6 +288,19 @@ impl Templates {
             // Whatever the cause: if it stands in the way of a child too, that will say so.
             _ => Ok(both.unwrap_or(None)),
         }
+    }
+
+    /// The same for `--via shadow`, or why children cannot be copies of the shadow.
+    ///
+    /// # Errors
+    /// The seed is another node's, or may not be forked.
+    pub fn of_shadow(
+        &self,
+        node: &Node,
+        request: &ForkRequest,
+        reference: &Reference,
+    ) -> Result<Result<Copied, String>, NodeError> {
+        self.shadows.choose(node, request, reference)
     }
 
     /// Asks the seed's node for a lease; how many pages its working set has. A seed of this very node
@@ -387,7 +425,8 @@ impl Templates {
         let parts = working_set.len();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let basis = Basis { part: Part::Memory, working_set: parts, placed: &[], proven: &files };
+        let placed = Placed::Pages(&[]);
+        let basis = Basis { part: Part::Memory, working_set: parts, placed, proven: &files };
         let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
@@ -410,12 +449,14 @@ impl Templates {
         Ok(Template {
             orders: orders?,
             known: working_set.pages(),
+            held: pages.len() as u64,
+            via: Via::Template,
             pages: Arc::from(pages),
             descriptor,
             files,
             clocks,
             recipes: Mutex::default(),
-            process,
+            process: Process::Made(process),
         })
     }
 
@@ -471,6 +512,7 @@ impl Templates {
     pub fn drop_seed(&self, key: &Key) {
         let gone = self.table().remove(key);
         drop(gone);
+        self.shadows.drop_seed(key.1);
     }
 
     /// Drops what is not used, or all if memory is short.

@@ -24,6 +24,10 @@ pub const ENTRY_READY: u64 = 112;
 /// Entry: the rest of a template's life, once its region is there: see [`Plan`].
 pub const ENTRY_TEMPLATE: u64 = 128;
 
+/// Entry: the life of a shadow that makes children. Its region is there, its socket is descriptor 3,
+/// and rdi is one past the region's last byte.
+pub const ENTRY_SERVE: u64 = 144;
+
 /// `argv[0]` of a guard.
 pub const GUARD_NAME: &[u8] = b"mitosis-guard\0";
 /// `argv[0]` of a template. The letter that tells it from a guard is [`NAME_LETTER`].

@@ -47,6 +47,9 @@ global_asm!(
     ".byte 0xe9",
     ".long {template} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {serve} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
@@ -56,6 +59,7 @@ global_asm!(
     random = sym hook::random,
     ready = sym hook::ready,
     template = sym template::entry,
+    serve = sym template::entry_serve,
 );
 
 #[panic_handler]

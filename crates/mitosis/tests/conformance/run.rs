@@ -118,11 +118,12 @@ fn flags(name: &str) -> Vec<String> {
 }
 
 /// The ways to make a child.
-const VIAS: [&str; 2] = ["direct", "template"];
+const VIAS: [&str; 3] = ["direct", "template", "shadow"];
 
-/// What every program goes through, on three nodes with daemons.
+/// What every program goes through, on three nodes with daemons; by the shadow on its own.
 fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path, via: &str) {
-    let (a, b, c) = (&daemons[0], &daemons[1], &daemons[2]);
+    let a = &daemons[0];
+    let (b, c) = if via == "shadow" { (a, a) } else { (&daemons[1], &daemons[2]) };
     let parent = parent(lab, name, program);
     right("parent", "check", &parent.ask("check"));
     let flags = flags(name);

@@ -169,6 +169,67 @@ fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed(
     assert_eq!(row(&b, own[0].pid)["via"], "template");
 }
 
+/// A child that is a copy of the shadow; it listens in a network of its own.
+#[track_caller]
+fn by_shadow(daemon: &Daemon<'_>, seed: &Seed, args: &[&str]) -> Child {
+    let args = [&["--via", "shadow", "--net", "own"], args].concat();
+    let child = fork(daemon, &seed.reference, &args)[0].clone();
+    let row = row(daemon, child.pid);
+    assert_eq!((&row["via"], &row["transport"]), (&"shadow".into(), &"local".into()), "{row}");
+    child
+}
+
+#[test]
+fn copies_of_the_shadow_have_all_of_its_memory_and_fetch_nothing() {
+    let lab = lab(2);
+    let (mut a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let mut parent = Parent::c(a.node(), &[&format!("map={FILES}/mapped")]);
+    let hash = parent.ask("hash");
+    let seed = prepare(&a, parent.pid(), &[]);
+    assert_eq!(parent.ask("count"), "1");
+    let pid = parent.pid().to_string();
+    parent.process.kill().unwrap();
+    for round in 0..3 {
+        let said =
+            a.mitosis_json(&["fork", &seed.reference, "--detach", "--via", "shadow"]).unwrap();
+        assert_eq!(said["children"][0]["transport_why"], "this daemon owns the pages", "{said}");
+        let child = Child {
+            pid: said["children"][0]["pid"].as_u64().unwrap() as u32,
+            transport: String::new(),
+            netns: None,
+        };
+        assert_eq!(ask(a.node(), "hash"), hash);
+        assert_eq!((ask(a.node(), "count"), ask(a.node(), "pid")), ("1".into(), pid.clone()));
+        assert_eq!(ask(a.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        let row = row(&a, child.pid);
+        assert_eq!(
+            (&row["via"], &row["faults"], &row["pages_fetched"]),
+            (&"shadow".into(), &0.into(), &0.into()),
+            "{row}"
+        );
+        // It needs nobody any more, and is a parent like any other.
+        assert_eq!(row["independent"], true, "{row}");
+        let again = prepare(&a, child.pid, &[]);
+        end_children(&a);
+        fork_one(&b, &again.reference, &[]);
+        assert_eq!((ask(b.node(), "hash"), ask(b.node(), "count")), (hash.clone(), "2".into()));
+        end_children(&b);
+        a.mitosis(&["seed", "rm", &again.id]).unwrap().success().unwrap();
+        // The shadow serves others as before, and outlives the daemon that gives it orders.
+        fork_one(&b, &seed.reference, &[]);
+        assert_eq!(ask(b.node(), "hash"), hash);
+        end_children(&b);
+        if round == 1 {
+            a.restart().unwrap();
+        }
+    }
+    let child = by_shadow(&a, &seed, &[]);
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    assert_eq!(row(&a, child.pid)["state"], "running", "it needs no page of the seed");
+    let refused = a.mitosis(&["fork", &seed.reference, "--via", "shadow", "--detach"]).unwrap();
+    assert_eq!(refused.code(), 1, "{refused:?}");
+}
+
 /// A server that ends as soon as it finds itself somewhere else.
 const BRIEF: &str = "import os, socket, time\n\
     home = os.getppid()\n\
