@@ -106,6 +106,10 @@ fn refuse(pid: i32, descriptor: &Descriptor) -> Result<(), CaptureError> {
     if !descriptor.process.seccomp.is_empty() {
         return refused("with a seccomp filter");
     }
+    // They would have to be reserved again for each child.
+    if procfs::mappings(pid).map_err(&fail)?.iter().any(|mapping| mapping.has(b"ht")) {
+        return refused("with huge pages of its own (hugetlb)");
+    }
     // What is usual is not set in a child, whose threads begin with what the shadow has.
     let values = &descriptor.rare.threads;
     let scheduling: Vec<&Sched> = descriptor.threads.iter().map(|thread| &thread.sched).collect();
