@@ -6,7 +6,6 @@ use crate::error::NodeError;
 use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
-use crate::paging;
 use crate::prepare::start_ticks;
 use crate::recipe::{self, Basis, Placed, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
@@ -46,9 +45,7 @@ struct Batch<'a> {
     working_set: WorkingSet<'a>,
     /// What they are copied from, if there is a template.
     template: Option<Arc<Template>>,
-    /// Whether their pages come straight from the shadow, on its own node.
-    from_shadow: bool,
-    /// Why they are not copies of it.
+    /// Why they are not copies of the shadow, as they were to be: they read it.
     not_copied: Option<String>,
     arrived: Instant,
     fetch_us: u64,
@@ -74,8 +71,8 @@ pub(crate) fn fork(
             },
             _ => (node.templates.choose(node, request, &reference)?, None),
         };
-        let mut batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
-        batch.not_copied = not_copied;
+        let batch =
+            batch(node, request, stdio, &reference, (template.clone(), not_copied), arrived)?;
         fork_batch(&batch).map_err(|error| match template {
             // It may be ended by whoever runs out of memory: it is only a cache.
             Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
@@ -150,15 +147,10 @@ fn batch<'a>(
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     reference: &Reference,
-    copied: Option<Copied>,
+    (copied, not_copied): (Option<Copied>, Option<String>),
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
-    let from_shadow = match request.via {
-        Via::Shadow => paging::shadow(node, reference).map(|_| true)?,
-        Via::Auto => request.transport != Transport::Tcp && paging::has_shadow(node, reference),
-        Via::Direct | Via::Template => false,
-    };
     let key = (reference.address.clone(), reference.seed);
     let none = |key| WorkingSet::none(&node.nodes, &node.working_sets, key);
     let (fetched, working_set, template, recipe) = match copied {
@@ -196,8 +188,7 @@ fn batch<'a>(
         recipe,
         working_set,
         template,
-        from_shadow,
-        not_copied: None,
+        not_copied,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -317,10 +308,10 @@ impl Batch<'_> {
     }
 
     fn via(&self) -> Via {
-        match (&self.template, self.from_shadow) {
-            (Some(template), _) => template.via,
-            (None, true) => Via::Shadow,
-            (None, false) => Via::Direct,
+        match &self.template {
+            Some(template) => template.via,
+            None if self.request.via == Via::Shadow => Via::Shadow,
+            None => Via::Direct,
         }
     }
 

@@ -84,12 +84,6 @@ fn not_local(owner: &Owner) -> NodeError {
     NodeError::step(Phase::Plan, object, cause)
 }
 
-/// Whether children of the seed can have their pages straight from its shadow.
-pub(crate) fn has_shadow(node: &Node, reference: &Reference) -> bool {
-    let Reference { address, seed, secret } = reference.clone();
-    shadow_here(node, &Owner { address, seed, secret }).is_some()
-}
-
 /// The shadow of a seed of this node.
 ///
 /// # Errors

@@ -250,6 +250,13 @@ impl Templates {
         request: &ForkRequest,
         reference: &Reference,
     ) -> Result<Option<Copied>, NodeError> {
+        // Whatever stands in its way: there are other ways.
+        if request.via == Via::Auto
+            && shadow::is_best(node, request, reference)
+            && let Ok(Ok(copied)) = self.of_shadow(node, request, reference)
+        {
+            return Ok(Some(copied));
+        }
         let usual =
             in_bulk(node, reference, request.transport) || reference.address == node.address;
         let now = match request.via {
@@ -329,7 +336,9 @@ impl Templates {
 
     /// Children were made: the next ones shall find a template that is up to date.
     pub fn forked(&self, node: &Node, request: &ForkRequest, reference: &Reference) {
-        if !matches!(request.via, Via::Auto | Via::Template) {
+        if !matches!(request.via, Via::Auto | Via::Template)
+            || (request.via == Via::Auto && self.shadows.serves(node, request, reference))
+        {
             return;
         }
         let usual =

@@ -301,7 +301,7 @@ choice! {
     /// `--via`.
     Via {
         Auto = "The best there is",
-        Shadow = "Pages straight from the shadow, on the seed's own node",
+        Shadow = "Copy of the shadow, on the seed's own node",
         Template = "Copy of a template on this node, made if there is none",
         Direct = "Built from the descriptor",
     }

@@ -190,14 +190,7 @@ fn copies_of_the_shadow_have_all_of_its_memory_and_fetch_nothing() {
     let pid = parent.pid().to_string();
     parent.process.kill().unwrap();
     for round in 0..3 {
-        let said =
-            a.mitosis_json(&["fork", &seed.reference, "--detach", "--via", "shadow"]).unwrap();
-        assert_eq!(said["children"][0]["transport_why"], "this daemon owns the pages", "{said}");
-        let child = Child {
-            pid: said["children"][0]["pid"].as_u64().unwrap() as u32,
-            transport: String::new(),
-            netns: None,
-        };
+        let child = fork(&a, &seed.reference, &["--via", "shadow"])[0].clone();
         assert_eq!(ask(a.node(), "hash"), hash);
         assert_eq!((ask(a.node(), "count"), ask(a.node(), "pid")), ("1".into(), pid.clone()));
         assert_eq!(ask(a.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
@@ -228,6 +221,35 @@ fn copies_of_the_shadow_have_all_of_its_memory_and_fetch_nothing() {
     assert_eq!(row(&a, child.pid)["state"], "running", "it needs no page of the seed");
     let refused = a.mitosis(&["fork", &seed.reference, "--via", "shadow", "--detach"]).unwrap();
     assert_eq!(refused.code(), 1, "{refused:?}");
+}
+
+/// Small ones are without being told, and those that cannot be read it.
+#[test]
+fn children_of_a_small_seed_on_its_own_node_are_copies_of_the_shadow_if_they_can_be() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let why = |via: &str, seed: &Seed| {
+        let args = ["fork", &seed.reference, "--detach", "--net", "own", "--via", via];
+        let said = a.mitosis_json(&args).unwrap();
+        let child = &said["children"][0];
+        (child["via"].as_str().unwrap().to_owned(), child["transport_why"].to_string())
+    };
+    let script = fixture("web.py").display().to_string();
+    let python = Path::new("/usr/bin/python3");
+    let small = Parent::start(a.node(), python, &[&script, &PORT.to_string()]);
+    let seed = prepare(&a, small.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "shadow", "{}", seed.said);
+    assert_eq!(why("direct", &seed).0, "direct");
+    drop(small);
+    let filtered = Parent::c(a.node(), &["mb=8", "mode=seccomp"]);
+    let seed = prepare(&a, filtered.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "direct");
+    let (via, why_not) = why("shadow", &seed);
+    assert!(via == "shadow" && why_not.contains("seccomp"), "{via}: {why_not}");
+    drop(filtered);
+    let large = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, large.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "direct");
 }
 
 /// A server that ends as soon as it finds itself somewhere else.
