@@ -45,6 +45,8 @@ pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
             shadow: input.shadow,
             bound: input.facts.foreign_pid_ns,
             files,
+            dontfork: false,
+            forks: 1,
             freeze_us: 0,
             phases: Vec::new(),
         }),

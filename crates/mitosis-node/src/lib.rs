@@ -25,6 +25,7 @@ mod memory;
 mod node;
 mod pager;
 mod paging;
+mod parents;
 mod peers;
 mod prepare;
 mod rdma;

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub facts: NodeFacts,
     /// Parents that are being prepared.
     pub preparing: crate::turns::Turns,
+    /// What is known of those that were prepared before.
+    pub parents: crate::parents::Parents,
     /// Time namespaces for children.
     pub times: crate::time::Spaces,
     /// The pager.
@@ -95,6 +97,7 @@ impl Node {
             listeners: Listeners::default(),
             facts: parts.facts,
             preparing: crate::turns::Turns::default(),
+            parents: crate::parents::Parents::default(),
             times: crate::time::Spaces::probe(),
             pager: PagerSlot::default(),
             store: parts.store,

@@ -93,7 +93,11 @@ pub(crate) fn prepare(
         FromPager { pager: &pager, child, asked: &asked }
     };
     let captured = match request.tree {
-        false => mitosis_capture::prepare(request.pid, &options, &mut from_pager(request.pid)),
+        false => {
+            let dontfork = node.parents.has_dontfork(request.pid);
+            let mut inherited = from_pager(request.pid);
+            mitosis_capture::prepare_again(request.pid, &options, dontfork, &mut inherited)
+        }
         true => alone(request.pid, &options, &|pid| Box::new(from_pager(pid))),
     };
     if let Some(child) = home.filter(|_| asked.load(Ordering::Relaxed)) {
@@ -102,6 +106,7 @@ pub(crate) fn prepare(
     }
     drop(turn);
     let seeded = captured?;
+    node.parents.prepared(request.pid, seeded.dontfork);
     let (seed, mut prepared) = enlist(node, &pager, seeded, &request, home)?;
     if seed.bound() == Bound::Bound {
         move_away(node, Arc::clone(&seed));
@@ -158,7 +163,7 @@ fn enlist(
     request: &PrepareRequest,
     home: Option<u64>,
 ) -> Result<(Arc<Seed>, Prepared), NodeError> {
-    let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases } = seeded;
+    let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases, .. } = seeded;
     let shadow = Shadow { pid: shadow.pid, pidfd: shadow.pidfd, mem: shadow.mem };
     let shadow = Arc::new(shadow);
     let (id, secret) = (SeedId(random()?), Secret(random()?));
