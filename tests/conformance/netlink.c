@@ -1,11 +1,23 @@
-/* Netlink sockets: a bound one that asks for interfaces, one that hears of changes, one not bound. */
+/* Netlink sockets: a bound one that asks for interfaces, one that hears of changes, one not bound; and
+ * one in which an answer waits, which stays with the parent. */
 #include "conform.h"
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 
-static int asks, hears, fresh, tag = 4;
+static int asks, hears, fresh, answered, tag = 4;
 static uint32_t port;
+
+static const char *send_request(int fd) {
+    struct {
+        struct nlmsghdr head;
+        struct ifinfomsg link;
+    } request = {.head = {.nlmsg_len = sizeof request, .nlmsg_type = RTM_GETLINK,
+                          .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = 7},
+                 .link = {.ifi_family = AF_UNSPEC, .ifi_index = 1}};
+    EXPECT(send(fd, &request, sizeof request, 0) == sizeof request);
+    return NULL;
+}
 
 static const char *setup(void) {
     struct sockaddr_nl at = {.nl_family = AF_NETLINK, .nl_pid = 4711};
@@ -20,19 +32,14 @@ static const char *setup(void) {
     socklen_t len = sizeof at;
     EXPECT(getsockname(hears, (struct sockaddr *)&at, &len) == 0);
     port = at.nl_pid;
-    return NULL;
+    answered = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
+    return send_request(answered);
 }
 
 /* Whether the kernel answers that there is a loopback. */
 static const char *ask(int fd, uint32_t from) {
-    struct {
-        struct nlmsghdr head;
-        struct ifinfomsg link;
-    } request = {.head = {.nlmsg_len = sizeof request, .nlmsg_type = RTM_GETLINK,
-                          .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = 7},
-                 .link = {.ifi_family = AF_UNSPEC, .ifi_index = 1}};
     static char reply[16384];
-    EXPECT(send(fd, &request, sizeof request, 0) == sizeof request);
+    TRY(send_request(fd));
     EXPECT(recv(fd, reply, sizeof reply, 0) > 0);
     struct nlmsghdr *head = (struct nlmsghdr *)reply;
     EXPECT(head->nlmsg_type == RTM_NEWLINK && head->nlmsg_seq == 7);
@@ -49,6 +56,9 @@ static const char *holds(int wanted) {
     EXPECT(at.nl_pid == port && at.nl_groups == RTMGRP_LINK);
     len = sizeof on;
     EXPECT(getsockopt(asks, SOL_NETLINK, NETLINK_EXT_ACK, &on, &len) == 0 && on == 1);
+    if (is_parent()) return readable(answered) ? ask(asks, 4711) : "no answer waits";
+    EXPECT(!readable(answered));
+    TRY(ask(answered, 0));
     return ask(asks, 4711);
 }
 

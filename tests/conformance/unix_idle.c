@@ -1,10 +1,10 @@
 /* Unix sockets that neither listen nor are connected: without a name, with an abstract one, with a
- * path, which the children of one node share. */
+ * path, which the children of one node share. What others have sent to one stays with the parent. */
 /* Not beside its parent: the path of its socket is taken. */
 #include "conform.h"
 #include <stddef.h>
 
-static int unnamed, bound, stream, at_path, tag = 1;
+static int unnamed, bound, stream, at_path, waits, tag = 1;
 
 static socklen_t abstract(struct sockaddr_un *at, const char *name) {
     memset(at, 0, sizeof *at);
@@ -28,6 +28,10 @@ static const char *setup(void) {
     at = (struct sockaddr_un){.sun_family = AF_UNIX, .sun_path = "/tmp/conform-idle-path"};
     unlink(at.sun_path);
     EXPECT(bind(at_path, (struct sockaddr *)&at, sizeof at) == 0);
+    waits = socket(AF_UNIX, SOCK_DGRAM, 0);
+    len = abstract(&at, "conform-waits");
+    EXPECT(bind(waits, (struct sockaddr *)&at, len) == 0);
+    EXPECT(sendto(unnamed, "waits", 5, 0, (struct sockaddr *)&at, len) == 5);
     return NULL;
 }
 
@@ -44,6 +48,9 @@ static const char *holds(int wanted) {
     socklen_t len = sizeof on;
     EXPECT(tag == wanted && (flags_of(unnamed) & O_NONBLOCK) && is_cloexec(bound));
     EXPECT(getsockopt(bound, SOL_SOCKET, SO_PASSCRED, &on, &len) == 0 && on == 1);
+    EXPECT(readable(waits) == is_parent());
+    len = abstract(&at, "conform-waits");
+    if (!is_parent()) TRY(send_to(&at, len, waits));
     len = abstract(&at, "conform-idle");
     TRY(send_to(&at, len, bound));
     at = (struct sockaddr_un){.sun_family = AF_UNIX, .sun_path = "/tmp/conform-idle-path"};

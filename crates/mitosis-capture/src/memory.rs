@@ -1,6 +1,6 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{AIO, Kept, SYSV, is_shared};
+use crate::shared::{AIO, Kept, is_shared};
 use crate::{CaptureError, InheritedPages, dontfork};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Ring, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
@@ -195,9 +195,9 @@ fn flags(mapping: &Mapping) -> u16 {
         (b"dc", vma_flags::DONTFORK),
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
-    // Of System V memory that says how it was attached.
-    let sysv = mapping.name.starts_with(SYSV) && shared != 0;
-    let read_only = if sysv && !mapping.has(b"mw") { vma_flags::READ_ONLY } else { 0 };
+    // Of System V memory that says how it was attached, of a memfd that it may be sealed.
+    let never_written = is_shared(mapping) && !mapping.has(b"mw");
+    let read_only = if never_written { vma_flags::READ_ONLY } else { 0 };
     let first = shared | read_only;
     table.iter().filter(|(f, _)| mapping.has(f)).fold(first, |all, (_, bit)| all | bit)
 }

@@ -35,40 +35,20 @@ pub(crate) fn list(pid: i32) -> Result<Vec<PosixTimer>, CaptureError> {
         let why = format!("has {} timers, more than {TIMERS_MAX}", timers.len());
         return Err(CaptureError::Refused { pid, why });
     }
-    if timers.iter().all(|timer| timer.clock <= CLOCK_TAI) {
-        return Ok(timers);
-    }
-    let threads = procfs::threads(pid).map_err(&fail)?.len();
-    let inner = procfs::Status::read(pid).map_err(&fail)?.numbers("NSpid", 10);
-    let inner = inner.last().map_or(pid, |&inner| inner as i32);
-    for timer in &timers {
-        if let Err(whose) = own_clock(timer.clock as i32, inner, threads) {
-            let why = format!("has a timer (id {}) on the clock of {whose}", timer.id);
-            return Err(CaptureError::Refused { pid, why });
-        }
-    }
     Ok(timers)
 }
 
-/// The highest clock that is everybody's.
-const CLOCK_TAI: u32 = 11;
-
-/// Whether a clock is the child's as well, or whose it is. Negative ones say in their bits which
-/// process's or thread's CPU time they tell (linux/posix-timers.h).
-fn own_clock(clock: i32, pid: i32, threads: usize) -> Result<(), String> {
-    if clock >= 0 {
-        return Ok(());
+/// The clock by which a child knows it. Negative ones say in their bits which process's or thread's CPU
+/// time they tell (linux/posix-timers.h); 0 stands for whoever made the timer, which for a child is its
+/// main thread. Which of several threads it was the kernel does not tell: if one is told, most likely
+/// that (timer_create(2) has no other use for it).
+fn clock_of(clock: i32, pid: i32, told: i32) -> i32 {
+    let (whose, of_thread) = (!(clock >> 3), clock & 4 != 0);
+    match (clock < 0, of_thread, whose) {
+        (true, true, 0) if told != 0 => !told << 3 | clock & 7,
+        (true, false, whose) if whose == pid => !0 << 3 | clock & 7,
+        _ => clock,
     }
-    let (whose, of_thread, device) = (!(clock >> 3), clock & 4 != 0, clock & 3 == 3);
-    if device {
-        return Err("a device".into());
-    }
-    if of_thread {
-        // 0 stands for the thread that made it, and the kernel does not tell which that was.
-        let known = whose != 0 || threads == 1;
-        return known.then_some(()).ok_or_else(|| "one of several threads".into());
-    }
-    (whose == 0 || whose == pid).then_some(()).ok_or_else(|| format!("process {whose}"))
 }
 
 /// Lines `ID: 0`, `signal: 14/000000000000002a`, `notify: signal/pid.123`, `ClockID: 1`.
@@ -134,6 +114,8 @@ pub(crate) fn take(
         if timer.tid != 0 {
             timer.tid = inner_tid(&process.taken, timer.tid).unwrap_or(0);
         }
+        let pid = process.taken.threads[0].tid;
+        timer.clock = clock_of(timer.clock as i32, pid, timer.tid) as u32;
     }
     let micros = |s: u64, us: u64| s.saturating_mul(1_000_000).saturating_add(us);
     let intervals = intervals.iter().enumerate().map(|(which, t)| IntervalTimer {
@@ -156,15 +138,15 @@ fn inner_tid(taken: &Taken, host_tid: i32) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn only_clocks_of_the_process_are_its_own() {
+    fn clocks_are_named_as_a_child_knows_them() {
         let thread = |tid: i32| !tid << 3 | 6;
         let process = |pid: i32| !pid << 3 | 2;
-        for own in [1, process(0), process(77), thread(78), thread(0)] {
-            assert_eq!(super::own_clock(own, 77, 1), Ok(()), "{own}");
+        for same in [1, process(0), process(5), thread(78), thread(0)] {
+            assert_eq!(super::clock_of(same, 77, 0), same, "{same}");
         }
-        assert_eq!(super::own_clock(process(5), 77, 1), Err("process 5".into()));
-        assert_eq!(super::own_clock(thread(0), 77, 2), Err("one of several threads".into()));
-        assert_eq!(super::own_clock(!3 << 3 | 3, 77, 1), Err("a device".into()));
+        assert_eq!(super::clock_of(process(77), 77, 0), process(0));
+        assert_eq!(super::clock_of(thread(0), 77, 79), thread(79));
+        assert_eq!(super::clock_of(1, 77, 79), 1);
     }
 
     #[test]

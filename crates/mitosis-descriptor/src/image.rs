@@ -86,6 +86,8 @@ pub struct Rare {
     pub ipc: crate::Ipc,
     /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
     pub rings: Vec<Ring>,
+    /// The processes below it.
+    pub tree: crate::Tree,
 }
 
 /// The ring of a context of asynchronous I/O, whose address is its id.
@@ -451,7 +453,7 @@ pub mod vma_flags {
     pub const DROPPABLE: u16 = 1024;
     /// `MADV_DONTFORK`.
     pub const DONTFORK: u16 = 2048;
-    /// System V memory that was attached for reading only (`SHM_RDONLY`).
+    /// Shared memory that was attached (`SHM_RDONLY`) or mapped so that it can never be written.
     pub const READ_ONLY: u16 = 4096;
 }
 
@@ -513,10 +515,13 @@ pub struct OpenFile {
 pub struct FileSignals {
     /// `F_OWNER_TID`, `F_OWNER_PID`, `F_OWNER_PGRP`.
     pub kind: u32,
-    /// A thread, the process itself or its group, by the number in its own pid namespace.
+    /// A thread, the process itself or its group, by the number in its own pid namespace; 0 for
+    /// nobody that a child could tell.
     pub id: i32,
     /// `F_GETSIG`; 0 for `SIGIO`.
     pub signal: u32,
     /// `O_ASYNC`.
     pub armed: bool,
+    /// It is another process of the tree.
+    pub other: bool,
 }

@@ -37,11 +37,14 @@ impl Rare {
             return invalid(format!("values of {} threads", self.threads.len()));
         }
         self.validate_objects(all, limits)?;
+        self.tree.validate(all, limits)?;
         self.ipc.validate(all, limits)?;
         limits.check("rings of asynchronous I/O", self.rings.len(), limits.vmas_max)?;
         ordered("ring", self.rings.iter().map(|ring| (ring.start, ring.end)))?;
         for signals in all.open_files.iter().filter_map(|file| file.signals) {
-            pid("owner of an open file", signals.id)?;
+            if signals.id != 0 {
+                pid("owner of an open file", signals.id)?;
+            }
             if signals.kind > OWNER_KIND_MAX || signals.signal > SIGNALS_MAX {
                 return invalid(format!("an open file that tells {signals:?}"));
             }

@@ -37,6 +37,7 @@ mod store;
 mod template;
 mod time;
 mod trail;
+mod tree;
 mod turns;
 mod vdso;
 pub mod view;

@@ -140,7 +140,8 @@ impl Node {
     /// Revokes a seed: no further page from now on, and no new child anywhere once this returns.
     /// Children that still need it are ended by whoever pages them.
     pub fn revoke(&self, id: SeedId) -> Result<(), NodeError> {
-        let seed = self.seeds.remove(id);
+        let seed = self.seeds.get(id).filter(|seed| seed.tree.is_none());
+        let seed = seed.and_then(|seed| self.seeds.remove(seed.id));
         let seed = seed.ok_or_else(|| NodeError::control("seed", "no such seed on this node"))?;
         self.end_seed(&seed, SeedState::Revoked, "seed revoked");
         // Until then other nodes may start children, which do not live long. Half a second at most.
@@ -163,10 +164,24 @@ impl Node {
         if let Place::Shadow(shadow) = place {
             self.drop_shadow(&shadow);
         }
+        self.end_kin(seed, state, reason);
         self.templates.drop_seed(&(self.address.clone(), seed.id));
         self.store.drop_seed(seed.id);
         self.release_home(seed);
         self.log.info(format_args!("seed {}: {reason}", seed.id));
+    }
+
+    /// A tree is whole or not at all: its root takes the others with it, and whoever is lost all.
+    fn end_kin(&self, seed: &Seed, state: SeedState, reason: &str) {
+        for other in self.seeds.kin(seed) {
+            let lives = matches!(other.state(), SeedState::Alive | SeedState::Expiring);
+            if lives && (state == SeedState::Lost || other.tree == Some(seed.id)) {
+                if state == SeedState::Revoked {
+                    self.seeds.remove(other.id);
+                }
+                self.end_seed(&other, state, reason);
+            }
+        }
     }
 
     /// The namespace of a child is no longer kept for a seed, unless another seed lives there.
@@ -195,6 +210,7 @@ impl Node {
         // First: whoever sees that it has ended finds the reason in its log.
         if let Some(reason) = &reason
             && let Some(start) = self.children.announce_end(id)
+            && start.main.is_none()
         {
             self.append_reason(&start, reason);
         }
@@ -202,7 +218,9 @@ impl Node {
             if let Some(guard) = ended.guard {
                 guard.end();
             }
-            if let Some((start, end)) = ended.news {
+            if let Some((start, end)) = ended.news
+                && start.main.is_none()
+            {
                 self.log.info(format_args!("child {}: {end}", start.pid));
             }
         }
@@ -210,7 +228,7 @@ impl Node {
 
     /// The main process of a child has exited: what it held is free, even if its namespace stays.
     pub fn child_exited(&self, id: u64, status: i32) {
-        if let Some(start) = self.children.exited(id, status) {
+        if let Some(start) = self.children.exited(id, status).filter(|start| start.main.is_none()) {
             let end = End { status: Some(status), reason: None };
             self.log.info(format_args!("child {}: {end}", start.pid));
         }

@@ -152,7 +152,7 @@ impl Template {
             Process::Made(_) => Placed::Pages(&self.pages),
             Process::Shadow(_) => Placed::All,
         };
-        let basis = Basis { part: Part::Rest, working_set: 0, placed, proven };
+        let basis = Basis { part: Part::Rest, working_set: 0, tree: None, placed, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -434,8 +434,8 @@ impl Templates {
         let parts = working_set.len();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let placed = Placed::Pages(&[]);
-        let basis = Basis { part: Part::Memory, working_set: parts, placed, proven: &files };
+        let (part, placed) = (Part::Memory, Placed::Pages(&[]));
+        let basis = Basis { part, working_set: parts, tree: None, placed, proven: &files };
         let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;

@@ -46,7 +46,10 @@ pub(crate) fn plan(
     program: &mut Program,
 ) {
     let process = &descriptor.process;
-    program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
+    // Whoever makes the processes of a tree has seen to their sessions.
+    if request.tree.is_none() {
+        program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
+    }
     if let Some(name) = &request.hostname {
         let at = program.string(name);
         let args = [at, name.len() as u64];

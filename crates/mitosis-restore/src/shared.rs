@@ -7,9 +7,12 @@
 //!
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
-use crate::{RestoreError, ipc};
+use crate::plan::provided_base;
+use crate::{RestoreError, ipc, memory, rare};
 use mitosis_descriptor::{Backing, Descriptor, SharedObject, Vma, Vpn, vma_flags};
-use mitosis_state::{Detail, List, Program, op};
+use mitosis_state::kinds::gift;
+use mitosis_state::{Detail, List, Program, Provided, op};
+use mitosis_stub::abi::OP_LOAD;
 use std::collections::BTreeMap;
 
 /// Attached descriptors end below this distance from the base, parked ones begin [`KEPT_MAX`] above.
@@ -42,13 +45,25 @@ const ARG_4: u16 = 1 << 4;
 /// Makes each object and maps it, writable for now: it must be filled.
 ///
 /// What descriptors name too stays open until these have been made, at the numbers of [`kept`].
-pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) {
+///
+/// Of several processes of a tree the first that has an object makes it and hands it to the others.
+pub(crate) fn map(
+    program: &mut Program,
+    descriptor: &Descriptor,
+    fd_base: u32,
+    provided: &mut Vec<Provided>,
+) {
     let kept = kept(descriptor, fd_base);
+    let tree = &descriptor.rare.tree.place;
+    let handed = &tree.memory_from;
+    let base = provided_base(fd_base);
     for (number, object) in descriptor.shared.iter().enumerate() {
         let place = kept.get(&(number as u32));
-        match ipc::segment(descriptor, number as u32) {
-            Some(segment) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
-            None => make(program, object, place.is_some()),
+        let from = handed.iter().find(|(object, _)| *object as usize == number);
+        match (from, ipc::segment(descriptor, number as u32)) {
+            (Some(&(_, from)), _) => take(program, gift::socket(provided, base, from), from),
+            (None, Some(segment)) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
+            (None, None) => make(program, object, place.is_some()),
         }
         for vma in &descriptor.vmas {
             match vma.backing {
@@ -64,6 +79,21 @@ pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) 
         }
         with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
     }
+    for handed in &tree.memory_to {
+        if let Some(&number) = kept.get(&handed.fd) {
+            let socket = gift::socket(provided, base, handed.to);
+            let what = "tree: hand over shared memory to member";
+            gift::give(program, socket, &[number], what, handed.to);
+        }
+    }
+}
+
+/// What another process of the tree has made.
+fn take(program: &mut Program, socket: u32, from: u32) {
+    let at = gift::take(program, socket, 1, "tree: shared memory of member", from);
+    let mut load = op(0, OP_LOAD, &[at]);
+    load.save = SLOT_OBJECT;
+    program.push(List::Build, load, "tree: shared memory", Detail::None);
 }
 
 fn make(program: &mut Program, object: &SharedObject, open: bool) {
@@ -101,23 +131,42 @@ pub(crate) fn open_objects(
 
 /// After the userfaultfd has been given away: fetches what the objects hold, and protects them as
 /// they were.
-pub(crate) fn fill(program: &mut Program, descriptor: &Descriptor) {
+pub(crate) fn fill(program: &mut Program, descriptor: &Descriptor, fd_base: u32) {
+    let kept = kept(descriptor, fd_base);
     for vma in &descriptor.vmas {
-        if !matches!(vma.backing, Backing::Shared { .. }) {
-            continue;
-        }
+        let Backing::Shared { object, offset } = vma.backing else { continue };
         for run in descriptor.pages.within(Vpn::of(vma.start), Vpn::of(vma.end)) {
             let (start, len) = (run.start.addr(), u64::from(run.count) << 12);
             let args = [start, len, MADV_POPULATE_READ];
             let detail = Detail::Range(start, start + len);
             program.call(List::Build, MADVISE, &args, "register: fetch shared memory", detail);
         }
-        if vma.prot != PROT_RW {
+        if let Some(place) = kept.get(&object).filter(|_| vma.flags & vma_flags::READ_ONLY != 0) {
+            map_read_only(program, descriptor, vma, (*place, offset));
+        } else if vma.prot != PROT_RW {
             let args = [vma.start, vma.end - vma.start, u64::from(vma.prot)];
             let detail = Detail::Range(vma.start, vma.end);
             program.call(List::Build, MPROTECT, &args, "register: protect", detail);
         }
     }
+}
+
+/// Maps it anew so that it can never be written: else the object could not be sealed against writing
+/// (`F_SEAL_WRITE`, fcntl(2)).
+fn map_read_only(
+    program: &mut Program,
+    descriptor: &Descriptor,
+    vma: &Vma,
+    (place, offset): (u32, u64),
+) {
+    let path = program.string(&format!("/proc/self/fd/{place}"));
+    let mut open = op(OPENAT, 0, &[AT_FDCWD, path, O_CLOEXEC]);
+    open.save = SLOT_OBJECT;
+    program.push(List::Build, open, "map-vmas: open for reading", Detail::None);
+    map_object(program, vma, vma.prot, offset);
+    with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
+    rare::assign_keys_of(program, descriptor, vma);
+    memory::advise_all(program, vma);
 }
 
 /// Whether it is mapped so that what is written goes to others.

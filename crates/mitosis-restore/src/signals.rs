@@ -1,8 +1,7 @@
 //! Signals that wait, timers, and how threads are scheduled.
 
-use crate::NodeFacts;
-use crate::RestoreError;
 use crate::plan::Request;
+use crate::{NodeFacts, RestoreError, files};
 use mitosis_descriptor::{Descriptor, OpenFile, PosixTimer, Process, Sched, SigInfo, Thread};
 use mitosis_state::{Detail, List, Program, op};
 
@@ -32,6 +31,9 @@ const F_OWNER_TID: u32 = 0;
 /// `SCHED_DEADLINE` of linux/sched.h.
 const SCHED_DEADLINE: u32 = 6;
 const SLOT_PID: u8 = 4;
+/// Of a clock that is somebody's CPU time: a thread's, and which time (linux/posix-timers.h).
+const OF_THREAD: i32 = 4;
+const CPU_TIME: i32 = 2;
 
 /// Plans all of it.
 ///
@@ -74,8 +76,19 @@ pub(crate) fn plan(
         }
         schedule(n, &thread.sched, node, program);
     }
-    timers(process, node, program);
+    let elsewhere = |timer: &PosixTimer| is_elsewhere(timer, process);
+    if process.timers.iter().any(elsewhere) {
+        program.make_ended(files::spare_pid(descriptor, request));
+    }
+    timers(process, node, files::spare_pid(descriptor, request), program);
     Ok(())
+}
+
+/// Whether it runs on the CPU clock of another process: the bits say which one's
+/// (linux/posix-timers.h), and 0 is whoever makes it.
+fn is_elsewhere(timer: &PosixTimer, process: &Process) -> bool {
+    let (clock, whose) = (timer.clock as i32, !(timer.clock as i32 >> 3));
+    clock < 0 && clock & OF_THREAD == 0 && whose != 0 && whose != process.pid
 }
 
 /// Until each thread leaves with its own mask nothing is to be delivered.
@@ -116,8 +129,8 @@ fn refuse(
         if process.timers.iter().any(|timer| timer.notify == SIGEV_THREAD_ID) {
             return wrong("a timer tells one of the parent's threads, whose id --new-pid changes");
         }
-        // The CPU time of a process or thread that is named, not of whoever asks.
-        let named = |clock: i32| clock < 0 && clock >> 3 != -1;
+        // The CPU time of a thread that is named, not of whoever asks.
+        let named = |clock: i32| clock < 0 && clock & OF_THREAD != 0 && clock >> 3 != -1;
         if process.timers.iter().any(|timer| named(timer.clock as i32)) {
             return wrong("a timer runs on the CPU clock of a thread, whose id --new-pid changes");
         }
@@ -162,7 +175,7 @@ fn schedule(n: usize, sched: &Sched, node: &NodeFacts, program: &mut Program) {
 }
 
 /// Started last: they go on from where they were when the parent stood still.
-fn timers(process: &Process, node: &NodeFacts, program: &mut Program) {
+fn timers(process: &Process, node: &NodeFacts, ended: i32, program: &mut Program) {
     for timer in &process.itimers {
         let split = |us: u64| [us / 1_000_000, us % 1_000_000];
         let ([i, iu], [v, vu]) = (split(timer.interval_us), split(timer.value_us));
@@ -174,15 +187,22 @@ fn timers(process: &Process, node: &NodeFacts, program: &mut Program) {
     if process.timers.is_empty() {
         return;
     }
+    // Another process is not there: a child's timer is on the clock of one that has ended, and never
+    // expires.
+    let mut timers = process.timers.clone();
+    for timer in timers.iter_mut().filter(|timer| is_elsewhere(timer, process)) {
+        timer.clock = (!ended << 3 | CPU_TIME) as u32;
+        timer.value_ns = 0;
+    }
     if !node.kernel.timer_ids {
-        return count_to_timers(process, program);
+        return count_to_timers(&timers, program);
     }
     let choose = |program: &mut Program, on: u64| {
         let args = [PR_TIMER_CREATE_RESTORE_IDS, on, 0, 0, 0];
         program.call(List::Finish, PRCTL, &args, "signals: choose timer ids", Detail::None);
     };
     choose(program, 1);
-    for timer in &process.timers {
+    for timer in &timers {
         posix_timer(timer, program);
     }
     choose(program, 0);
@@ -190,8 +210,8 @@ fn timers(process: &Process, node: &NodeFacts, program: &mut Program) {
 
 /// A kernel before 6.15 counts the ids of a process from 0: timers that are deleted again take those
 /// between.
-fn count_to_timers(process: &Process, program: &mut Program) {
-    let mut timers: Vec<&PosixTimer> = process.timers.iter().collect();
+fn count_to_timers(timers: &[PosixTimer], program: &mut Program) {
+    let mut timers: Vec<&PosixTimer> = timers.iter().collect();
     timers.sort_by_key(|timer| timer.id);
     let spare = program.words(&[0, u64::from(SIGEV_NONE) << 32, 0, 0, 0, 0, 0, 0]);
     let at = program.words(&[0]);

@@ -1,7 +1,7 @@
 //! Sockets: addresses that can be sent, listeners that can be made anew, and who is whose peer.
 
 use crate::options::{self, SocketOption};
-use mitosis_sys::{SysError, sockopt as raw};
+use mitosis_sys::SysError;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketAddrV4, SocketAddrV6, SocketFlags,
@@ -92,7 +92,7 @@ impl ListenSpec {
         let kind = SocketType::from_raw(self.kind);
         let socket = rustix::net::socket_with(family, kind, flags, None).map_err(fail("socket"))?;
         for option in &self.options {
-            raw::set(&socket, option.level, option.name, &option.value)?;
+            options::set(&socket, option)?;
         }
         // Always: a port in TIME_WAIT is not held by anybody.
         sockopt::set_socket_reuseaddr(&socket, true).map_err(fail("SO_REUSEADDR"))?;

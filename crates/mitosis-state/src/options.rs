@@ -1,6 +1,6 @@
 //! Socket options: those that a program has set, to be set again.
 
-use mitosis_sys::sockopt;
+use mitosis_sys::{SysError, sockopt};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -21,12 +21,21 @@ const IP: u32 = 0;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 const IPV6: u32 = 41;
+const ICMPV6: u32 = 58;
+const RAW: u32 = 255;
+const PACKET: u32 = 263;
 const NETLINK: u32 = 270;
 
 /// SO_REUSEADDR.
 pub const REUSEADDR: (u32, u32) = (SOCKET, 2);
 /// IP_FREEBIND.
 pub const FREEBIND: (u32, u32) = (IP, 15);
+/// IPV6_FREEBIND, of raw sockets: others take [`FREEBIND`].
+pub const FREEBIND_V6: (u32, u32) = (IPV6, 78);
+/// SO_ATTACH_FILTER, of which the value here is the instructions.
+pub const FILTER: (u32, u32) = (SOCKET, 26);
+/// SO_LOCK_FILTER, which forbids to set that.
+const LOCK_FILTER: (u32, u32) = (SOCKET, 44);
 /// IPV6_V6ONLY: what a new socket has is the node's choice (sysctl), so it is always carried.
 pub const V6ONLY: (u32, u32) = (IPV6, 26);
 
@@ -35,12 +44,12 @@ const MULTICAST: [(u32, u32); 4] = [(IP, 33), (IP, 34), (IPV6, 18), (IPV6, 19)];
 
 /// What can be read and set again, in the order of setting: IP_TOS changes SO_PRIORITY.
 const KNOWN: &[(u32, &[u32])] = &[
-    // TOS, TTL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
+    // TOS, TTL, HDRINCL, PKTINFO, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS, FREEBIND, TRANSPARENT,
     // RECVORIGDSTADDR, BIND_ADDRESS_NO_PORT, MULTICAST_TTL, MULTICAST_LOOP
-    (IP, &[1, 2, 8, 10, 11, 12, 13, 15, 19, 20, 24, 33, 34]),
-    // UNICAST_HOPS, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, RECVPKTINFO,
-    // RECVHOPLIMIT, RECVTCLASS, TCLASS
-    (IPV6, &[16, 18, 19, 23, 25, 26, 49, 51, 66, 67]),
+    (IP, &[1, 2, 3, 8, 10, 11, 12, 13, 15, 19, 20, 24, 33, 34]),
+    // UNICAST_HOPS, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, V6ONLY, HDRINCL,
+    // RECVPKTINFO, RECVHOPLIMIT, RECVTCLASS, TCLASS
+    (IPV6, &[16, 18, 19, 23, 25, 26, 36, 49, 51, 66, 67]),
     // REUSEADDR, DONTROUTE, BROADCAST, KEEPALIVE, OOBINLINE, NO_CHECK, PRIORITY, LINGER, REUSEPORT,
     // PASSCRED, RCVLOWAT, RCVTIMEO, SNDTIMEO, BINDTODEVICE, TIMESTAMP, PASSSEC, TIMESTAMPNS, MARK,
     // RXQ_OVFL, PEEK_OFF
@@ -50,6 +59,13 @@ const KNOWN: &[(u32, &[u32])] = &[
     (TCP, &[1, 3, 4, 5, 6, 7, 8, 9, 10, 13, 18, 23]),
     // SEGMENT, GRO
     (UDP, &[103, 104]),
+    // ICMPV6_FILTER
+    (ICMPV6, &[1]),
+    // ICMP_FILTER, IPV6_CHECKSUM
+    (RAW, &[1, 7]),
+    // AUXDATA, ORIGDEV, VERSION, RESERVE, LOSS, VNET_HDR, TIMESTAMP, TX_HAS_OFF, QDISC_BYPASS,
+    // IGNORE_OUTGOING
+    (PACKET, &[8, 9, 10, 12, 14, 15, 17, 19, 20, 23]),
     // PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
     (NETLINK, &[3, 4, 5, 8, 10, 11, 12]),
 ];
@@ -76,12 +92,18 @@ pub fn changed_of(
     kind: SocketType,
     protocol: Option<rustix::net::Protocol>,
 ) -> Result<Vec<SocketOption>, rustix::io::Errno> {
-    let fresh = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
+    let new = |protocol| rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol);
+    // One for echoes is not allowed to everybody; it begins as one of UDP does.
+    let fresh = new(protocol).or_else(|e| new(None).map_err(|_| e))?;
     let mut options = buffers(socket);
     for (level, names) in KNOWN {
         for name in *names {
             // What an accepted connection tells here comes from its first packet, and cannot be set.
             if kind == SocketType::STREAM && MULTICAST.contains(&(*level, *name)) {
+                continue;
+            }
+            // A raw one has its protocol for a port: it is too late for this.
+            if kind == SocketType::RAW && (*level, *name) == V6ONLY {
                 continue;
             }
             // Not every kind of socket has every option.
@@ -92,7 +114,40 @@ pub fn changed_of(
             }
         }
     }
+    options.extend(filter(socket)?);
     Ok(options)
+}
+
+/// The socket's filter, and whether it is for good.
+///
+/// # Errors
+/// EACCES for a program that the kernel does not show (SO_ATTACH_BPF).
+fn filter(socket: &OwnedFd) -> Result<Vec<SocketOption>, rustix::io::Errno> {
+    let hidden = |e: &SysError| e.is(rustix::io::Errno::ACCESS.raw_os_error());
+    let program = match sockopt::filter(socket) {
+        Err(e) if hidden(&e) => return Err(rustix::io::Errno::ACCESS),
+        // Not every kind of socket can have one.
+        other => other.unwrap_or_default(),
+    };
+    let option = |(level, name), value| SocketOption { level, name, value };
+    if program.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (level, name) = LOCK_FILTER;
+    let locked = sockopt::get(socket, level, name).is_ok_and(|value| value[0] != 0);
+    let lock = locked.then(|| option(LOCK_FILTER, 1u32.to_le_bytes().to_vec()));
+    Ok(std::iter::once(option(FILTER, program)).chain(lock).collect())
+}
+
+/// Sets an option of a socket of this process.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub(crate) fn set(socket: &OwnedFd, option: &SocketOption) -> Result<(), SysError> {
+    if (option.level, option.name) == FILTER {
+        return sockopt::set_filter(socket, &option.value);
+    }
+    sockopt::set(socket, option.level, option.name, &option.value)
 }
 
 /// Buffer sizes that the program has chosen: others follow the kernel's own rules.

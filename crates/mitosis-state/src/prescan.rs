@@ -128,8 +128,7 @@ impl Prescan {
             // Found out in the stop.
             self.volatile = true;
         }
-        let inotify = kinds::inotify::LINKS.contains(&group.link.as_str());
-        if !inotify && !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
+        if !group.link.starts_with("pipe:") && !group.link.starts_with("socket:") {
             return;
         }
         match duplicate(pidfd.as_fd(), group.first()) {

@@ -4,7 +4,8 @@
 //! gets its address as it is appended.
 
 use mitosis_stub::abi::{
-    ENTRY_RESTORE, OP_EXPECT, OP_IGNORE, OP_TIME, Op, PLAN_MAGIC, Plan, SAVE_NONE, ThreadPlan,
+    ENTRY_RESTORE, OP_ENDED, OP_EXPECT, OP_IGNORE, OP_TIME, Op, PLAN_MAGIC, Plan, SAVE_NONE,
+    ThreadPlan,
 };
 
 /// Which list an operation belongs to (see `mitosis_stub::abi::Plan`).
@@ -92,6 +93,7 @@ pub struct Program {
     identity: Vec<(Op, Label)>,
     finish: Vec<(Op, Label)>,
     threads: Vec<ThreadOps>,
+    ended: Option<i32>,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +130,30 @@ impl Program {
             identity: Vec::new(),
             finish: Vec::new(),
             threads: Vec::new(),
+            ended: None,
+        }
+    }
+
+    /// Makes a process that has ended and has this pid, unless there is one: what stands for processes
+    /// of the parent's machine. It is there until [`Program::forget_ended`].
+    pub fn make_ended(&mut self, pid: i32) {
+        if self.ended.is_none() {
+            let mut make = op(0, OP_ENDED | OP_EXPECT, &[pid as u64]);
+            make.expect = pid as u64;
+            let detail = Detail::Number(pid as u64);
+            self.push(List::Build, make, "files: a process that has ended", detail);
+            self.ended = Some(pid);
+        }
+    }
+
+    /// Waits for the process of [`Program::make_ended`], if there is one, so that it is gone.
+    pub fn forget_ended(&mut self) {
+        const WAIT4: u16 = 61;
+        const WALL: u64 = 0x4000_0000;
+        if let Some(pid) = self.ended.take() {
+            let pid = pid as u64;
+            let (what, detail) = ("files: wait for it", Detail::Number(pid));
+            self.call_expect(List::Finish, WAIT4, &[pid, 0, WALL, 0], pid, what, detail);
         }
     }
 

@@ -86,6 +86,9 @@ impl Shadows {
 fn make(node: &Node, reference: &Reference) -> Result<Template, NodeError> {
     let (descriptor, reading, _) = fetch(node, reference, Want::default())?;
     let shadow = paging::shadow(node, reference)?;
+    if !descriptor.rare.tree.is_alone() {
+        return Err(NodeError::step(Phase::Sandbox, "shadow", "it is one of a tree's"));
+    }
     let clocks = node.times.of(&reading, &descriptor.clocks)?;
     if clocks.0 != Time::Same {
         let cause = "its clocks are not those of this node";

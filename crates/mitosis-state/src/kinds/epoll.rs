@@ -1,7 +1,11 @@
 //! epoll(7): every registration with its events and data.
+//!
+//! A registration is of an open file, under the number that it had then. That number may have been
+//! closed since, or name another file: the registration lives as long as anything holds the file. What
+//! only another process holds is not the child's, and neither is its registration.
 
-use super::{Capture, Files, Kind, decode, encode};
-use crate::program::Detail;
+use super::{Capture, F_DUPFD_CLOEXEC, Files, Kind, decode, encode};
+use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use serde::{Deserialize, Serialize};
@@ -11,9 +15,12 @@ pub const KIND: Kind = Kind { number: 4, name: "epoll", capture, plan, describe 
 
 #[derive(Serialize, Deserialize)]
 struct Watch {
+    /// The number under which it was added.
     fd: u32,
     events: u32,
     data: u64,
+    /// A number of the file that is watched.
+    file: u32,
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
@@ -21,26 +28,33 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Ok(None);
     }
     let mut watches: Vec<Watch> = Vec::new();
+    let mut seen: Vec<u32> = Vec::new();
     for line in group.info.lines().filter(|line| line.starts_with("tfd:")) {
         let watch = parse(line).ok_or_else(|| group.refused(format!("an epoll with `{line}`")))?;
-        // The number under which it was added may name something else by now, or nothing.
-        let known = context.groups.iter().any(|g| g.fds.iter().any(|f| f.number == watch.fd));
-        if !known {
-            return Err(group.refused(format!("an epoll that watches fd {}, now closed", watch.fd)));
-        }
-        let nth = watches.iter().filter(|other| other.fd == watch.fd).count() as u32;
-        let same =
-            mitosis_sys::ptrace::watches_same_file(context.pid, group.first(), watch.fd, nth);
-        match same {
-            Ok(true) => watches.push(watch),
-            Ok(false) => {
-                let what = format!("an epoll that watches what fd {} was before", watch.fd);
-                return Err(group.refused(what));
-            }
-            Err(e) => return Err(group.refused(format!("an epoll: {e}"))),
-        }
+        let nth = seen.iter().filter(|fd| **fd == watch.fd).count() as u32;
+        seen.push(watch.fd);
+        let file = watched(context, group.first(), (watch.fd, nth))
+            .map_err(|e| group.refused(format!("an epoll: {e}")))?;
+        watches.extend(file.map(|file| Watch { file, ..watch }));
     }
     encode(KIND.number, &watches).map(Some)
+}
+
+/// A number of the file behind a registration: most likely the one under which it was added.
+fn watched(
+    context: &Capture<'_>,
+    epoll: u32,
+    (target, nth): (u32, u32),
+) -> Result<Option<u32>, mitosis_sys::SysError> {
+    let of = |group: &Group| group.fds.iter().any(|fd| fd.number == target);
+    let likely = context.groups.iter().filter(|group| of(group)).map(|_| target);
+    let others = context.groups.iter().filter(|group| !of(group)).map(Group::first);
+    for candidate in likely.chain(others) {
+        if mitosis_sys::ptrace::watches_file(context.pid, epoll, (target, nth), candidate)? {
+            return Ok(Some(candidate));
+        }
+    }
+    Ok(None)
 }
 
 /// `tfd:        5 events:       1b data:                5  pos:0 ino:... sdev:...`
@@ -50,8 +64,10 @@ fn parse(line: &str) -> Option<Watch> {
         words.find(|w| *w == key)?;
         words.next()
     };
+    let fd = after("tfd:")?.parse().ok()?;
     Some(Watch {
-        fd: after("tfd:")?.parse().ok()?,
+        fd,
+        file: fd,
         events: u32::from_str_radix(after("events:")?, 16).ok()?,
         data: u64::from_str_radix(after("data:")?, 16).ok()?,
     })
@@ -60,6 +76,7 @@ fn parse(line: &str) -> Option<Watch> {
 const EPOLL_CREATE1: u16 = 291;
 const EPOLL_CTL: u16 = 233;
 const EPOLL_CTL_ADD: u64 = 1;
+const FCNTL: u16 = 72;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let fd = file.fds[0].0;
@@ -76,9 +93,49 @@ pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), Sta
         event.extend(watch.data.to_le_bytes());
         let event = files.program.data(&event);
         let args = [u64::from(file.fds[0].0), EPOLL_CTL_ADD, u64::from(watch.fd), event];
+        let owner = owner_of(watch.fd, files);
+        if owner.is_some() && owner == owner_of(watch.file, files) {
+            let list = if files.late.contains(&watch.fd) { List::Finish } else { List::Build };
+            let detail = Detail::Fd(watch.fd);
+            files.program.call(list, EPOLL_CTL, &args, "files: epoll_ctl add", detail);
+            continue;
+        }
+        // For a moment the number names what it did then.
+        if owner.is_some() {
+            let args = [u64::from(watch.fd), F_DUPFD_CLOEXEC, u64::from(files.high)];
+            files.call(FCNTL, &args, "files: set aside", watch.fd);
+        }
+        files.dup(watch.file, watch.fd, true);
         files.call(EPOLL_CTL, &args, "files: epoll_ctl add", watch.fd);
+        match owner {
+            Some((_, cloexec)) => {
+                files.dup(files.high, watch.fd, cloexec);
+                files.close(files.high);
+            }
+            None => {
+                files.close(watch.fd);
+                files.used.remove(&watch.fd);
+            }
+        }
     }
     Ok(())
+}
+
+/// Which of the files has a number, and whether that is closed by exec.
+fn owner_of(fd: u32, files: &Files<'_>) -> Option<(usize, bool)> {
+    files.all.iter().enumerate().find_map(|(n, file)| {
+        let (_, cloexec) = file.fds.iter().find(|(number, _)| *number == fd)?;
+        Some((n, *cloexec))
+    })
+}
+
+/// `NR_OPEN` of linux/fs.h: no process has higher ones, unless its machine is told so.
+const NUMBERS_MAX: u32 = 1 << 20;
+
+/// The highest number that is used in passing, open or not.
+pub(super) fn highest(file: &OpenFile) -> u32 {
+    let watches: Vec<Watch> = decode(file).unwrap_or_default();
+    watches.iter().map(|watch| watch.fd).max().unwrap_or(0).min(NUMBERS_MAX)
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

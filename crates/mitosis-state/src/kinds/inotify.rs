@@ -1,7 +1,9 @@
 //! inotify(7): every watch with its number and mask, on the child's node's file of that path.
 //!
 //! The kernel knows the watched file, not its path: it is found by the file's handle, on a mount of
-//! the parent. Events that nobody has read cannot be seen without being taken: refused.
+//! the parent, or among what the process has open. Where nothing leads to it any more it has been
+//! deleted, and a child is told that it is gone. Events that nobody has read cannot be seen without
+//! being taken: they stay with the parent, whose node's files they tell of.
 
 use super::{Capture, Files, Kind, NONBLOCK, decode, encode};
 use crate::program::{Detail, List};
@@ -15,12 +17,13 @@ use serde::{Deserialize, Serialize};
 pub const KIND: Kind = Kind { number: 30, name: "inotify", capture, plan, describe };
 
 /// How the kernel names one.
-pub(crate) const LINKS: [&str; 2] = ["anon_inode:inotify", "anon_inode:[inotify]"];
+const LINKS: [&str; 2] = ["anon_inode:inotify", "anon_inode:[inotify]"];
 
 #[derive(Serialize, Deserialize)]
 struct Watch {
     number: u32,
     mask: u32,
+    /// Empty where none leads there.
     path: String,
 }
 
@@ -31,19 +34,12 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     if !LINKS.contains(&group.link.as_str()) {
         return Ok(None);
     }
-    let file = context.duplicate(group)?;
-    if rustix::io::ioctl_fionread(&file) != Ok(0) {
-        return Err(group.refused("an inotify with events that nobody has read: try again"));
-    }
     let mut watches = Vec::new();
     for line in group.info.lines().filter(|line| line.starts_with("inotify ")) {
         let seen = parse(line);
         let seen = seen.ok_or_else(|| group.refused(format!("an inotify with `{line}`")))?;
-        let path = path_of(context.pid, &seen).ok_or_else(|| {
-            let (inode, (major, minor)) = (seen.inode, seen.device);
-            let what = "an inotify that watches a file to which no path leads";
-            group.refused(format!("{what} (inode {inode} of device {major}:{minor})"))
-        })?;
+        let path = path_of(context.pid, &seen).or_else(|| open_at(context, &seen));
+        let path = path.unwrap_or_default();
         watches.push(Watch { number: seen.number, mask: seen.mask & MASK_KEPT, path });
     }
     watches.sort_by_key(|watch| watch.number);
@@ -92,6 +88,20 @@ fn path_of(pid: i32, seen: &Seen) -> Option<String> {
     points.filter_map(|point| path_on(pid, point, seen)).next()
 }
 
+/// A file that was deleted may be open: then it is what a child has open there.
+fn open_at(context: &Capture<'_>, seen: &Seen) -> Option<String> {
+    let (major, minor) = seen.device;
+    let same = |group: &&Group| {
+        let stat = rustix::fs::stat(format!("/proc/{}/fd/{}", context.pid, group.first()));
+        stat.is_ok_and(|stat| {
+            let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+            (stat.st_ino, device) == (seen.inode, (major, minor))
+        })
+    };
+    let group = context.groups.iter().find(same)?;
+    Some(format!("/proc/self/fd/{}", group.first()))
+}
+
 fn path_on(pid: i32, mount_point: &str, seen: &Seen) -> Option<String> {
     let root = format!("/proc/{pid}/root");
     let point = mount_point.replace("\\040", " ");
@@ -111,26 +121,56 @@ fn path_on(pid: i32, mount_point: &str, seen: &Seen) -> Option<String> {
 const INOTIFY_INIT1: u16 = 294;
 const INOTIFY_ADD_WATCH: u16 = 254;
 const IOCTL: u16 = 16;
+const MEMFD_CREATE: u16 = 319;
 /// _IOW('I', 0, __s32), since Linux 4.17, of kernels with CONFIG_CHECKPOINT_RESTORE.
 const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
+const IN_ONLYDIR: u32 = 0x0100_0000;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    decode::<Vec<Watch>>(file)?;
+    let args = [u64::from(file.flags & NONBLOCK)];
+    let label = Detail::Fd(file.fds[0].0);
+    files.make(file, INOTIFY_INIT1, &args, "files: inotify_init1", label);
+    Ok(())
+}
+
+/// Adds the watches when all is open: they are not to tell of that.
+pub(super) fn watch(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let watches: Vec<Watch> = decode(file)?;
     let fd = file.fds[0].0;
     let me = u64::from(fd);
-    let args = [u64::from(file.flags & NONBLOCK)];
-    files.make(file, INOTIFY_INIT1, &args, "files: inotify_init1", Detail::Fd(fd));
     for watch in watches {
         let number = u64::from(watch.number);
         let args = [me, INOTIFY_IOC_SETNEXTWD, number];
         files.call(IOCTL, &args, "files: INOTIFY_IOC_SETNEXTWD", fd);
-        let path = files.program.string(&watch.path);
-        let detail = Detail::Text(format!("{} for fd {fd}", watch.path));
-        let args = [me, path, u64::from(watch.mask)];
-        let what = "files: inotify_add_watch";
-        files.program.call_expect(List::Build, INOTIFY_ADD_WATCH, &args, number, what, detail);
+        if watch.path.is_empty() {
+            gone(files, &watch, fd);
+        } else {
+            add(files, &watch, fd, &watch.path);
+        }
     }
     Ok(())
+}
+
+fn add(files: &mut Files<'_>, watch: &Watch, fd: u32, path: &str) {
+    let (mask, number) = (u64::from(watch.mask), u64::from(watch.number));
+    let detail = Detail::Text(format!("{path} for fd {fd}"));
+    let args = [u64::from(fd), files.program.string(path), mask];
+    let what = "files: inotify_add_watch";
+    files.program.call_expect(List::Build, INOTIFY_ADD_WATCH, &args, number, what, detail);
+}
+
+/// The watch is of a file that is gone at once, which is what it then tells.
+fn gone(files: &mut Files<'_>, watch: &Watch, fd: u32) {
+    let at = files.lowest(1)[0];
+    let name = files.program.string("gone");
+    let (what, label) = ("files: memfd_create", Detail::Fd(fd));
+    let args = [name, 0];
+    files.program.call_expect(List::Build, MEMFD_CREATE, &args, u64::from(at), what, label);
+    let mask = watch.mask & !IN_ONLYDIR;
+    let of_file = Watch { number: watch.number, mask, path: String::new() };
+    add(files, &of_file, fd, &format!("/proc/self/fd/{at}"));
+    files.close(at);
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

@@ -46,7 +46,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
     }
     // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
-    let link = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let link = context.path(group);
     let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(group.refused(format!("{}, which is no regular file", group.link)));
@@ -55,10 +55,6 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
     let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
     let mapped: Vec<(u64, u64)> = context.shared_mappings(stat.st_dev, stat.st_ino).collect();
-    if seals & SEAL_WRITE != 0 && !mapped.is_empty() {
-        let what = "which is sealed against writing and mapped";
-        return Err(group.refused(format!("{}, {what}", group.link)));
-    }
     let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
     let body = Body {
         file: (stat.st_dev, stat.st_ino),
@@ -123,7 +119,6 @@ fn content(
 const MEMFD_CREATE: u16 = 319;
 const MFD_ALLOW_SEALING: u64 = 2;
 const SEAL_SEAL: u32 = 1;
-const SEAL_WRITE: u32 = 8;
 const FTRUNCATE: u16 = 77;
 const PWRITE64: u16 = 18;
 const LSEEK: u16 = 8;
@@ -133,6 +128,7 @@ const F_SETFL: u64 = 4;
 const F_ADD_SEALS: u64 = 1033;
 const OPENAT: u16 = 257;
 const AT_FDCWD: u64 = -100i64 as u64;
+const O_NOFOLLOW: u64 = 0o400_000;
 const ACCESS_MODE: u32 = 3;
 const READ_WRITE: u32 = 2;
 /// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC are about the moment of opening only.
@@ -154,7 +150,8 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         files.call(FCNTL, &[u64::from(fd), F_SETFL, flags], "files: F_SETFL", fd);
     } else {
         let path = files.program.string(&format!("/proc/self/fd/{source}"));
-        let args = [AT_FDCWD, path, flags, 0];
+        // The path is a link, whatever the parent's was not to be.
+        let args = [AT_FDCWD, path, flags & !O_NOFOLLOW, 0];
         files.make(file, OPENAT, &args, "files: open memfd", Detail::Fd(fd));
     }
     if body.pos != 0 {

@@ -2,12 +2,14 @@
 
 pub mod epoll;
 pub mod eventfd;
+pub mod gift;
 pub mod inotify;
 pub mod listener;
 pub mod memfd;
 pub mod mqueue;
 pub mod netlink;
 mod notice;
+pub mod packet;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;
@@ -22,9 +24,9 @@ pub mod timerfd;
 pub mod udp;
 pub mod unix_pair;
 
-use crate::options::SocketOption;
-use crate::program::{Detail, List, Program};
-use crate::{Group, Provided, StateError, net, scan::duplicate};
+use crate::options::{self, SocketOption};
+use crate::program::{Detail, List, Program, op};
+use crate::{Group, Provided, StateError, net, scan::duplicate, tree};
 use mitosis_descriptor::OpenFile;
 use rustix::net::{AddressFamily, Protocol, SocketType, sockopt};
 use rustix::process::PidfdFlags;
@@ -42,19 +44,60 @@ pub struct Capture<'a> {
     pub stopped: bool,
     /// Bytes of a file without a path that are taken along.
     pub content_max: u64,
+    /// All members of its tree: pids as this node and as they themselves see them.
+    pub members: &'a [(i32, i32)],
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     connections: OnceCell<Vec<tcp::Connection>>,
     shared: OnceCell<Vec<mitosis_sys::procfs::Mapping>>,
 }
 
-impl Capture<'_> {
+impl<'a> Capture<'a> {
+    fn new(
+        pid: i32,
+        groups: &'a [Group],
+        stopped: bool,
+        content_max: u64,
+    ) -> Result<Capture<'a>, StateError> {
+        Ok(Capture {
+            pid,
+            groups,
+            stopped,
+            content_max,
+            members: &[],
+            pidfd: pidfd_of(pid)?,
+            diag: OnceCell::new(),
+            connections: OnceCell::new(),
+            shared: OnceCell::new(),
+        })
+    }
+
     /// A duplicate of the description's lowest descriptor.
     ///
     /// # Errors
     /// pidfd_getfd(2).
     pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
-        duplicate(self.pidfd.as_fd(), group.first())
+        match group.holder {
+            None => duplicate(self.pidfd.as_fd(), group.first()),
+            Some((pid, fd)) => duplicate(pidfd_of(pid)?.as_fd(), fd),
+        }
+    }
+
+    /// The process that names the description, and its number there.
+    pub fn place(&self, group: &Group) -> (i32, u32) {
+        group.holder.unwrap_or((self.pid, group.first()))
+    }
+
+    /// `/proc/PID/fd/N` of the description.
+    fn path(&self, group: &Group) -> String {
+        let (pid, fd) = self.place(group);
+        format!("/proc/{pid}/fd/{fd}")
+    }
+
+    /// Pid in its own pid namespace of another member of the tree.
+    fn inner_pid_of(&self, pid: i32) -> Option<i32> {
+        let other = |member: &&(i32, i32)| member.0 == pid && pid != self.pid;
+        self.members.iter().find(other).map(|(_, inner)| *inner)
     }
 
     /// The parent's pid in its own pid namespace.
@@ -123,12 +166,14 @@ pub const KINDS: &[Kind] = &[
     tcp::KIND,
     udp::KIND,
     netlink::KIND,
+    packet::KIND,
     socket::KIND,
     unix_pair::KIND,
     timerfd::KIND,
     signalfd::KIND,
     pidfd::KIND,
     inotify::KIND,
+    gift::KIND,
 ];
 
 /// Captures every description. Queues are left out unless the parent is stopped. Of a file without a
@@ -142,24 +187,37 @@ pub fn capture(
     stopped: bool,
     content_max: u64,
 ) -> Result<Vec<OpenFile>, StateError> {
+    let context = Capture::new(pid, groups, stopped, content_max)?;
+    groups.iter().map(|group| capture_one(&context, group)).collect()
+}
+
+/// The same of a member of a process tree, all of which stands still: what it makes, and what it gets
+/// from others.
+///
+/// # Errors
+/// As [`capture`].
+pub fn capture_member(
+    pid: i32,
+    share: &tree::Share,
+    content_max: u64,
+) -> Result<Vec<OpenFile>, StateError> {
+    let mut context = Capture::new(pid, &share.groups, true, content_max)?;
+    context.members = &share.members;
+    let one = |(at, group): (usize, &Group)| match share.gets.get(&at) {
+        Some(gift) => Ok(gift.clone()),
+        None => capture_one(&context, group),
+    };
+    share.groups.iter().enumerate().map(one).collect()
+}
+
+fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
     };
     let process =
         rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
-    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
-    let context = Capture {
-        pid,
-        groups,
-        stopped,
-        content_max,
-        pidfd,
-        diag: OnceCell::new(),
-        connections: OnceCell::new(),
-        shared: OnceCell::new(),
-    };
-    groups.iter().map(|group| capture_one(&context, group)).collect()
+    rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)
 }
 
 fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
@@ -189,8 +247,12 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(first).chain(rest) {
         (kind_of(file)?.plan)(file, context)?;
     }
+    gift::exchange(&files, context)?;
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
+    }
+    for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
+        inotify::watch(file, context)?;
     }
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
@@ -199,6 +261,12 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
         notice::plan(file, context);
     }
     Ok(())
+}
+
+/// The highest number that a file has in a child, or that is used in passing.
+pub fn highest_number(file: &OpenFile) -> u32 {
+    let passing = if file.kind == epoll::KIND.number { epoll::highest(file) } else { 0 };
+    file.fds.iter().map(|(number, _)| *number).max().unwrap_or(0).max(passing)
 }
 
 /// One line about a file, for people.
@@ -232,12 +300,21 @@ fn inet_socket(
         return Ok(None);
     }
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
     let same = sockopt::socket_type(&socket).map_err(what)? == kind
         && sockopt::socket_protocol(&socket).map_err(what)? == Some(protocol);
     Ok((inet && same).then_some((socket, family)))
+}
+
+/// A socket that cannot be asked, by name where the reason has one.
+fn unasked(group: &Group, error: rustix::io::Errno) -> StateError {
+    match error {
+        // Of SO_GET_FILTER, to whoever may do all else.
+        rustix::io::Errno::ACCESS => group.refused("a socket with a bpf program (SO_ATTACH_BPF)"),
+        error => group.refused(format!("a socket: {error}")),
+    }
 }
 
 fn encode<T: Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, StateError> {
@@ -249,6 +326,10 @@ fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
         .map_err(|e| StateError::Malformed { kind: file.kind, reason: e.to_string() })
 }
 
+const WRITE: u16 = 1;
+const OPENAT: u16 = 257;
+const AT_FDCWD: u64 = -100i64 as u64;
+const O_WRONLY: u64 = 1;
 const DUP3: u16 = 292;
 const CLOSE: u16 = 3;
 const FCNTL: u16 = 72;
@@ -282,6 +363,14 @@ pub struct Files<'a> {
     /// Shared memory that is mapped already and open as well: device and inode that it had on the
     /// parent's node, and the number at which it is open here for now.
     pub objects: std::collections::BTreeMap<(u64, u64), u32>,
+    /// What it has in common with other members of its tree.
+    pub place: Option<&'a mitosis_descriptor::Place>,
+    /// A pid that none of the child's threads has.
+    pub spare_pid: i32,
+    /// The child's pid and thread ids are others than its parent's.
+    pub new_pid: bool,
+    /// Descriptors of what is there only when the threads are: until then something else is.
+    pub late: std::collections::BTreeSet<u32>,
     /// Kinds that come in pairs note here what has been done.
     pub done: std::collections::BTreeSet<u64>,
 }
@@ -298,6 +387,34 @@ impl Files<'_> {
         self.program.call_expect(List::Build, nr, args, u64::from(at), what, d);
         self.park(&[at]);
         self.spread(file, 0);
+    }
+
+    /// A system call that makes one descriptor in place of what is at the numbers of `file`, when the
+    /// threads are there.
+    pub fn make_late(&mut self, file: &OpenFile, nr: u16, args: &[u64], what: &'static str) {
+        let list = List::Finish;
+        let mut make = op(nr, 0, args);
+        make.save = SLOT;
+        self.program.push(list, make, what, Detail::Fd(file.fds[0].0));
+        for &(fd, cloexec) in &file.fds {
+            let flags = if cloexec { O_CLOEXEC } else { 0 };
+            let mut dup = op(DUP3, 1, &[0, u64::from(fd), flags]);
+            dup.slot = SLOT;
+            self.program.push(list, dup, "files: dup3 to", Detail::Fd(fd));
+            self.late.insert(fd);
+        }
+        let mut close = op(CLOSE, 1, &[0]);
+        close.slot = SLOT;
+        self.program.push(list, close, "files: close", Detail::None);
+    }
+
+    /// What is about a thread has no other id to name it by.
+    fn same_ids(&self, file: &OpenFile, what: &str) -> Result<(), StateError> {
+        if !self.new_pid {
+            return Ok(());
+        }
+        let what = format!("{what} of one of the parent's threads, whose id --new-pid changes");
+        Err(StateError::Refused { fd: file.fds[0].0, what, hint: "" })
     }
 
     /// Moves fresh descriptors to `high`, `high + 1`, ...
@@ -367,9 +484,27 @@ impl Files<'_> {
     fn set_option(&mut self, fd: u32, option: &SocketOption) {
         let value = self.program.data(&option.value);
         let (level, name) = (u64::from(option.level), u64::from(option.name));
-        let args = [u64::from(fd), level, name, value, option.value.len() as u64];
+        let (value, len) = match (option.level, option.name) {
+            // `struct sock_fprog` has the count and the address of the instructions.
+            options::FILTER => (self.program.words(&[option.value.len() as u64 / 8, value]), 16),
+            _ => (value, option.value.len() as u64),
+        };
+        let args = [u64::from(fd), level, name, value, len];
         let detail = Detail::Text(format!("{level}/{name} of fd {fd}"));
         self.program.call(List::Build, SETSOCKOPT, &args, "files: setsockopt", detail);
+    }
+
+    /// Writes a text to a file of the child's node, such as a bound of a namespace of its own.
+    pub fn write_to(&mut self, path: &str, text: &str) {
+        let at = self.lowest(1)[0];
+        let name = self.program.string(path);
+        let detail = || Detail::Text(path.to_owned());
+        let (args, list) = ([AT_FDCWD, name, O_WRONLY, 0], List::Build);
+        self.program.call_expect(list, OPENAT, &args, u64::from(at), "files: open", detail());
+        let data = self.program.data(text.as_bytes());
+        let args = [u64::from(at), data, text.len() as u64];
+        self.program.call(list, WRITE, &args, "files: write", detail());
+        self.close(at);
     }
 
     /// close(2).
@@ -382,12 +517,20 @@ impl Files<'_> {
         self.provided.push(wanted);
         self.provided_base + self.provided.len() as u32 - 1
     }
+
+    /// Number of the socket to another member of the tree.
+    fn member(&mut self, number: u32) -> u32 {
+        gift::socket(self.provided, self.provided_base, number)
+    }
 }
 
 /// Whether any socket-like name `prefix:[inode]`; returns the inode.
 fn inode_of(link: &str, prefix: &str) -> Option<u64> {
     link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
+
+/// For a result that the next operations use.
+const SLOT: u8 = mitosis_stub::abi::SLOTS as u8 - 1;
 
 /// O_NONBLOCK.
 const NONBLOCK: u32 = 0o4000;

@@ -1,8 +1,10 @@
 //! POSIX message queues: of each child's own, with what waited in them.
 //!
 //! Nobody can see what waits without taking it. So it is taken and put back, in its order, while the
-//! process stands still. Where somebody else could notice that, the queue is refused: a full one that
-//! others have too (a sender that waits would be let in), one with a message and a notification.
+//! process stands still. Where somebody could notice that, what waits is left to the parent: in a full
+//! queue that others have too (a sender that waits would be let in), in one of which somebody is to be
+//! told (mq_notify(3)), as he would be when it is put back. To be told is for the process alone that
+//! asked, as after a fork.
 
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
@@ -62,19 +64,12 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let what =
         |what: &str| group.refused(format!("the POSIX message queue {}, {what}", group.link));
     let listener = listener(&queue).map_err(io("read"))?;
-    if listener == context.pid {
-        return Err(what("which it wants to be told of (mq_notify)"));
-    }
     let mut messages = Vec::new();
-    if context.stopped && attributes.messages > 0 {
-        if listener != 0 {
-            return Err(what("of which another process wants to be told (mq_notify)"));
-        }
+    if context.stopped && attributes.messages > 0 && listener == 0 {
         let full = attributes.messages >= attributes.messages_max;
-        if full && others_have((stat.st_dev, stat.st_ino), context.pid) {
-            return Err(what("which is full and not its alone"));
+        if !full || !others_have((stat.st_dev, stat.st_ino), context.pid) {
+            messages = look(&queue, &attributes).map_err(fail)?;
         }
-        messages = look(&queue, &attributes).map_err(fail)?;
     }
     let bytes: usize = messages.iter().map(|(_, text)| text.len()).sum();
     if bytes as u64 > context.content_max {
@@ -139,15 +134,13 @@ fn others_have(file: (u64, u64), pid: i32) -> bool {
     })
 }
 
-const WRITE: u16 = 1;
 const FCHMOD: u16 = 91;
 const FCHOWN: u16 = 93;
 const MQ_OPEN: u16 = 240;
 const MQ_UNLINK: u16 = 241;
 const MQ_TIMEDSEND: u16 = 242;
-const OPENAT: u16 = 257;
-const AT_FDCWD: u64 = -100i64 as u64;
-const O_WRONLY: u64 = 1;
+const PRLIMIT64: u16 = 302;
+const RLIMIT_MSGQUEUE: u64 = 12;
 const CREATE: u64 = 0o302 | 0o4000; // O_RDWR, O_CREAT, O_EXCL, O_NONBLOCK
 /// Access mode and O_NONBLOCK.
 const KEPT_FLAGS: u32 = 0o4003;
@@ -168,29 +161,19 @@ fn plan(_: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let most = |of: fn(&Body) -> i64| queues.values().map(|(body, _)| of(body)).max().unwrap_or(0);
     let bounds = (most(|body| body.messages_max), most(|body| body.bytes_max));
     if bounds.0 > USUAL.0 {
-        raise(files, "msg_max", bounds.0);
+        files.write_to("/proc/sys/fs/mqueue/msg_max", &bounds.0.to_string());
     }
     if bounds.1 > USUAL.1 {
-        raise(files, "msgsize_max", bounds.1);
+        files.write_to("/proc/sys/fs/mqueue/msgsize_max", &bounds.1.to_string());
     }
+    // What all queues of a user take is counted together: the child's own bound is set at the end.
+    let all = files.program.words(&[u64::MAX, u64::MAX]);
+    let args = [0, RLIMIT_MSGQUEUE, all, 0];
+    files.program.call_ignore(List::Build, PRLIMIT64, &args, "files: RLIMIT_MSGQUEUE");
     for (body, descriptions) in queues.values() {
         make(files, body, descriptions);
     }
     Ok(())
-}
-
-/// A bound of the child's IPC namespace.
-fn raise(files: &mut Files<'_>, name: &str, value: i64) {
-    let at = files.lowest(1)[0];
-    let path = files.program.string(&format!("/proc/sys/fs/mqueue/{name}"));
-    let detail = || Detail::Text(name.to_owned());
-    let (args, list) = ([AT_FDCWD, path, O_WRONLY, 0], List::Build);
-    files.program.call_expect(list, OPENAT, &args, u64::from(at), "files: open", detail());
-    let text = format!("{value}\n");
-    let data = files.program.data(text.as_bytes());
-    let args = [u64::from(at), data, text.len() as u64];
-    files.program.call(list, WRITE, &args, "files: raise", detail());
-    files.close(at);
 }
 
 fn make(files: &mut Files<'_>, body: &Body, descriptions: &[OpenFile]) {

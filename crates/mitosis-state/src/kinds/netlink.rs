@@ -1,14 +1,14 @@
-//! Netlink sockets (netlink(7)): protocol, port, groups, options. What waits in one is not carried:
-//! refused.
+//! Netlink sockets (netlink(7)): protocol, port, groups, options. What waits in one is lost, as
+//! netlink's messages may be: it tells of the parent's machine.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of};
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of, unasked};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::sockopt as raw;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, sockopt};
+use rustix::net::{AddressFamily, sockopt};
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -38,7 +38,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Ok(None);
     }
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     if sockopt::socket_domain(&socket).map_err(what)? != AddressFamily::NETLINK {
         return Ok(None);
     }
@@ -47,11 +47,6 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let protocol = protocol.map_or(0, |protocol| protocol.as_raw().get());
     let name = rustix::net::getsockname(&socket).map_err(what)?;
     let name = SocketAddrNetlink::try_from(name).map_err(what)?;
-    let mut byte = [0u8];
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    if rustix::net::recv(&socket, &mut byte[..], flags) != Err(rustix::io::Errno::AGAIN) {
-        return Err(group.refused("a netlink socket with messages in it: try again"));
-    }
     let (level, list) = LIST_MEMBERSHIPS;
     let bits = raw::get_up_to(&socket, level, list, MEMBERSHIP_BYTES).unwrap_or_default();
     let joined = |number: &u32| {

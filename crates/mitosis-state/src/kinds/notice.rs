@@ -1,17 +1,19 @@
 //! Who is signalled when something happens to an open file (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`):
 //! no kind, but what any of them can have.
 
-use super::{Capture, Files, inode_of};
+use super::{Capture, Files, SLOT, inode_of};
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::{FileSignals, OpenFile};
-use mitosis_stub::abi::{OP_STORE32, SLOTS};
+use mitosis_stub::abi::OP_STORE32;
 use mitosis_sys::{openfile, procfs};
 
 /// `O_ASYNC`.
 pub(super) const ASYNC: u32 = 0o20000;
 const OWNER_TID: u32 = 0;
 const OWNER_PID: u32 = 1;
+/// No process has this id.
+const NOBODY: i32 = 0;
 
 /// Looked for where it is likely, since it costs a descriptor: at sockets, which tell of urgent
 /// data without `O_ASYNC` too, and where that is set.
@@ -40,10 +42,12 @@ pub(super) fn capture(
         OWNER_PID => Some(owner.id).filter(|id| own(*id)).and_then(inner),
         _ => Some(owner.id).filter(|id| own_group(*id)).and_then(inner),
     };
-    match id {
-        Some(id) => Ok(Some(FileSignals { kind: owner.kind, id, signal: owner.signal, armed })),
-        None => Err(group.refused(format!("{}, which signals another process", group.link))),
-    }
+    let member = || context.inner_pid_of(owner.id).filter(|_| owner.kind == OWNER_PID);
+    let other = if id.is_none() { member() } else { None };
+    // Another process is not there: a child's tells nobody, as when that one has ended.
+    let id = id.or(other).unwrap_or(NOBODY);
+    let (kind, signal, other) = (owner.kind, owner.signal, other.is_some());
+    Ok(Some(FileSignals { kind, id, signal, armed, other }))
 }
 
 const FCNTL: u16 = 72;
@@ -51,8 +55,6 @@ const GETPID: u16 = 39;
 const F_SETFL: u64 = 4;
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
-/// Used by nothing else at that time.
-const SLOT: u8 = SLOTS as u8 - 1;
 
 /// When the threads are there, for one of them may be meant.
 pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
@@ -60,7 +62,8 @@ pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
     let (list, fd) = (List::Finish, file.fds[0].0);
     let owner = u64::from(signals.kind) | u64::from(signals.id as u32) << 32;
     let at = files.program.words(&[owner]);
-    if signals.kind != OWNER_TID {
+    let told = signals.id != NOBODY;
+    if told && signals.kind != OWNER_TID && !signals.other {
         // Asked for: with `--new-pid` the plan does not know it.
         let mut ask = op(GETPID, 0, &[]);
         ask.save = SLOT;
@@ -72,7 +75,9 @@ pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
     let mut call = |args: &[u64], what| {
         files.program.call(list, FCNTL, args, what, Detail::Fd(fd));
     };
-    call(&[u64::from(fd), F_SETOWN_EX, at], "files: F_SETOWN_EX");
+    if told {
+        call(&[u64::from(fd), F_SETOWN_EX, at], "files: F_SETOWN_EX");
+    }
     call(&[u64::from(fd), F_SETSIG, u64::from(signals.signal)], "files: F_SETSIG");
     if signals.armed {
         call(&[u64::from(fd), F_SETFL, u64::from(file.flags)], "files: F_SETFL");

@@ -1,23 +1,30 @@
-//! pidfd_open(2). Of the process itself: in a child, of the child. Of another one: the child's node has
-//! no such process, so to a child it has ended.
+//! pidfd_open(2). Of the process itself: in a child, of the child. Of a thread of its (PIDFD_THREAD):
+//! of the child's. Of another one: the child's node has no such process, so to a child it has ended.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode};
+use super::{Capture, Files, Kind, NONBLOCK, SLOT, decode, encode, proc};
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use mitosis_stub::abi::{OP_ENDED, OP_EXPECT, SLOTS};
+use mitosis_stub::abi::{OP_ENDED, OP_EXPECT};
+use mitosis_sys::procfs;
 use serde::{Deserialize, Serialize};
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 12, name: "pidfd", capture, plan, describe };
 
 #[derive(Serialize, Deserialize)]
-struct Body {
+enum Body {
+    /// Of another process, or a thread that has ended.
+    Ended,
     /// Of the process itself.
-    own: bool,
+    Own,
+    /// Of one of its threads.
+    Thread(i32),
+    /// Of another process of its tree.
+    Member(i32),
 }
 
-/// PIDFD_THREAD, which is O_EXCL.
+/// PIDFD_THREAD (Linux 6.9), which is O_EXCL.
 const THREAD: u32 = 0o200;
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
@@ -25,24 +32,28 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Ok(None);
     }
     // The kernel tells the pid as the reader of fdinfo sees it.
-    let pid = group.info_field("Pid").unwrap_or("?");
-    let own = pid == context.pid.to_string();
-    if own && group.flags & THREAD != 0 {
-        return Err(group.refused("a pidfd of a thread"));
-    }
-    encode(KIND.number, &Body { own }).map(Some)
+    let pid = group.info_field("Pid").and_then(|pid| pid.parse::<i32>().ok());
+    let threads = procfs::threads(context.pid).unwrap_or_default();
+    let body = match pid {
+        Some(tid) if group.flags & THREAD != 0 && threads.contains(&tid) => {
+            proc::inner_tid(context.pid, tid).map_or(Body::Ended, Body::Thread)
+        }
+        Some(pid) if pid == context.pid => Body::Own,
+        Some(pid) => context.inner_pid_of(pid).map_or(Body::Ended, Body::Member),
+        None => Body::Ended,
+    };
+    encode(KIND.number, &body).map(Some)
 }
 
 const FCNTL: u16 = 72;
 const F_SETFL: u64 = 4;
 const GETPID: u16 = 39;
 const PIDFD_OPEN: u16 = 434;
-/// Used by nothing else.
-const SLOT: u8 = SLOTS as u8 - 1;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let fd = file.fds[0].0;
-    if !decode::<Body>(file)?.own {
+    let body: Body = decode(file)?;
+    if matches!(body, Body::Ended) {
         let at = files.lowest(1)[0];
         let mut make = op(0, OP_ENDED | OP_EXPECT, &[]);
         make.expect = u64::from(at);
@@ -66,10 +77,25 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     files.program.push(List::Build, open, "files: pidfd_open", Detail::Fd(fd));
     files.park(&[at]);
     files.spread(file, 0);
+    if let Body::Member(pid) = body {
+        // Until all are there, the process's own.
+        let args = [pid as u64, u64::from(file.flags & NONBLOCK)];
+        files.make_late(file, PIDFD_OPEN, &args, "files: pidfd_open of a process of the tree");
+    }
+    if let Body::Thread(tid) = body {
+        // Until the threads are there, the process's own.
+        files.same_ids(file, "a pidfd")?;
+        let args = [tid as u64, u64::from(THREAD | file.flags & NONBLOCK)];
+        files.make_late(file, PIDFD_OPEN, &args, "files: pidfd_open of a thread");
+    }
     Ok(())
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
-    let body: Body = decode(file)?;
-    Ok(if body.own { "of itself" } else { "of another process" }.into())
+    Ok(match decode(file)? {
+        Body::Ended => "of another process".into(),
+        Body::Own => "of itself".into(),
+        Body::Thread(tid) => format!("of its thread {tid}"),
+        Body::Member(pid) => format!("of process {pid} of its tree"),
+    })
 }

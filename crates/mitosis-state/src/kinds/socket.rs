@@ -1,12 +1,12 @@
 //! TCP and unix sockets that neither listen nor are connected: made, bound to their name, or not yet.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of};
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of, unasked};
 use crate::net::{self, Address, ListenSpec};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, Provided, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
@@ -25,7 +25,7 @@ struct Body {
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let Some(inode) = inode_of(&group.link, "socket") else { return Ok(None) };
     let socket = context.duplicate(group)?;
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let kind = sockopt::socket_type(&socket).map_err(what)?;
     let local = match family {
@@ -33,7 +33,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
             inet_name(&socket, group)?
         }
         AddressFamily::UNIX if rustix::net::getpeername(&socket).is_err() => {
-            unix_name(&socket, kind, group)?
+            unix_name(&socket, group)?
         }
         _ => return Ok(None),
     };
@@ -55,20 +55,8 @@ fn inet_name(socket: &OwnedFd, group: &Group) -> Result<Option<Address>, StateEr
     Ok(has_port.then_some(name))
 }
 
-/// What waits in an unconnected one came from others; it stays with the parent, and is not lost
-/// without a word.
-fn unix_name(
-    socket: &OwnedFd,
-    kind: SocketType,
-    group: &Group,
-) -> Result<Option<Address>, StateError> {
-    let mut byte = [0u8];
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    if kind == SocketType::DGRAM
-        && rustix::net::recv(socket, &mut byte[..], flags) != Err(rustix::io::Errno::AGAIN)
-    {
-        return Err(group.refused("a unix socket with messages of others in it: try again"));
-    }
+/// What waits in an unconnected one came from others, and stays with the parent.
+fn unix_name(socket: &OwnedFd, group: &Group) -> Result<Option<Address>, StateError> {
     let name = rustix::net::getsockname(socket);
     let name = name.map_err(|e| group.refused(format!("a socket: {e}")))?;
     let unnamed = SocketAddrUnix::try_from(name.clone()).is_ok_and(|name| name.is_unnamed());

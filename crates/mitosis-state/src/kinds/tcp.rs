@@ -5,7 +5,7 @@
 //! connection of its own with what was on it, over its loopback: at the same addresses where these
 //! can be had, else at others.
 
-use super::{Capture, Files, Kind, decode, encode, inet_socket, inode_of};
+use super::{Capture, Files, Kind, decode, encode, inet_socket, inode_of, unasked};
 use crate::net::{self, Address};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
@@ -55,7 +55,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let Some((socket, family)) = inet_socket(context, group, kind, protocol)? else {
         return Ok(None);
     };
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let info = Info::of(&socket, group)?;
     let peer = match rustix::net::getpeername(&socket) {
         Ok(Some(peer)) => Some(net::address_of(peer).map_err(|what| group.refused(what))?),
@@ -122,7 +122,7 @@ fn own_connection(
     peer: &Address,
     info: &Info,
 ) -> Result<Option<Own>, StateError> {
-    let what = |e: rustix::io::Errno| group.refused(format!("a socket: {e}"));
+    let what = |e| unasked(group, e);
     let local = rustix::net::getsockname(socket).map_err(what)?;
     let local = net::address_of(local).map_err(|what| group.refused(what))?;
     // An end elsewhere on this machine has its address too, one on another machine has not.

@@ -78,7 +78,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         locked: master && on(TIOCGPTLCK),
         packet: master && on(TIOCGPKT),
         exclusive: on(TIOCGEXCL),
-        controls: !master && control == Some(index),
+        // Of a tree only whoever leads a session could be given it.
+        controls: !master && control == Some(index) && context.members.len() < 2,
     };
     encode(KIND.number, &body).map(Some)
 }
@@ -99,13 +100,7 @@ fn has_other_end(context: &Capture<'_>, index: u32, master: bool) -> bool {
         let slave = format!("/dev/pts/{index}");
         return context.groups.iter().any(|group| group.link == slave);
     }
-    masters.any(|group| {
-        let path = format!("/proc/{}/fdinfo/{}", context.pid, group.first());
-        let info = std::fs::read_to_string(path).unwrap_or_default();
-        info.lines().any(|line| {
-            line.strip_prefix("tty-index:").is_some_and(|n| n.trim() == index.to_string())
-        })
-    })
+    masters.any(|group| group.info_field("tty-index") == Some(index.to_string().as_str()))
 }
 
 const IOCTL: u16 = 16;

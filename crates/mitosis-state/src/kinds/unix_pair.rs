@@ -2,7 +2,7 @@
 //! (socketpair(2)), with what is queued in them.
 
 use super::rights::{self, Message};
-use super::{Capture, Files, Kind, decode, encode, inode_of};
+use super::{Capture, Files, Kind, decode, encode, inode_of, unasked};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
@@ -47,13 +47,13 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         rustix::io::Errno::PROTONOSUPPORT => group.refused(
             "a unix socket whose other end this machine's kernel does not tell (modprobe unix_diag)",
         ),
-        e => group.refused(format!("a socket: {e}")),
+        e => unasked(group, e),
     }
     };
     let domain = sockopt::socket_domain(&socket).map_err(what)?;
     let kind = sockopt::socket_type(&socket).map_err(what)?;
     if domain != AddressFamily::UNIX {
-        let name = describe_inet(domain, kind);
+        let name = describe_family(domain);
         return Err(group.refused(name));
     }
     let peer = match context.unix_peer(inode) {
@@ -150,17 +150,12 @@ fn peek_all(
     }
 }
 
-fn describe_inet(domain: AddressFamily, kind: SocketType) -> String {
-    match (domain, kind) {
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::STREAM) => {
-            "a TCP socket that is neither listening nor connected".into()
+fn describe_family(domain: AddressFamily) -> String {
+    match domain {
+        AddressFamily::INET | AddressFamily::INET6 => {
+            "a socket of a protocol over IP with connections other than TCP".into()
         }
-        (AddressFamily::INET | AddressFamily::INET6, SocketType::RAW) => "a raw IP socket".into(),
-        (AddressFamily::INET | AddressFamily::INET6, _) => "a socket of an IP protocol other than \
-                                                            TCP and UDP"
-            .into(),
-        (AddressFamily::PACKET, _) => "a packet socket".into(),
-        (other, _) => format!("a socket of address family {}", other.as_raw()),
+        other => format!("a socket of address family {}", other.as_raw()),
     }
 }
 

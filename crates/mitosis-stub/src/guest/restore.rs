@@ -257,7 +257,7 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
         bit += 1;
     }
     if op.flags & OP_ENDED != 0 {
-        return ended();
+        return ended(args[0] as i32);
     }
     if op.flags & OP_LOAD != 0 {
         // SAFETY: the planner names an address at which the child has a word.
@@ -280,14 +280,17 @@ fn adopted() -> i64 {
     -110 // ETIMEDOUT
 }
 
-/// A pidfd of a process of this namespace that has ended and been waited for.
-fn ended() -> i64 {
+/// A pidfd of a process of this namespace that has ended and been waited for; or one with a pid, which is
+/// still to be waited for.
+fn ended(pid: i32) -> i64 {
     const VM_PIDFD_VFORK: u64 = 0x100 | 0x1000 | 0x4000;
     const WALL: u64 = 0x4000_0000;
     let mut pidfd = -1i32;
     let args = CloneArgs {
         flags: VM_PIDFD_VFORK, pidfd: &raw mut pidfd as u64, child_tid: 0, parent_tid: 0,
-        exit_signal: 0, stack: 0, stack_size: 0, tls: 0, set_tid: 0, set_tid_size: 0, cgroup: 0,
+        exit_signal: 0, stack: 0, stack_size: 0, tls: 0,
+        set_tid: if pid == 0 { 0 } else { &raw const pid as u64 },
+        set_tid_size: u64::from(pid != 0), cgroup: 0,
     };
     let made: i64;
     // SAFETY: the process does not touch memory: it ends with its first instructions, and this one
@@ -305,9 +308,14 @@ fn ended() -> i64 {
     if made < 0 {
         return made;
     }
-    syscall!(sys::WAIT4, made, 0, WALL, 0);
     // SAFETY: the kernel wrote it.
-    i64::from(unsafe { (&raw const pidfd).read_volatile() })
+    let pidfd = i64::from(unsafe { (&raw const pidfd).read_volatile() });
+    if pid != 0 {
+        syscall!(sys::CLOSE, pidfd);
+        return made;
+    }
+    syscall!(sys::WAIT4, made, 0, WALL, 0);
+    pidfd
 }
 
 /// Puts pages in place. A table that has not come is an error: the node counts on these pages.
