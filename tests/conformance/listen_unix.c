@@ -1,4 +1,5 @@
 /* Listening unix sockets: at a path (stream) and at an abstract name (seqpacket). */
+/* Not beside its parent: the path of its socket is taken. */
 #include "conform.h"
 #include <stddef.h>
 

@@ -1,5 +1,6 @@
 /* Locks on files stay with the parent: record locks as after fork(2), the others because the child's
  * node has a file of its own, which a child can lock. */
+/* Not beside its parent: it holds the locks. */
 #include "conform.h"
 #include <sys/file.h>
 

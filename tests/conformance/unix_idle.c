@@ -1,5 +1,6 @@
 /* Unix sockets that neither listen nor are connected: without a name, with an abstract one, with a
  * path, which the children of one node share. What others have sent to one stays with the parent. */
+/* Not beside its parent: the path of its socket is taken. */
 #include "conform.h"
 #include <stddef.h>
 

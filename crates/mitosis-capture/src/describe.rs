@@ -47,6 +47,8 @@ pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
             shadow: input.shadow,
             bound: input.facts.foreign_pid_ns,
             files,
+            dontfork: false,
+            forks: 1,
             share: input.share,
             shared_files: input.kept.map(|kept| kept.keys).unwrap_or_default(),
             freeze_us: 0,

@@ -23,6 +23,8 @@ const WANTED: &[&[&str]] = &[
         "PyObject_SetAttrString",
         "PyObject_GetAttrString",
         "Py_MakePendingCalls",
+        "PyObject_HasAttrString",
+        "PyObject_IsTrue",
     ],
     &[
         "_ZN2v87Isolate10GetCurrentEv",

@@ -19,6 +19,7 @@ mod limits;
 mod memory;
 mod rare;
 mod refuse;
+mod serve;
 mod shadow;
 mod shared;
 mod stop;
@@ -29,6 +30,7 @@ mod vdso;
 
 pub use calls::{IoctlCalls, calls_max, ioctls};
 pub use error::CaptureError;
+pub use serve::serve;
 pub use tree::{Captured, InheritedOf, Member, OptionsOf, prepare_tree};
 
 use inject::Planted;
@@ -137,6 +139,10 @@ pub struct Seeded {
     /// Files that VMAs map, opened, in the order of the descriptor's `files`; `None` where the
     /// path no longer leads to the mapped file.
     pub files: Vec<Option<File>>,
+    /// It has memory that it keeps from its forks (`MADV_DONTFORK`).
+    pub dontfork: bool,
+    /// How often it was made to fork: twice where that was not known.
+    pub forks: u32,
     /// What it has in common with other members of its tree.
     share: Option<Share>,
     /// Which file is behind each of the descriptor's shared objects.
@@ -156,11 +162,25 @@ pub fn prepare(
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Seeded, CaptureError> {
+    prepare_again(pid, options, false, inherited)
+}
+
+/// As [`prepare`], for a process that had memory which it keeps from its forks when it was prepared
+/// before, if `dontfork`: see [`Seeded::dontfork`]. That is looked for while it stands still.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_again(
+    pid: i32,
+    options: &Options,
+    dontfork: bool,
+    inherited: &mut (dyn Inherited + Send),
+) -> Result<Seeded, CaptureError> {
     // ptrace belongs to a thread: one of its own keeps waits and CPU affinity away from others.
     std::thread::scope(|scope| {
         let worker = std::thread::Builder::new()
             .name("capture".into())
-            .spawn_scoped(scope, || capture(pid, options, inherited));
+            .spawn_scoped(scope, || capture(pid, options, dontfork, inherited));
         match worker.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(CaptureError::Internal("the capture thread panicked".into())),
@@ -199,16 +219,18 @@ struct Frozen {
 fn capture(
     pid: i32,
     options: &Options,
+    dontfork: bool,
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Seeded, CaptureError> {
-    let first = capture_once(pid, options, inherited, false, None)?;
-    if !lacks_memory(pid, &first)? {
+    let first = capture_once(pid, options, inherited, dontfork, None)?;
+    if dontfork || !lacks_memory(pid, &first)? {
         return Ok(first);
     }
     first.shadow.end();
     // Now it is looked for while the parent stands still: nothing of it is missing.
     let mut seeded = capture_once(pid, options, inherited, true, None)?;
     // It stood still twice.
+    seeded.forks += first.forks;
     seeded.freeze_us += first.freeze_us;
     let phases = first.phases.into_iter().zip(&mut seeded.phases);
     phases.for_each(|((_, us), (_, total))| *total += us);
@@ -274,6 +296,7 @@ fn capture_once(
     let (shadow, kept) = shadow::settle(shadow, pid, &facts)?;
     limits::adopt(shadow.pid);
     drop(room);
+    let kept_from_forks = !frozen.dontfork.is_empty();
     let mut seeded = describe::describe(describe::Input {
         pid,
         options,
@@ -291,6 +314,7 @@ fn capture_once(
         rings: frozen.rings,
     })?;
     clock.lap(Phase::Describe);
+    seeded.dontfork = kept_from_forks;
     seeded.freeze_us = frozen.freeze.as_micros() as u64;
     seeded.phases = clock.phases;
     Ok(seeded)

@@ -1,7 +1,7 @@
 //! A real process is captured and must not notice.
 
 use mitosis_capture::{
-    CaptureError, IoctlCalls, NoInheritance, Options, calls_max, ioctls, prepare,
+    CaptureError, IoctlCalls, NoInheritance, Options, calls_max, ioctls, prepare, prepare_again,
 };
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -264,4 +264,33 @@ for line in sys.stdin:
     line.clear();
     out.read_line(&mut line).expect("read");
     assert_eq!(line, "alive\n");
+}
+
+/// What a process keeps from its forks is found when the shadow lacks it; once that is known, it stands
+/// still only once.
+#[test]
+fn a_process_with_memory_that_forks_lack_forks_twice_the_first_time_only() {
+    let mut parent = python(
+        "import mmap, sys, time\n\
+         kept = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n\
+         kept.write(b'x' * (1 << 20)); kept.madvise(mmap.MADV_DONTFORK)\n\
+         print('ready', flush=True); time.sleep(1000)",
+    );
+    let mut line = String::new();
+    let stdout = parent.0.stdout.take().expect("stdout");
+    BufReader::new(stdout).read_line(&mut line).expect("read");
+    let pid = parent.0.id() as i32;
+    let mut seen = Vec::new();
+    for known in [false, true] {
+        let seeded = prepare_again(pid, &options(), known, &mut NoInheritance).expect("prepare");
+        seeded.shadow.end();
+        seen.push((seeded.forks, seeded.dontfork, seeded.descriptor.pages.pages() >= 256));
+    }
+    assert_eq!(seen, [(2, true, true), (1, true, true)]);
+    let mut other = echo();
+    other.0.stdout.take();
+    let pid = other.0.id() as i32;
+    let seeded = prepare_again(pid, &options(), true, &mut NoInheritance).expect("prepare");
+    seeded.shadow.end();
+    assert_eq!((seeded.forks, seeded.dontfork), (1, false));
 }

@@ -138,8 +138,13 @@ pub(crate) fn children(node: &Node, pager: &Pager) {
                 let running = one.state == ChildState::Running;
                 let pidfd = pidfd(start.pid, start.start_ticks).filter(|_| running);
                 node.children.add(start, pidfd, None, Vec::new());
-                if !running {
-                    node.children.ended(id, End { status: one.exit, reason: one.reason.clone() });
+                match (running, one.exit) {
+                    (false, status) => {
+                        node.children.ended(id, End { status, reason: one.reason.clone() });
+                    }
+                    // Its namespace is kept for a seed.
+                    (true, Some(status)) => drop(node.children.exited(id, status)),
+                    (true, None) => {}
                 }
             }
             // The earlier daemon was killed while it started that child: nobody waits for it.

@@ -5,6 +5,7 @@ use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -68,6 +69,19 @@ pub(crate) struct End {
     pub reason: Option<String>,
 }
 
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.reason, self.status) {
+            (Some(reason), _) => f.write_str(reason),
+            (None, Some(raw)) if raw & 0x7f == 0 => {
+                write!(f, "exited with status {}", (raw >> 8) & 0xff)
+            }
+            (None, Some(raw)) => write!(f, "ended by signal {}", raw & 0x7f),
+            (None, None) => f.write_str("ended"),
+        }
+    }
+}
+
 /// The guard of a running child: pid 1 of its namespace.
 #[derive(Debug)]
 pub(crate) struct Guarded {
@@ -82,6 +96,17 @@ impl Guarded {
         let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
         let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
     }
+}
+
+/// What is left to do when everything of a child has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// The child and its end, unless that was told when its main process exited.
+    pub news: Option<(Start, End)>,
+    /// Its guard, if there is one to be reaped.
+    pub guard: Option<Guarded>,
+    /// Its control groups, in which nobody is any more once the guard is reaped.
+    pub groups: Vec<PathBuf>,
 }
 
 struct Child {
@@ -249,13 +274,20 @@ impl Children {
         }
     }
 
-    /// The main process of a child exited by itself.
-    pub fn exited(&self, id: u64, status: i32) {
-        if let Some(child) = self.table().get_mut(&id) {
-            child.exited = Some(status);
-            child.pidfd = None;
-        }
+    /// The main process of a child exited; its namespace may stay for a seed. Returns what it was
+    /// started as, the first time.
+    pub fn exited(&self, id: u64, status: i32) -> Option<Start> {
+        let mut table = self.table();
+        let running = |child: &&mut Child| child.end.is_none() && child.exited.is_none();
+        let child = table.get_mut(&id).filter(running)?;
+        child.exited = Some(status);
+        child.pidfd = None;
+        // Under the lock: who finds that it has ended finds its addresses free.
+        child.shares.clear();
+        let start = child.start.clone();
+        drop(table);
         self.changed.notify_all();
+        Some(start)
     }
 
     /// The child is about to end for a reason, which the first to be told here writes down.
@@ -266,9 +298,9 @@ impl Children {
         (!std::mem::replace(&mut child.announced, true)).then(|| child.start.clone())
     }
 
-    /// A child ended, with everything in its namespace. Returns what it was started as, the first
-    /// time, and its guard, to be reaped.
-    pub fn ended(&self, id: u64, end: End) -> Option<(Start, Option<Guarded>)> {
+    /// A child ended, with everything in its namespace. Returns, the first time, what there is to
+    /// say about it and its guard, to be reaped.
+    pub fn ended(&self, id: u64, end: End) -> Option<Ended> {
         let mut table = self.table();
         if !table.contains_key(&id) {
             // Under the lock of the table, so that whoever adds it finds this.
@@ -280,19 +312,22 @@ impl Children {
             return None;
         }
         let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
-        // One that exited by itself earlier was not ended by what ended its kept namespace.
-        let end = match child.exited {
-            Some(status) => End { status: Some(status), reason: None },
-            None => end,
+        // One that exited earlier was not ended by what ended its kept namespace.
+        let (end, told) = match child.exited {
+            Some(status) => (End { status: Some(status), reason: None }, true),
+            None => (end, false),
         };
-        child.end = Some((end, Instant::now()));
+        child.end = Some((end.clone(), Instant::now()));
         child.pidfd = None;
-        let done = (child.start.clone(), child.guard.take());
-        let shares = std::mem::take(&mut child.shares);
+        // Under the lock, as above.
+        child.shares.clear();
+        let news = (!told).then(|| (child.start.clone(), end));
+        let alone = child.start.main.is_none();
+        let groups = if alone { child.start.groups.clone() } else { Vec::new() };
+        let ended = Ended { news, guard: child.guard.take(), groups };
         drop(table);
-        drop(shares);
         self.changed.notify_all();
-        Some(done)
+        Some(ended)
     }
 
     /// Takes over what the pager says.
@@ -425,6 +460,25 @@ mod tests {
         children.ended(1, End { status: None, reason: Some("pager died".into()) });
         let end = children.wait(5, Duration::ZERO).flatten().unwrap();
         assert_eq!((end.exit, end.reason), (3, None));
+    }
+
+    #[test]
+    fn an_end_is_told_in_words_and_when_it_is_known() {
+        let children = Children::default();
+        children.add(start(1, 5), None, None, Vec::new());
+        assert!(children.exited(1, 9).is_some());
+        assert!(children.exited(1, 9).is_none());
+        let ended = children.ended(1, End { status: None, reason: Some("seed revoked".into()) });
+        assert!(ended.unwrap().news.is_none(), "it was told already");
+        children.add(start(2, 6), None, None, Vec::new());
+        let ended = children.ended(2, End { status: Some(3 << 8), reason: None });
+        let (_, end) = ended.unwrap().news.unwrap();
+        assert_eq!(end.to_string(), "exited with status 3");
+        let text = |status| End { status, reason: None }.to_string();
+        assert_eq!(
+            [text(Some(9)), text(Some(11 | 0x80))],
+            ["ended by signal 9", "ended by signal 11"]
+        );
     }
 
     #[test]

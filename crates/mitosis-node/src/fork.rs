@@ -7,14 +7,14 @@ use crate::listeners::Share;
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Basis, Got, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Got, Placed, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
 use crate::tree;
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{PageIndex, Phase, Reference};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
-use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
+use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Transport, Via};
 use mitosis_restore::{Maker, Part, Provided, StartFds, Started};
 use mitosis_sandbox::{Guard, Network};
 use mitosis_transport::Want;
@@ -48,6 +48,8 @@ pub(crate) struct Batch<'a> {
     pub working_set: WorkingSet<'a>,
     /// What they are copied from, if there is a template.
     template: Option<Arc<Template>>,
+    /// Why they are not copies of the shadow, as they were to be: they read it.
+    not_copied: Option<String>,
     arrived: Instant,
     fetch_us: u64,
     plan_us: u64,
@@ -65,8 +67,15 @@ pub(crate) fn fork(
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
     let admitted = node.admission.admit(node, request.count as usize)?;
     let attempt = || -> Result<(Forked, bool), NodeError> {
-        let template = node.templates.choose(node, request, &reference)?;
-        let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
+        let (template, not_copied) = match request.via {
+            Via::Shadow => match node.templates.of_shadow(node, request, &reference)? {
+                Ok(shadow) => (Some(shadow), None),
+                Err(why) => (None, Some(why)),
+            },
+            _ => (node.templates.choose(node, request, &reference)?, None),
+        };
+        let batch =
+            batch(node, request, stdio, &reference, (template.clone(), not_copied), arrived)?;
         let forked = fork_batch(&batch).map_err(|error| match template {
             // It may be ended by whoever runs out of memory: it is only a cache.
             Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
@@ -125,11 +134,9 @@ fn refuse(request: &ForkRequest) -> Result<(), NodeError> {
     if !(1..=1024).contains(&request.count) {
         return Err(NodeError::Usage(format!("--count {}: want 1 to 1024", request.count)));
     }
-    match request.via {
-        Via::Auto | Via::Direct | Via::Template => {}
-        Via::Shadow => {
-            return Err(NodeError::step(Phase::Plan, "--via shadow", "not available yet"));
-        }
+    if request.via == Via::Shadow && matches!(request.transport, Transport::Tcp | Transport::Rdma) {
+        let text = "--via shadow: its memory is of this node, want --transport auto or local";
+        return Err(NodeError::Usage(text.into()));
     }
     let bad = |name: &String| {
         name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || name.chars().any(char::is_control)
@@ -145,7 +152,7 @@ fn batch<'a>(
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     reference: &Reference,
-    copied: Option<Copied>,
+    (copied, not_copied): (Option<Copied>, Option<String>),
     arrived: Instant,
 ) -> Result<Batch<'a>, NodeError> {
     let pager = node.pager.get()?;
@@ -174,7 +181,7 @@ fn batch<'a>(
             let (descriptor, parts) = (Arc::new(descriptor), working_set.sizes());
             let members = tree::Members::of(&descriptor)?;
             let tree = members.spare(0);
-            let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
+            let (part, placed, proven) = (Part::Whole, Placed::Pages(&[]), &node.hashes);
             let basis = Basis { part, working_set: &parts, tree, placed, proven };
             let members = members.recipes(node, request, &basis, &clocks)?;
             let mut recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
@@ -193,6 +200,7 @@ fn batch<'a>(
         members,
         working_set,
         template,
+        not_copied,
         arrived,
         fetch_us: fetched.as_micros() as u64,
         plan_us,
@@ -303,7 +311,7 @@ impl Batch<'_> {
             seed: self.seed.clone(),
             via: self.via().name().to_owned(),
             transport: recipe.paging.transport.to_owned(),
-            transport_why: recipe.paging.why.clone(),
+            transport_why: self.why(recipe),
             netns: guard.netns_path(),
             generation: mitosis_sandbox::generation_text(guard.generation),
             start_us,
@@ -336,8 +344,20 @@ impl Batch<'_> {
         }
     }
 
+    /// Why its pages come as they do.
+    fn why(&self, recipe: &Recipe) -> String {
+        match &self.not_copied {
+            Some(why) => format!("read from the shadow, which cannot be copied: {why}"),
+            None => recipe.paging.why.clone(),
+        }
+    }
+
     fn via(&self) -> Via {
-        if self.template.is_some() { Via::Template } else { Via::Direct }
+        match &self.template {
+            Some(template) => template.via,
+            None if self.request.via == Via::Shadow => Via::Shadow,
+            None => Via::Direct,
+        }
     }
 
     /// Hands a process to the pager, with the pages that it puts in place itself. One of a tree goes
@@ -362,7 +382,7 @@ impl Batch<'_> {
             owners: if told { Vec::new() } else { paging.owners.clone() },
             placed,
             placed_bytes,
-            held: template.map_or(0, |template| template.pages.len() as u64),
+            held: template.map_or(0, |template| template.held),
             shape,
             main: of.filter(|(root, ..)| *root != id).map(|(root, ..)| ChildId(root)),
             member: of.map_or((0, 1), |(_, number, count)| (number, count)),

@@ -1,9 +1,11 @@
-//! Which file has which bytes: BLAKE3 by (device, inode, size, ctime), computed off the fork path.
+//! Which file has which bytes: BLAKE3 by (device, inode, size, ctime), computed off the fork path,
+//! as long as the file system is mounted that has the device number.
 //!
 //! A child may map the file of its own node only when the bytes are the same as the parent's. That
 //! is a matter of content, not of path, size or mtime. Hashing takes milliseconds, a fork may not:
 //! so a fork only looks hashes up, and what is not known is hashed in the background for the next.
 
+use crate::filesystems::{FileSystems, Gone};
 use mitosis_descriptor::MappedFile;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, Metadata};
@@ -43,12 +45,29 @@ impl Key {
     }
 }
 
-#[derive(Default)]
 struct State {
+    filesystems: FileSystems,
     known: HashMap<Key, [u8; 32]>,
     queue: VecDeque<PathBuf>,
     queued: HashSet<PathBuf>,
     stop: bool,
+}
+
+impl State {
+    /// The hash of the file that `key` was read of, before this.
+    fn get(&mut self, key: &Key) -> Option<&[u8; 32]> {
+        self.forget_gone();
+        self.known.get(key)
+    }
+
+    /// Drops what is known of file systems whose device number may be another's now.
+    fn forget_gone(&mut self) {
+        match self.filesystems.gone() {
+            Gone::These(gone) if gone.is_empty() => {}
+            Gone::These(gone) => self.known.retain(|key, _| !gone.contains(&key.dev)),
+            Gone::Any => self.known.clear(),
+        }
+    }
 }
 
 /// The cache and its one background thread.
@@ -63,7 +82,14 @@ fn lock(shared: &(Mutex<State>, Condvar)) -> MutexGuard<'_, State> {
 impl Hashes {
     /// An empty cache; the thread first hashes the files in `warm`, at the lowest priority.
     pub fn start(warm: Vec<PathBuf>) -> std::io::Result<Hashes> {
-        let shared = Arc::new((Mutex::new(State::default()), Condvar::new()));
+        let state = State {
+            filesystems: FileSystems::new()?,
+            known: HashMap::new(),
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            stop: false,
+        };
+        let shared = Arc::new((Mutex::new(state), Condvar::new()));
         let theirs = Arc::clone(&shared);
         std::thread::Builder::new().name("hashes".into()).spawn(move || work(&theirs, warm))?;
         Ok(Hashes { shared })
@@ -84,7 +110,7 @@ impl Hashes {
             return false;
         }
         let mut state = lock(&self.shared);
-        if let Some(found) = state.known.get(&Key::of(&meta)) {
+        if let Some(found) = state.get(&Key::of(&meta)) {
             return *found == wanted;
         }
         if state.queue.len() < QUEUE_MAX && state.queued.insert(path.to_owned()) {
@@ -97,7 +123,7 @@ impl Hashes {
     /// Whether an open file is known to have the bytes of `file`.
     pub fn proven_open(&self, open: &File, file: &MappedFile) -> bool {
         let (Some(wanted), Ok(meta)) = (file.hash, open.metadata()) else { return false };
-        lock(&self.shared).known.get(&Key::of(&meta)) == Some(&wanted)
+        lock(&self.shared).get(&Key::of(&meta)) == Some(&wanted)
     }
 }
 
@@ -123,7 +149,7 @@ impl Drop for Hashes {
 
 fn hash_file(shared: &(Mutex<State>, Condvar), file: &File) -> std::io::Result<[u8; 32]> {
     let before = Key::of(&file.metadata()?);
-    if let Some(known) = lock(shared).known.get(&before) {
+    if let Some(known) = lock(shared).get(&before) {
         return Ok(*known);
     }
     // A descriptor of our own, so that its offset is ours.
@@ -142,7 +168,10 @@ fn hash_file(shared: &(Mutex<State>, Condvar), file: &File) -> std::io::Result<[
     }
     let hash = *hasher.finalize().as_bytes();
     let mut state = lock(shared);
-    if before.settled() && state.known.len() < KNOWN_MAX {
+    // Before a watch begins: what ended earlier had the number earlier.
+    state.forget_gone();
+    let room = before.settled() && state.known.len() < KNOWN_MAX;
+    if room && state.filesystems.watch(file, before.dev) {
         state.known.insert(before, hash);
     }
     Ok(hash)
@@ -270,5 +299,65 @@ mod tests {
         let hash = hashes.of_file(&File::open(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
         assert_eq!(hash.unwrap(), *blake3::hash(b"abc").as_bytes());
+    }
+
+    /// A file system of one file in an image, at a directory of its own.
+    struct Mounted(PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            run("umount", &[&self.0]);
+        }
+    }
+
+    fn run(program: &str, args: &[&Path]) {
+        let done = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Two images that differ in the bytes of a file only, mounted in turn: the kernel gives them
+    /// the same device number, and the file the same inode number, size and ctime.
+    #[test]
+    fn a_file_system_in_the_place_of_another_is_not_it() {
+        let dir = std::env::temp_dir().join(format!("mitosis-images-{}", std::process::id()));
+        let (tree, at) = (dir.join("tree"), dir.join("at"));
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::create_dir_all(&at).unwrap();
+        std::fs::write(tree.join("file"), "of the first image").unwrap();
+        let images = [dir.join("first"), dir.join("second")];
+        let words = ["-q", "-t", "ext2", "-d"].map(Path::new);
+        run("mke2fs", &[&words[..], &[&tree, &images[0], Path::new("256k")]].concat());
+        let mut bytes = std::fs::read(&images[0]).unwrap();
+        let name = b"of the first image";
+        let place = bytes.windows(name.len()).position(|part| part == name).unwrap();
+        bytes[place..place + name.len()].copy_from_slice(b"of the other image");
+        std::fs::write(&images[1], bytes).unwrap();
+        std::thread::sleep(2 * SETTLED);
+        let hashes = Hashes::start(Vec::new()).unwrap();
+        let mount = |image: &Path| {
+            run("mount", &[Path::new("-oloop,ro"), image, &at]);
+            Mounted(at.clone())
+        };
+        let (mut keys, mut found) = (Vec::new(), Vec::new());
+        // Until the second gets the loop device of the first: others use such devices, too.
+        for _ in 0..20 {
+            (keys, found) = (Vec::new(), Vec::new());
+            for image in &images {
+                let _mounted = mount(image);
+                let file = File::open(at.join("file")).unwrap();
+                keys.push(Key::of(&file.metadata().unwrap()));
+                found.push(hashes.of_file(&file).unwrap());
+                // Known while it is mounted, by each path that leads to it.
+                let known = lock(&hashes.shared).get(&keys[keys.len() - 1]).copied();
+                assert_eq!(known, found.last().copied());
+            }
+            if keys[0] == keys[1] {
+                break;
+            }
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(keys[0], keys[1]);
+        let wanted = ["of the first image", "of the other image"];
+        assert_eq!(found, wanted.map(|text| *blake3::hash(text.as_bytes()).as_bytes()));
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Share {
     listener: Option<Arc<Listener>>,
-    name: Key,
+    address: Address,
     table: Arc<Mutex<Table>>,
 }
 
@@ -41,7 +41,7 @@ impl Drop for Share {
         let last = self.listener.take().and_then(Arc::into_inner);
         if last.is_some() {
             drop(last);
-            table.closed.insert(self.name.clone(), Instant::now());
+            table.closed.insert(self.address.clone(), Instant::now());
         }
     }
 }
@@ -82,8 +82,8 @@ type Key = (String, u64);
 #[derive(Debug, Default)]
 struct Table {
     open: HashMap<Key, Weak<Listener>>,
-    /// Those that were closed lately.
-    closed: HashMap<Key, Instant>,
+    /// Addresses of those that were closed lately. The next socket there may be another seed's.
+    closed: HashMap<Address, Instant>,
 }
 
 /// How long the address of a socket that this daemon has closed may stay taken: a process that it is
@@ -123,14 +123,14 @@ impl Listeners {
             table.open.retain(|_, listener| listener.strong_count() > 0);
             table.closed.retain(|_, at| at.elapsed() < CLOSING);
             if let Some(listener) = table.open.get(&name).and_then(Weak::upgrade) {
-                return Ok(self.a_share(listener, name));
+                return Ok(self.a_share(listener, spec));
             }
             let sibling = || siblings.iter().find_map(|pid| from_sibling(*pid, fd, spec));
             let socket = match spec.listen() {
                 Ok(socket) => socket,
                 Err(cause) => match sibling() {
                     Some(socket) => socket,
-                    None if table.closed.contains_key(&name) => {
+                    None if table.closed.contains_key(&spec.address) => {
                         drop(table);
                         std::thread::sleep(PAUSE);
                         continue;
@@ -142,13 +142,14 @@ impl Listeners {
                 },
             };
             let listener = Arc::new(Listener::new(socket, spec));
-            table.open.insert(name.clone(), Arc::downgrade(&listener));
-            return Ok(self.a_share(listener, name));
+            table.open.insert(name, Arc::downgrade(&listener));
+            return Ok(self.a_share(listener, spec));
         }
     }
 
-    fn a_share(&self, listener: Arc<Listener>, name: Key) -> Share {
-        Share { listener: Some(listener), name, table: Arc::clone(&self.table) }
+    fn a_share(&self, listener: Arc<Listener>, spec: &ListenSpec) -> Share {
+        let address = spec.address.clone();
+        Share { listener: Some(listener), address, table: Arc::clone(&self.table) }
     }
 }
 
@@ -199,7 +200,7 @@ mod tests {
                 std::thread::sleep(20 * PAUSE);
                 drop(copy);
             });
-            drop(listeners.share("s", 1, 3, &spec, &[]).unwrap());
+            drop(listeners.share("t", 1, 3, &spec, &[]).unwrap());
         });
     }
 

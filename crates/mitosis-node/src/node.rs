@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub facts: NodeFacts,
     /// Parents that are being prepared.
     pub preparing: crate::turns::Turns,
+    /// What is known of those that were prepared before.
+    pub parents: crate::parents::Parents,
     /// Time namespaces for children.
     pub times: crate::time::Spaces,
     /// The pager.
@@ -95,6 +97,7 @@ impl Node {
             listeners: Listeners::default(),
             facts: parts.facts,
             preparing: crate::turns::Turns::default(),
+            parents: crate::parents::Parents::default(),
             times: crate::time::Spaces::probe(),
             pager: PagerSlot::default(),
             store: parts.store,
@@ -211,16 +214,24 @@ impl Node {
         {
             self.append_reason(&start, reason);
         }
-        if let Some((start, guard)) = self.children.ended(id, end) {
-            if let Some(guard) = guard {
+        if let Some(ended) = self.children.ended(id, end) {
+            if let Some(guard) = ended.guard {
                 guard.end();
             }
-            if start.main.is_some() {
-                return;
+            mitosis_sandbox::group::remove(&ended.groups);
+            if let Some((start, end)) = ended.news
+                && start.main.is_none()
+            {
+                self.log.info(format_args!("child {}: {end}", start.pid));
             }
-            mitosis_sandbox::group::remove(&start.groups);
-            let text = reason.as_deref().unwrap_or("ended by itself");
-            self.log.info(format_args!("child {}: {text}", start.pid));
+        }
+    }
+
+    /// The main process of a child has exited: what it held is free, even if its namespace stays.
+    pub fn child_exited(&self, id: u64, status: i32) {
+        if let Some(start) = self.children.exited(id, status).filter(|start| start.main.is_none()) {
+            let end = End { status: Some(status), reason: None };
+            self.log.info(format_args!("child {}: {end}", start.pid));
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::error::NodeError;
 use crate::memory::{Place, Shadow};
 use crate::node::Node;
-use mitosis_descriptor::{Descriptor, Owner, PageIndex, PageRun, Phase, vma_flags};
+use mitosis_descriptor::{Descriptor, Owner, PageIndex, PageRun, Phase, Reference, vma_flags};
 use mitosis_pager::{Area, OwnerSource};
 use mitosis_proto::{Bound, Transport};
 use mitosis_restore::RestorePlan;
@@ -82,6 +82,22 @@ fn not_local(owner: &Owner) -> NodeError {
     let object = format!("--transport local: seed {}", owner.seed);
     let cause = format!("its pages are at {}, or not in a shadow of this node", owner.address);
     NodeError::step(Phase::Plan, object, cause)
+}
+
+/// The shadow of a seed of this node.
+///
+/// # Errors
+/// The seed is not of this node, or has none any more, or may not be forked.
+pub(crate) fn shadow(node: &Node, reference: &Reference) -> Result<Arc<Shadow>, NodeError> {
+    let Reference { address, seed, secret } = reference.clone();
+    let refused = |cause: String| NodeError::step(Phase::Plan, "--via shadow", cause);
+    if address != node.address {
+        return Err(refused(format!("the seed is not of this node: its shadow is at {address}")));
+    }
+    let may = node.seeds.forkable(seed, &secret);
+    may.map_err(|_| mitosis_transport::ForkError::Refused { address: address.clone() })?;
+    let gone = "the seed has no shadow: its pages have moved out of its parent's pid namespace";
+    shadow_here(node, &Owner { address, seed, secret }).ok_or_else(|| refused(gone.into()))
 }
 
 /// The shadow of an owner that is a seed of this very daemon. A seed whose pages move out of its

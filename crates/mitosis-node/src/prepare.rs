@@ -90,7 +90,7 @@ pub(crate) fn prepare(
         FromPager { pager: &pager, child, asked: &asked }
     };
     let captured = match request.tree {
-        false => alone(request.pid, &options(request.pid), &mut from_pager(request.pid)),
+        false => alone(node, request.pid, &options(request.pid), &mut from_pager(request.pid)),
         true => {
             let inherited = |pid: i32| -> Box<dyn Inherited + Send> { Box::new(from_pager(pid)) };
             mitosis_capture::prepare_tree(request.pid, &options, MEMBERS_MAX, &inherited)
@@ -121,11 +121,14 @@ pub(crate) fn prepare(
 
 /// A process without its tree.
 fn alone(
+    node: &Node,
     pid: i32,
     options: &Options,
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Captured, CaptureError> {
-    let seeded = mitosis_capture::prepare(pid, options, inherited)?;
+    let dontfork = node.parents.has_dontfork(pid);
+    let seeded = mitosis_capture::prepare_again(pid, options, dontfork, inherited)?;
+    node.parents.prepared(pid, seeded.dontfork);
     let members = vec![Member { pid, parent: None, seeded }];
     Ok(Captured { members, zombies: Vec::new() })
 }
@@ -230,12 +233,8 @@ fn enlist(
     let Kin { pid, id, tree } = kin;
     let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases, .. } = seeded;
     let home = node.children.id_of(pid).map(|id| node.children.main_of(id));
-    let shadow = Shadow {
-        pid: shadow.pid,
-        pidfd: shadow.pidfd,
-        mem: shadow.mem,
-        visit: Mutex::default(),
-    };
+    let shadow =
+        Shadow { pid: shadow.pid, pidfd: shadow.pidfd, mem: shadow.mem, visit: Mutex::default() };
     let shadow = Arc::new(shadow);
     let secret = Secret(random()?);
     let mut unfinished = Unfinished { node, shadow: Some(Arc::clone(&shadow)), seed: id };

@@ -55,9 +55,18 @@ pub(crate) struct Basis<'a> {
     /// See [`mitosis_restore::Request::tree`].
     pub tree: Option<i32>,
     /// Pages that it has from its template.
-    pub placed: &'a [u64],
+    pub placed: Placed<'a>,
     /// Which of the parent's files are here.
     pub proven: &'a dyn ProvenFiles,
+}
+
+/// Pages that are in place already.
+#[derive(Clone, Copy)]
+pub(crate) enum Placed<'a> {
+    /// These, ascending.
+    Pages(&'a [u64]),
+    /// All that are not of shared memory: the process is a copy of the shadow.
+    All,
 }
 
 impl Recipe {
@@ -108,7 +117,11 @@ impl Recipe {
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
             tree,
-            placed: placed.to_vec(),
+            placed: match placed {
+                Placed::Pages(pages) => pages.to_vec(),
+                Placed::All => Vec::new(),
+            },
+            all_placed: matches!(placed, Placed::All),
             vdso,
         };
         let plan = mitosis_restore::plan(&descriptor, &node.facts, &wanted, proven)?;

@@ -9,10 +9,13 @@
 //! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
 //! leases are over.
 
+mod shadow;
+
 use crate::admission::Admission;
 use crate::error::NodeError;
+use crate::memory::Shadow;
 use crate::node::Node;
-use crate::recipe::{self, Basis, Got, Recipe, fetch, in_bulk, pair};
+use crate::recipe::{self, Basis, Got, Placed, Recipe, fetch, in_bulk, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{Descriptor, MappedFile, PAGE_SIZE, Phase, Reference, Secret, SeedId};
 use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
@@ -119,8 +122,12 @@ impl ProvenFiles for Files {
 pub(crate) struct Template {
     /// Where it takes orders.
     pub orders: OwnedFd,
-    /// The pages that are in place in it.
-    pub pages: Arc<[u64]>,
+    /// How many pages are in place in it.
+    pub held: u64,
+    /// What its children are: copies of a template, or of the shadow.
+    pub via: Via,
+    /// Which pages those are, unless it is a shadow, which has all.
+    pages: Arc<[u64]>,
     /// Pages of the working set that were known.
     known: usize,
     made: Instant,
@@ -128,7 +135,15 @@ pub(crate) struct Template {
     files: Files,
     clocks: (Time, Option<Arc<crate::time::Space>>),
     recipes: Mutex<Vec<(Options, Arc<Recipe>)>>,
-    process: Blank,
+    process: Process,
+}
+
+/// Whose memory it is.
+enum Process {
+    /// Its own; it ends with this.
+    Made(Blank),
+    /// The shadow's, which is the seed's.
+    Shadow(Arc<Shadow>),
 }
 
 impl Template {
@@ -144,8 +159,11 @@ impl Template {
         }
         let descriptor = Arc::clone(&self.descriptor);
         let proven: &dyn ProvenFiles = &self.files;
-        let (placed, working_set) = (&*self.pages, &[]);
-        let basis = Basis { part: Part::Rest, working_set, tree: None, placed, proven };
+        let placed = match self.process {
+            Process::Made(_) => Placed::Pages(&self.pages),
+            Process::Shadow(_) => Placed::All,
+        };
+        let basis = Basis { part: Part::Rest, working_set: &[], tree: None, placed, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -166,7 +184,11 @@ impl Template {
     /// Whether its process lives.
     pub fn alive(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&self.process.pidfd, PollFlags::IN)];
+        let pidfd = match &self.process {
+            Process::Made(blank) => &blank.pidfd,
+            Process::Shadow(shadow) => &shadow.pidfd,
+        };
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
     }
@@ -214,6 +236,7 @@ pub(crate) type Jobs = Receiver<(ForkRequest, Reference)>;
 pub(crate) struct Templates {
     table: Mutex<HashMap<Key, Entry>>,
     changed: Condvar,
+    shadows: shadow::Shadows,
     image: GuardImage,
     queue: SyncSender<(ForkRequest, Reference)>,
 }
@@ -226,7 +249,8 @@ impl Templates {
     pub fn new() -> Result<(Templates, Jobs), NodeError> {
         let (queue, jobs) = sync_channel(QUEUE);
         let (table, changed, image) = (Mutex::default(), Condvar::new(), GuardImage::new()?);
-        Ok((Templates { table, changed, image, queue }, jobs))
+        let shadows = shadow::Shadows::default();
+        Ok((Templates { table, changed, shadows, image, queue }, jobs))
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
@@ -244,6 +268,13 @@ impl Templates {
         request: &ForkRequest,
         reference: &Reference,
     ) -> Result<Option<Copied>, NodeError> {
+        // Whatever stands in its way: there are other ways.
+        if request.via == Via::Auto
+            && shadow::is_best(node, request, reference)
+            && let Ok(Ok(copied)) = self.of_shadow(node, request, reference)
+        {
+            return Ok(Some(copied));
+        }
         let usual =
             in_bulk(node, reference, request.transport) || reference.address == node.address;
         let now = match request.via {
@@ -284,6 +315,19 @@ impl Templates {
         }
     }
 
+    /// The same for `--via shadow`, or why children cannot be copies of the shadow.
+    ///
+    /// # Errors
+    /// The seed is another node's, or may not be forked.
+    pub fn of_shadow(
+        &self,
+        node: &Node,
+        request: &ForkRequest,
+        reference: &Reference,
+    ) -> Result<Result<Copied, String>, NodeError> {
+        self.shadows.choose(node, request, reference)
+    }
+
     /// Asks the seed's node for a lease; how many pages its working set has. A seed of this very node
     /// gives none: it is asked each time.
     fn lease(&self, node: &Node, reference: &Reference) -> Result<usize, NodeError> {
@@ -310,7 +354,9 @@ impl Templates {
 
     /// Children were made: the next ones shall find a template that is up to date.
     pub fn forked(&self, node: &Node, request: &ForkRequest, reference: &Reference) {
-        if !matches!(request.via, Via::Auto | Via::Template) {
+        if !matches!(request.via, Via::Auto | Via::Template)
+            || (request.via == Via::Auto && self.shadows.serves(node, request, reference))
+        {
             return;
         }
         let usual =
@@ -409,13 +455,8 @@ impl Templates {
         let parts = working_set.sizes();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let basis = Basis {
-            part: Part::Memory,
-            working_set: &parts,
-            tree: None,
-            placed: &[],
-            proven: &files,
-        };
+        let (part, placed) = (Part::Memory, Placed::Pages(&[]));
+        let basis = Basis { part, working_set: &parts, tree: None, placed, proven: &files };
         let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;
@@ -439,12 +480,14 @@ impl Templates {
             orders: orders?,
             known: working_set.pages(),
             made: Instant::now(),
+            held: pages.len() as u64,
+            via: Via::Template,
             pages: Arc::from(pages),
             descriptor,
             files,
             clocks,
             recipes: Mutex::default(),
-            process,
+            process: Process::Made(process),
         })
     }
 
@@ -495,6 +538,7 @@ impl Templates {
     pub fn drop_seed(&self, key: &Key) {
         let gone = self.table().remove(key);
         drop(gone);
+        self.shadows.drop_seed(key.1);
     }
 
     /// Drops what is not used, or all if memory is short.

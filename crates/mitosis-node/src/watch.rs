@@ -38,7 +38,7 @@ fn follow(node: &Node, events: &PagerEvents) {
         match events.next(TICK) {
             Ok(None) => {}
             Ok(Some(Event::Exited { child: ChildId(id), status })) => {
-                node.children.exited(id, status);
+                node.child_exited(id, status);
             }
             Ok(Some(Event::Ended { stats })) => {
                 let (ChildId(id), status, reason) = (stats.child, stats.exit, stats.reason.clone());
@@ -59,10 +59,13 @@ fn follow(node: &Node, events: &PagerEvents) {
 fn catch_up(node: &Node, pager: &Pager) {
     let Ok(stats) = pager.client.stats() else { return };
     for one in &stats {
-        if one.state == ChildState::Ended {
-            let end = End { status: one.exit, reason: one.reason.clone() };
-            let ChildId(id) = one.child;
-            node.child_ended(id, end);
+        let ChildId(id) = one.child;
+        match (one.state, one.exit) {
+            (ChildState::Ended, status) => {
+                node.child_ended(id, End { status, reason: one.reason.clone() });
+            }
+            (ChildState::Running, Some(status)) => node.child_exited(id, status),
+            (ChildState::Running, None) => {}
         }
     }
     node.children.update(stats);

@@ -172,7 +172,7 @@ pub enum Via {
     /// The best way that there is; the reply says which.
     #[default]
     Auto,
-    /// Fork of the shadow, on the seed's own node.
+    /// Copy of the shadow, on the seed's own node.
     Shadow,
     /// Fork of a template on this node.
     Template,

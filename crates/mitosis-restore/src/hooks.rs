@@ -4,11 +4,12 @@
 //! and V8 are for a process in which each thread waits, and so holds no lock of theirs. In a busy one
 //! CPython is asked to run its recipe as soon as it can, and V8 is left alone.
 
+mod python;
+
 use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, Hooks};
 use mitosis_stub::abi::{
-    CALL_SAVE_NONE, Call, ENTRY_PENDING, ENTRY_RANDOM, ENTRY_READY, Gate, PendingCalls, WANT_ANY,
-    WANT_EQUAL, WANT_OR_SKIP, WANT_POINTER, WANT_TRUE,
+    CALL_SAVE_NONE, Call, ENTRY_RANDOM, ENTRY_READY, WANT_ANY, WANT_EQUAL, WANT_POINTER, WANT_TRUE,
 };
 
 const V8: &str = include_str!("hooks/v8.js");
@@ -16,8 +17,6 @@ const V8: &str = include_str!("hooks/v8.js");
 const DIGITS: &[u8] = b"0000000000000000";
 /// Slot of the generation number.
 const GENERATION: u64 = 0;
-/// Slot of the state of CPython's lock.
-const STATE: u32 = 1;
 /// Since OpenSSL 0.9.5; deprecated in 3.0, for it is not what a new program should use.
 const SET_METHOD: &str = "RAND_set_rand_method";
 
@@ -62,16 +61,6 @@ pub(crate) fn lay(
     layout.finish()
 }
 
-/// Addresses of what the interpreter's recipe calls.
-struct Python {
-    modules: u64,
-    item: u64,
-    call: u64,
-    get: u64,
-    set: u64,
-    explain: u64,
-}
-
 #[derive(Clone, Copy)]
 enum Arg {
     Value(u64),
@@ -84,6 +73,8 @@ struct Layout {
     bytes: Vec<u8>,
     calls: Vec<Call>,
     names: Vec<String>,
+    /// What a pending call of CPython may have to do once more.
+    again: Option<python::Again>,
 }
 
 impl Layout {
@@ -92,6 +83,14 @@ impl Layout {
         let at = self.base + self.bytes.len() as u64;
         self.bytes.extend_from_slice(bytes);
         at
+    }
+
+    /// Overwrites words of data that were laid before.
+    fn put(&mut self, at: u64, words: [u64; 3]) {
+        let from = (at - self.base) as usize;
+        for (to, word) in self.bytes[from..].chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
     }
 
     fn call(&mut self, name: &str, function: u64, given: &[Arg], want: (u32, u64), save: u32) {
@@ -130,100 +129,6 @@ impl Layout {
     fn all(&mut self, hooks: &Hooks, name: &str, args: &[Arg], expect: u64) {
         for function in hooks.functions.iter().filter(|function| function.name == name) {
             self.call(name, function.address, args, (WANT_EQUAL, expect), CALL_SAVE_NONE);
-        }
-    }
-
-    /// The interpreter's recipe. Its lock is held meanwhile: taken, where nobody has it, or by the
-    /// main thread itself that makes a pending call.
-    fn python(&mut self, hooks: &Hooks, code: u64, gate: u64) {
-        let find = |name: &str| address(hooks, name);
-        let (Some(later), Some(ensure), Some(release), Some(ready), Some(explain)) = (
-            find("Py_AddPendingCall"),
-            find("PyGILState_Ensure"),
-            find("PyGILState_Release"),
-            find("Py_IsInitialized"),
-            find("PyErr_Print"),
-        ) else {
-            return;
-        };
-        let (Some(modules), Some(item), Some(call), Some(get), Some(set)) = (
-            find("PyImport_GetModuleDict"),
-            find("PyDict_GetItemString"),
-            find("PyObject_CallMethod"),
-            find("PyObject_GetAttrString"),
-            find("PyObject_SetAttrString"),
-        ) else {
-            return;
-        };
-        let python = Python { modules, item, call, get, set, explain };
-        if hooks.idle {
-            let from = self.calls.len();
-            self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
-            self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), STATE);
-            // What the parent was still to do, its own recipe perhaps: now, and not between two
-            // instructions of this one, where it would wait for a lock that this one holds.
-            if let Some(pending) = find("Py_MakePendingCalls") {
-                self.call("Py_MakePendingCalls", pending, &[], (WANT_ANY, 0), CALL_SAVE_NONE);
-            }
-            self.reseed_python(&python);
-            let args = [Arg::Slot(STATE.into())];
-            self.call("PyGILState_Release", release, &args, (WANT_ANY, 0), CALL_SAVE_NONE);
-            self.calls[from].expect = (self.calls.len() - from - 1) as u64;
-            return;
-        }
-        let mut inner =
-            Layout { base: self.base, bytes: std::mem::take(&mut self.bytes), ..Layout::default() };
-        inner.reseed_python(&python);
-        let (at, count) = inner.table();
-        self.bytes = inner.bytes;
-        let generation = gate + core::mem::offset_of!(Gate, generation) as u64;
-        let words = [at, count, generation];
-        let calls: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        debug_assert_eq!(calls.len(), size_of::<PendingCalls>());
-        let args = [Arg::Value(code + ENTRY_PENDING), Arg::Value(self.data(&calls))];
-        self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 1), CALL_SAVE_NONE);
-        self.call("Py_AddPendingCall", later, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
-    }
-
-    /// What `random._inst`, `tempfile` and `uuid` would be told after an `os.fork()`, and what nobody
-    /// tells numpy. Only of modules that are there.
-    fn reseed_python(&mut self, python: &Python) {
-        let Python { modules, item, call, get, set, explain } = *python;
-        let from = self.calls.len();
-        let (dict, module, none, inst, class) = (2, 3, 4, 5, 6);
-        let [d, m, n, i, c] = [dict, module, none, inst, class].map(|slot| Arg::Slot(slot.into()));
-        let pointer = (WANT_POINTER, 0);
-        let names = ["random", "tempfile", "uuid", "numpy.random", "mitosis_fork"];
-        let [random, tempfile, uuid, numpy, ours] = names.map(|name| Arg::Value(self.string(name)));
-        let [seed, sequence, node, run, format] =
-            ["seed", "_name_sequence", "_node", "run", "K"].map(|s| Arg::Value(self.string(s)));
-        self.call("sys.modules", modules, &[], pointer, dict);
-        let [instance, of, base, object, gauss] =
-            ["_inst", "__class__", "__base__", "O", "gauss_next"]
-                .map(|s| Arg::Value(self.string(s)));
-        // tempfile cannot be without random; uuid draws from it.
-        self.call("random", item, &[d, random], (WANT_OR_SKIP, 9), module);
-        // What `random.seed()` comes to, but for its bytecode: that writes to a hundred kilobytes of
-        // reference counts, which each child would then have for itself.
-        self.call("random._inst", get, &[m, instance], pointer, inst);
-        self.call("random._inst", get, &[i, of], pointer, class);
-        self.call("random._inst", get, &[c, base], pointer, class);
-        self.call("random.seed()", call, &[c, seed, object, i], pointer, none);
-        let args = [i, gauss, n];
-        self.call("random._inst", set, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
-        self.call("tempfile", item, &[d, tempfile], (WANT_OR_SKIP, 1), module);
-        let args = [m, sequence, n];
-        self.call("tempfile._name_sequence", set, &args, (WANT_EQUAL, 0), CALL_SAVE_NONE);
-        self.call("uuid", item, &[d, uuid], (WANT_OR_SKIP, 1), module);
-        self.call("uuid._node", set, &[m, node, n], (WANT_EQUAL, 0), CALL_SAVE_NONE);
-        self.call("numpy.random", item, &[d, numpy], (WANT_OR_SKIP, 1), module);
-        let args = [m, seed, Arg::Value(0)];
-        self.call("numpy.random.seed()", call, &args, pointer, CALL_SAVE_NONE);
-        self.call("mitosis_fork", item, &[d, ours], (WANT_OR_SKIP, 1), module);
-        let args = [m, run, format, Arg::Slot(GENERATION)];
-        self.call("mitosis_fork.run()", call, &args, pointer, CALL_SAVE_NONE);
-        for call in &mut self.calls[from..] {
-            call.explain = explain;
         }
     }
 
@@ -301,6 +206,9 @@ impl Layout {
             return Laid::default();
         }
         let (calls, _) = self.table();
+        if let Some(again) = self.again.take() {
+            self.put(again.at, again.pending(calls));
+        }
         Laid { bytes: self.bytes, calls, names: self.names }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Memory<'a> {
     droppable: bool,
     /// See [`crate::Request`].
     pub placed: &'a [u64],
+    /// See [`crate::Request`].
+    pub all_placed: bool,
 }
 
 impl<'a> Memory<'a> {
@@ -98,6 +100,7 @@ impl<'a> Memory<'a> {
             working_set,
             droppable: false,
             placed: &[],
+            all_placed: false,
         }
     }
 
@@ -174,7 +177,11 @@ impl<'a> Memory<'a> {
     fn map_all(&mut self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
         for vma in &self.descriptor.vmas {
             // Each child has shared memory of its own.
-            if part != Part::Memory || !matches!(vma.backing, Backing::Shared { .. }) {
+            let wanted = match vma.backing {
+                Backing::Shared { .. } => part != Part::Memory,
+                _ => !self.all_placed,
+            };
+            if wanted {
                 self.map(program, vma, provided);
             }
         }

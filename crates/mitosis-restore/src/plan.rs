@@ -54,6 +54,8 @@ pub struct Request {
     pub tree: Option<i32>,
     /// Pages that are in place already, ascending: for a [`Part::Rest`].
     pub placed: Vec<u64>,
+    /// All are, but for what is shared: for a [`Part::Rest`] in a copy of the shadow.
+    pub all_placed: bool,
 }
 
 /// How `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` of a child go on.
@@ -190,7 +192,7 @@ pub fn plan(
     proven: &dyn ProvenFiles,
 ) -> Result<RestorePlan, RestoreError> {
     machine::compatible(descriptor, node)?;
-    let base = hole(descriptor).ok_or(RestoreError::NoHole(HOLE))?;
+    let (base, _) = region(descriptor)?;
     let here = memory::stage(base, node, 0);
     let kept = vdso::Kept::of(descriptor, node, request.vdso.as_deref(), here)?;
     let part = request.part;
@@ -220,6 +222,7 @@ pub fn plan(
         }
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
         memory.placed = &request.placed;
+        memory.all_placed = request.all_placed;
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
         program.time(List::Build, 1);
         files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
@@ -360,6 +363,14 @@ fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
         Part::Whole | Part::Memory => 512,
     };
     highest.map_or(0, |fd| fd + 1).max(above as u32)
+}
+
+/// Address and length of the region of a process with that memory from which children are copied.
+///
+/// # Errors
+/// [`RestoreError::NoHole`].
+pub fn region(descriptor: &Descriptor) -> Result<(u64, u64), RestoreError> {
+    hole(descriptor).map(|base| (base, TEMPLATE_REGION)).ok_or(RestoreError::NoHole(HOLE))
 }
 
 /// The lowest free range for the restore region.

@@ -27,6 +27,10 @@ pub const ENTRY_TEMPLATE: u64 = 128;
 /// argument is a [`Calls`].
 pub const ENTRY_CALLS: u64 = 144;
 
+/// Entry: the life of a shadow that makes children. Its region is there, its socket is descriptor 3,
+/// and rdi is one past the region's last byte.
+pub const ENTRY_SERVE: u64 = 160;
+
 /// `argv[0]` of a guard.
 pub const GUARD_NAME: &[u8] = b"mitosis-guard\0";
 /// `argv[0]` of a template. The letter that tells it from a guard is [`NAME_LETTER`].
@@ -250,7 +254,7 @@ pub struct Call {
     pub save: u32,
     /// `WANT_*`.
     pub want: u32,
-    /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`].
+    /// See [`WANT_EQUAL`], [`WANT_OR_SKIP`], [`WANT_ZERO_SKIP`].
     pub expect: u64,
     /// Function without arguments that says why it failed, or 0.
     pub explain: u64,
@@ -264,6 +268,8 @@ pub const WANT_EQUAL: u32 = 1;
 pub const WANT_POINTER: u32 = 2;
 /// [`Call::want`]: after a result of 0 or null the next `expect` calls are left out.
 pub const WANT_OR_SKIP: u32 = 3;
+/// [`Call::want`]: the result, an `int`, must be 0; then the next `expect` calls are left out.
+pub const WANT_ZERO_SKIP: u32 = 5;
 /// [`Call::want`]: the result, a `bool`, must be true.
 pub const WANT_TRUE: u32 = 4;
 /// Slots of the calls.

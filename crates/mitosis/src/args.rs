@@ -314,7 +314,7 @@ choice! {
     /// `--via`.
     Via {
         Auto = "The best there is",
-        Shadow = "Fork of the shadow (not available yet)",
+        Shadow = "Copy of the shadow, on the seed's own node",
         Template = "Copy of a template on this node, made if there is none",
         Direct = "Built from the descriptor",
     }

@@ -34,6 +34,7 @@ unsafe fn make_all((calls, count): (u64, u64), generation: u64) -> u32 {
             WANT_EQUAL => result as u32 != call.expect as u32,
             WANT_POINTER => result == 0,
             WANT_TRUE => result as u8 == 0,
+            WANT_ZERO_SKIP => result as u32 != 0,
             _ => false,
         };
         if wrong {
@@ -43,7 +44,7 @@ unsafe fn make_all((calls, count): (u64, u64), generation: u64) -> u32 {
             }
             return index as u32 + 1;
         }
-        if call.want == WANT_OR_SKIP && result == 0 {
+        if call.want == WANT_ZERO_SKIP || call.want == WANT_OR_SKIP && result == 0 {
             index += call.expect;
         }
         index += 1;

@@ -52,6 +52,9 @@ global_asm!(
     ".byte 0xe9",
     ".long {calls} - . - 4",
     ".balign 16",
+    ".byte 0xe9",
+    ".long {serve} - . - 4",
+    ".balign 16",
     guard = sym guard::entry,
     restore = sym restore::entry,
     capture = sym capture::entry,
@@ -62,6 +65,7 @@ global_asm!(
     ready = sym hook::ready,
     template = sym template::entry,
     calls = sym calls::entry,
+    serve = sym template::entry_serve,
 );
 
 #[panic_handler]

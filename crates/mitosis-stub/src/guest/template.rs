@@ -72,8 +72,25 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64) -> ! {
     // Its plan is done: where the children's are to be there is nothing to copy.
     const DONTNEED: u64 = 4;
     syscall!(sys::MADVISE, from, end - TEMPLATE_STACKS - from, DONTNEED);
+    while serve(end - TEMPLATE_STACKS / 2) {}
+    exit(0)
+}
+
+/// rdi: one past the end of the region, where its stack is.
+#[unsafe(naked)]
+pub unsafe extern "C" fn entry_serve() {
+    core::arch::naked_asm!("mov rsp, rdi", "xor ebp, ebp", "call {main}", "ud2",
+        main = sym serve_frozen);
+}
+
+/// A shadow, which has all the memory. It outlives those who give it orders, for its pages are needed:
+/// then it waits as before, for SIGKILL or another socket.
+unsafe extern "C" fn serve_frozen(end: u64) -> ! {
+    while serve(end - TEMPLATE_STACKS / 2) {}
+    syscall!(sys::CLOSE_RANGE, 0, u32::MAX, 0);
+    let all = u64::MAX;
     loop {
-        serve(end - TEMPLATE_STACKS / 2);
+        syscall!(sys::SIGSUSPEND, &raw const all, 8);
     }
 }
 
@@ -97,8 +114,8 @@ impl Job<'_> {
     }
 }
 
-/// Takes one order and makes a child. Without anybody who could give one it ends.
-fn serve(maker_stack: u64) {
+/// Takes one order and makes a child. False: there is nobody any more who could give one.
+fn serve(maker_stack: u64) -> bool {
     let mut order = MaybeUninit::<TemplateOrder>::uninit();
     let mut control = MaybeUninit::<Control>::uninit();
     let (to, len) = (order.as_mut_ptr() as u64, size_of::<TemplateOrder>());
@@ -109,7 +126,7 @@ fn serve(maker_stack: u64) {
     match received {
         Some((n, count)) if n == len && own >= 3 && count == own + 2 => {}
         Some(_) => exit(3),
-        None => exit(0),
+        None => return false,
     }
     let mut job = Job { order, fds, failed: MAKE_ENTER_PID, result: 0 };
     job.result = syscall!(sys::SETNS, job.guard(), NEWPID);
@@ -125,6 +142,7 @@ fn serve(maker_stack: u64) {
         report(fds[FD_STATUS as usize], &frame.status);
         guard::close_all(fds, own as u32 + 2);
     }
+    true
 }
 
 /// Makes the maker and waits until it is gone.

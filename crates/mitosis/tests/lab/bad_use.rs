@@ -262,7 +262,10 @@ fn what_is_not_available_is_an_error_and_never_something_else() {
     let seed = prepare(&a, parent.pid(), &[]);
     let forked = b.mitosis(&["fork", &seed.reference, "--detach", "--via", "shadow"]).unwrap();
     assert_eq!((forked.code(), forked.stdout.as_str()), (1, ""), "{forked:?}");
-    assert!(forked.stderr.contains("not available yet"), "{forked:?}");
+    assert!(forked.stderr.contains("not of this node"), "{forked:?}");
+    let args = ["--via", "shadow", "--transport", "tcp"];
+    let forked = a.mitosis(&[&["fork", &seed.reference, "--detach"], &args[..]].concat()).unwrap();
+    assert_eq!((forked.code(), forked.stdout.as_str()), (2, ""), "{forked:?}");
     assert!(ps(&b).is_empty());
     assert_eq!(parent.ask("count"), "1");
 }

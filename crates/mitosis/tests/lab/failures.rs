@@ -172,3 +172,41 @@ fn the_seed_outlives_its_parent() {
     fork_one(&b, &seed.reference, &[]);
     assert_eq!(ask(b.node(), "hash"), hash);
 }
+
+#[test]
+fn the_daemons_log_says_how_each_child_ended() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let child = || fork_one(&b, &seed.reference, &[]).pid;
+    let said = |pid: u32, what: &str| {
+        let line = format!("child {pid}: {what}");
+        until(&format!("the log says `{line}`"), SOON, || {
+            b.log().unwrap().lines().any(|said| said.ends_with(&line)).then_some(())
+        });
+        // It ends once, whatever becomes of its namespace.
+        let of_it = format!("child {pid}: ");
+        let told = b.log().unwrap().lines().filter(|line| line.contains(&of_it)).count();
+        assert_eq!(told, 1, "{}", b.log().unwrap());
+    };
+    let killed = child();
+    b.mitosis(&["kill", &killed.to_string()]).unwrap().success().unwrap();
+    assert_eq!(ended(&b, killed, SOON)["exit"], 137);
+    said(killed, "ended by signal 9");
+    let left = child();
+    Peer::to(b.node(), PORT).tell("exit 7");
+    assert_eq!(ended(&b, left, SOON)["exit"], 7);
+    said(left, "exited with status 7");
+    let prepared = child();
+    let again = prepare(&b, prepared, &[]);
+    b.mitosis(&["kill", &prepared.to_string(), "--signal", "TERM"]).unwrap().success().unwrap();
+    assert_eq!(ended(&b, prepared, SOON)["exit"], 143);
+    said(prepared, "ended by signal 15");
+    b.mitosis(&["seed", "rm", &again.id]).unwrap().success().unwrap();
+    let revoked = child();
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    let reason = ended(&b, revoked, SOON)["reason"].as_str().unwrap().to_owned();
+    said(revoked, &reason);
+    said(prepared, "ended by signal 15");
+}

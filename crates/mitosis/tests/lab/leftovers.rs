@@ -181,3 +181,26 @@ fn stopping_a_node_ends_everything_on_it() {
     assert!(!control.exists(), "its socket is gone");
     drop(a);
 }
+
+/// The namespace of a child that was prepared is kept for the seed, but nothing that the child held.
+#[test]
+fn the_port_of_a_child_that_was_prepared_is_free_once_it_has_ended() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    for via in ["direct", "template"] {
+        let child = fork_one(&b, &seed.reference, &["--via", via]);
+        assert_eq!(ask(b.node(), "count"), "1");
+        let again = prepare(&b, child.pid, &[]);
+        b.mitosis(&["kill", &child.pid.to_string()]).unwrap().success().unwrap();
+        ended(&b, child.pid, SOON);
+        fork(&b, &again.reference, &["--via", via]);
+        assert_eq!(ask(b.node(), "count"), "2");
+        end_children(&b);
+        // Nor are the seeds in the way of each other.
+        fork_one(&b, &seed.reference, &["--via", via]);
+        assert_eq!(ask(b.node(), "count"), "1");
+        end_children(&b);
+    }
+}

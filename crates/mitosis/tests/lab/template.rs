@@ -171,6 +171,89 @@ fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed(
     assert_eq!(row(&b, own[0].pid)["via"], "template");
 }
 
+/// A child that is a copy of the shadow; it listens in a network of its own.
+#[track_caller]
+fn by_shadow(daemon: &Daemon<'_>, seed: &Seed, args: &[&str]) -> Child {
+    let args = [&["--via", "shadow", "--net", "own"], args].concat();
+    let child = fork(daemon, &seed.reference, &args)[0].clone();
+    let row = row(daemon, child.pid);
+    assert_eq!((&row["via"], &row["transport"]), (&"shadow".into(), &"local".into()), "{row}");
+    child
+}
+
+#[test]
+fn copies_of_the_shadow_have_all_of_its_memory_and_fetch_nothing() {
+    let lab = lab(2);
+    let (mut a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let mut parent = Parent::c(a.node(), &[&format!("map={FILES}/mapped")]);
+    let hash = parent.ask("hash");
+    let seed = prepare(&a, parent.pid(), &[]);
+    assert_eq!(parent.ask("count"), "1");
+    let pid = parent.pid().to_string();
+    parent.process.kill().unwrap();
+    for round in 0..3 {
+        let child = fork(&a, &seed.reference, &["--via", "shadow"])[0].clone();
+        assert_eq!(ask(a.node(), "hash"), hash);
+        assert_eq!((ask(a.node(), "count"), ask(a.node(), "pid")), ("1".into(), pid.clone()));
+        assert_eq!(ask(a.node(), "touch scatter 3").split(' ').nth(1), Some("wrong=0"));
+        let row = row(&a, child.pid);
+        assert_eq!(
+            (&row["via"], &row["faults"], &row["pages_fetched"]),
+            (&"shadow".into(), &0.into(), &0.into()),
+            "{row}"
+        );
+        // It needs nobody any more, and is a parent like any other.
+        assert_eq!(row["independent"], true, "{row}");
+        let again = prepare(&a, child.pid, &[]);
+        end_children(&a);
+        fork_one(&b, &again.reference, &[]);
+        assert_eq!((ask(b.node(), "hash"), ask(b.node(), "count")), (hash.clone(), "2".into()));
+        end_children(&b);
+        a.mitosis(&["seed", "rm", &again.id]).unwrap().success().unwrap();
+        // The shadow serves others as before, and outlives the daemon that gives it orders.
+        fork_one(&b, &seed.reference, &[]);
+        assert_eq!(ask(b.node(), "hash"), hash);
+        end_children(&b);
+        if round == 1 {
+            a.restart().unwrap();
+        }
+    }
+    let child = by_shadow(&a, &seed, &[]);
+    a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    assert_eq!(row(&a, child.pid)["state"], "running", "it needs no page of the seed");
+    let refused = a.mitosis(&["fork", &seed.reference, "--via", "shadow", "--detach"]).unwrap();
+    assert_eq!(refused.code(), 1, "{refused:?}");
+}
+
+/// Small ones are without being told, and those that cannot be read it.
+#[test]
+fn children_of_a_small_seed_on_its_own_node_are_copies_of_the_shadow_if_they_can_be() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let why = |via: &str, seed: &Seed| {
+        let args = ["fork", &seed.reference, "--detach", "--net", "own", "--via", via];
+        let said = a.mitosis_json(&args).unwrap();
+        let child = &said["children"][0];
+        (child["via"].as_str().unwrap().to_owned(), child["transport_why"].to_string())
+    };
+    let script = fixture("web.py").display().to_string();
+    let python = Path::new("/usr/bin/python3");
+    let small = Parent::start(a.node(), python, &[&script, &PORT.to_string()]);
+    let seed = prepare(&a, small.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "shadow", "{}", seed.said);
+    assert_eq!(why("direct", &seed).0, "direct");
+    drop(small);
+    let filtered = Parent::c(a.node(), &["mb=8", "mode=seccomp"]);
+    let seed = prepare(&a, filtered.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "direct");
+    let (via, why_not) = why("shadow", &seed);
+    assert!(via == "shadow" && why_not.contains("seccomp"), "{via}: {why_not}");
+    drop(filtered);
+    let large = Parent::c(a.node(), &[]);
+    let seed = prepare(&a, large.pid(), &[]);
+    assert_eq!(why("auto", &seed).0, "direct");
+}
+
 /// A server that ends as soon as it finds itself somewhere else.
 const BRIEF: &str = "import os, socket, time\n\
     home = os.getppid()\n\

@@ -121,6 +121,49 @@ fn children_of_a_busy_cpython_reseed_as_soon_as_it_can() {
     differ(&all, &["clock_seq"]);
 }
 
+/// A main thread that holds numpy's lock does not wait for itself: what needs the lock is done once it
+/// is free, in children and children of children.
+fn reseeds_once_numpy_is_free(how: &[&str]) {
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let mut command = Command::new(crate::inputs::venv("python"));
+    command.arg(fixture("unique.py")).args([&PORT.to_string(), "locked", "numpy"]).args(how);
+    command.env("PYTHONPATH", root().join("helpers/python"));
+    let parent = Parent::spawn(a.node(), command);
+    until("it holds the lock", SOON, || (parent.ask("locked") == "True").then_some(()));
+    let seed = prepare(&a, parent.pid(), &[]);
+    let mut all: Vec<Value> = Vec::new();
+    let mut draws = |daemon: &Daemon<'_>| {
+        let node = daemon.node();
+        assert_eq!((ask(node, "locked"), ask(node, "registered")), ("True".into(), "[]".into()));
+        assert_eq!(ask(node, "free"), "right");
+        until("it has reseeded", SOON, || (ask(node, "registered") != "[]").then_some(()));
+        all.push(serde_json::from_str(&ask(node, "draw")).unwrap());
+        end_children(daemon);
+    };
+    fork(&b, &seed.reference, &[]);
+    draws(&b);
+    let child = fork(&b, &seed.reference, &[])[0].clone();
+    let again = prepare(&b, child.pid, &[]);
+    draws(&b);
+    fork(&c, &again.reference, &[]);
+    draws(&c);
+    assert_eq!(parent.ask("free"), "right");
+    all.push(serde_json::from_str(&parent.ask("draw")).unwrap());
+    differ(&all, &["clock_seq"]);
+    assert_eq!(parent.ask("registered"), "[]");
+}
+
+#[test]
+fn children_of_a_cpython_that_computes_in_numpy_reseed_once_its_lock_is_free() {
+    reseeds_once_numpy_is_free(&[]);
+}
+
+#[test]
+fn children_of_a_cpython_that_waits_in_numpy_reseed_once_its_lock_is_free() {
+    reseeds_once_numpy_is_free(&["waits"]);
+}
+
 /// Parent, children, and children of a child that are told nothing any more.
 fn openssl_differs(threads: &[&str]) {
     let lab = lab(3);
