@@ -162,7 +162,7 @@ impl Pager {
                     child.counters.pages_held_touched += 1;
                 }
                 // What a sibling was sent is here at once.
-                let cached = wanted && self.from_cache(id, run.owner, page, &window);
+                let cached = wanted && self.answer_cached(id, run.owner, page, &window);
                 let wanted = wanted && !cached;
                 let (owner, source) = (run.owner, run.source + (page - run.start));
                 // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
