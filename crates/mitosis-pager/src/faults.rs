@@ -24,6 +24,8 @@ pub(crate) const PENDING_MAX: u64 = 4096;
 const FILL_PAGES: u64 = 384;
 /// Most pages of one background read.
 const FILL_READ: u64 = 128;
+/// Touched pages in flight that are remembered before it is looked which of them have come.
+const WAITING_MAX: usize = 64;
 /// Most pages fetched for a touch of which all are told as touched: of more, most are fetched for a
 /// sequential run, whose next touch will tell.
 const TOLD_PAGES: u64 = 16;
@@ -150,13 +152,17 @@ impl Pager {
                 }
                 let wanted = run.tag.is_none();
                 if !wanted {
+                    if space.waiting.len() >= WAITING_MAX {
+                        // Most of these have come by another way than as single pages.
+                        space.wake_waiting();
+                    }
                     space.waiting.push(page);
                 }
                 if space.role == Role::Main && child.held.remove(&page) {
                     child.counters.pages_held_touched += 1;
                 }
                 // What a sibling was sent is here at once.
-                let cached = wanted && self.from_cache(id, run.owner, page, &window);
+                let cached = wanted && self.answer_cached(id, run.owner, page, &window);
                 let wanted = wanted && !cached;
                 let (owner, source) = (run.owner, run.source + (page - run.start));
                 // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
@@ -310,6 +316,10 @@ impl Pager {
         let tag = self.id();
         let (Some(number), Some(space)) = (Tag::new(tag), self.spaces.get_mut(&id)) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
+        // The map may be shared with siblings as long as nothing changes.
+        if single.is_some_and(|pages| !pages.iter().any(|page| space.map.find(*page).is_some())) {
+            return;
+        }
         let source = child.sources.get(usize::from(run.owner));
         let via = source.and_then(|source| match purpose {
             Purpose::Ahead => source.ahead.or(source.via),
@@ -325,8 +335,6 @@ impl Pager {
                 space.map_mut().mark(run.start, run.end(), number);
                 None
             }
-            // The map may be shared with siblings as long as nothing changes.
-            Some(pages) if !pages.iter().any(|page| space.map.find(*page).is_some()) => return,
             Some(pages) => {
                 let map = space.map_mut();
                 let claimed = pages.iter().filter(|page| map.claim(**page, run.owner, number));

@@ -72,7 +72,13 @@ impl Pager {
     }
 
     /// Answers a touch of `page` with what is here of it and of its window; whether the page was.
-    pub(crate) fn from_cache(&mut self, id: u64, owner: u16, page: u64, window: &Window) -> bool {
+    pub(crate) fn answer_cached(
+        &mut self,
+        id: u64,
+        owner: u16,
+        page: u64,
+        window: &Window,
+    ) -> bool {
         let Some(child) = self.spaces.get(&id).map(|space| space.child) else { return false };
         let Some(named) = self.remote(child, owner).filter(|named| self.cache.knows(named)) else {
             return false;

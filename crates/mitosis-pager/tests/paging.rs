@@ -276,7 +276,7 @@ fn a_child_that_follows_a_long_trail_faults_rarely_and_is_sent_nothing_else() {
     assert!(fetched <= touched + touched / 20, "{stats:?}");
     assert!(stats.bytes_fetched <= 4096 * (touched + touched / 10), "{stats:?}");
     // One of 128 is held back, and tells that what was fetched was needed.
-    assert!(stats.pages_held >= 20, "{stats:?}");
+    assert!(stats.pages_held >= 5, "{stats:?}");
     assert!(stats.pages_held_touched >= stats.pages_held - 2, "{stats:?}");
     child.check(0, pages);
 }
@@ -304,10 +304,11 @@ fn a_child_that_leaves_a_long_trail_was_sent_no_more_than_it_followed() {
         before = now;
     };
     assert!(fetched(&stats) <= 2 * followed as u64 + 1024, "{stats:?}");
-    // As it is told by what was held back.
+    // What was held back tells it, as far as one in 128 can; fewer where somebody waited.
     let unused = fetched(&stats) - followed as u64;
     let told = (stats.pages_held - stats.pages_held_touched) * 128;
-    assert!(told <= unused + 512 && unused <= told + 512, "{unused} unused: {stats:?}");
+    assert!(told <= unused + 512, "{unused} unused: {stats:?}");
+    assert!(unused < 1024 || told > 0, "{unused} unused: {stats:?}");
     child.check(0, pages);
 }
 

@@ -232,7 +232,7 @@ impl ControlClient {
         sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
     ) -> Result<(), ForkError> {
         let Incoming { connection, address, deadline, .. } = incoming;
-        let deadline = deadline + MIB_TIMEOUT * (count * wire::PAGE >> 20) as u32;
+        let deadline = deadline + MIB_TIMEOUT * ((count * wire::PAGE) >> 20) as u32;
         match take_pages(&connection.stream, count, deadline, sink) {
             Ok(()) => {
                 self.keep(&address, connection);
