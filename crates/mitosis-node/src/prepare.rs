@@ -230,12 +230,8 @@ fn enlist(
     let Kin { pid, id, tree } = kin;
     let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases, .. } = seeded;
     let home = node.children.id_of(pid).map(|id| node.children.main_of(id));
-    let shadow = Shadow {
-        pid: shadow.pid,
-        pidfd: shadow.pidfd,
-        mem: shadow.mem,
-        visit: Mutex::default(),
-    };
+    let shadow =
+        Shadow { pid: shadow.pid, pidfd: shadow.pidfd, mem: shadow.mem, visit: Mutex::default() };
     let shadow = Arc::new(shadow);
     let secret = Secret(random()?);
     let mut unfinished = Unfinished { node, shadow: Some(Arc::clone(&shadow)), seed: id };
