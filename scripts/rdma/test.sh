@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The RDMA suite in emulated guests: test.sh [1|2|3] [bench]. Two guests unless told otherwise; with
-# one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json.
+# The RDMA suite in emulated guests: test.sh [1|2|3] [bench|placement]. Two guests unless told otherwise;
+# with one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json;
+# `placement` only compares where pages are registered, into bench/results/rdma-placement.json.
 #
 # With MITOSIS_RDMA_DEVICE set the suite runs on this machine's own device instead, at the address
 # MITOSIS_RDMA_ADDRESS (see docs/rdma.md).
@@ -51,5 +52,9 @@ grep -aE '^(auto chose|with daemon|16 MiB|keys|unpinned|pinned again|in the shad
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then
     python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json
+fi
+if [ "$status" = 0 ] && [ "$bench" = placement ]; then
+    python3 scripts/vm/results.py "$work/$last.log" placement >bench/results/rdma-placement.json
+    cat bench/results/rdma-placement.json
 fi
 exit "$status"

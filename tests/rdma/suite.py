@@ -302,14 +302,14 @@ def pages_of_a_file_that_only_the_owner_has(owner, node):
     before = child.row()
     # Over TCP, which tells the owner that this node does not have the file.
     check(child.tell("HUP") == ["file", "8", "wrong", "0"], "the first words of a file")
-    child.registered(before["rdma_reach"] + 2048)
+    child.registered(PAGES + 2048)
     between = child.row()
     check(child.tell("HUP") == ["file", str(1 << 20), "wrong", "0"], "a file")
     row = child.row()
     direct = row["pages_rdma"] - between["pages_rdma"]
-    check(direct > 1024, before, between, row)
-    print(f"pages of a file: {row['rdma_reach'] - before['rdma_reach']} registered when they were"
-          f" asked for, {direct} then by RDMA, all words right; its queue pair took"
+    check(direct > 512, before, between, row)
+    print(f"pages of a file: registered when they were asked for,"
+          f" {direct} then by RDMA, all words right; its queue pair took"
           f" {row['rdma_link_us']} us")
     check(row["rdma_link_us"] > 0, row)
     child.end()
@@ -431,6 +431,13 @@ def main():
             items = {item["name"]: item for item in json.loads(agent.run(
                 MITOSIS, "check", "-o", "json"))}
             check(items["rdma"]["verdict"] == "ok", items["rdma"])
+        if RESULTS == "placement":
+            node = Node(middle, "node", 7003)
+            everyone = [node]
+            print("lab-result:", json.dumps(placements(first, node)), flush=True)
+            print("suite: placement measured")
+            status = 0
+            return
         owner = Node(first, "owner", 7001)
         small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
         node = Node(middle, "node", 7003)
@@ -465,8 +472,8 @@ def main():
             node.stop()
         for agent in agents.values():
             agent.end()
-    sys.stdout.flush()
-    sys.exit(status)
+        sys.stdout.flush()
+        sys.exit(status)
 
 
 main()
