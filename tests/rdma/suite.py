@@ -419,6 +419,32 @@ def placements(agent, node):
     return results
 
 
+def suite(first, middle, last, everyone):
+    owner = Node(first, "owner", 7001)
+    small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
+    node = Node(middle, "node", 7003)
+    third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
+    forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
+    everyone += [owner, small, node, forbidding] + ([third] if third is not owner else [])
+    keys_open_what_they_are_for(first)
+    pid = parent(first, "parent")
+    prepared = owner.prepare(pid)
+    reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
+    descriptors_are_read(owner, node, prepared)
+    what_is_not_registered_comes_over_tcp(small, node, pid)
+    a_shadow_registers_what_it_has_for_itself(owner, node)
+    pages_of_a_file_that_only_the_owner_has(owner, node)
+    an_unpinned_shadow_is_not_pinned(small, node)
+    a_shadow_that_cannot_be_asked_is_copied(owner, node)
+    a_revoked_seed_is_not_read(owner, node, pid)
+    a_grandchild_reads_from_both_owners(owner, node, third, prepared)
+    what_cannot_be_had_is_an_error(owner, forbidding, prepared)
+    if RESULTS == "bench":
+        results = bench(owner, node, prepared)
+        results["placement"] = placements(first, node)
+        print("lab-result:", json.dumps(results), flush=True)
+
+
 def main():
     # One address: both parts on one machine, each with a daemon and a socket of its own.
     agents = {address: Agent(address) for address in ADDRESSES}
@@ -432,39 +458,15 @@ def main():
                 MITOSIS, "check", "-o", "json"))}
             check(items["rdma"]["verdict"] == "ok", items["rdma"])
         if RESULTS == "placement":
-            node = Node(middle, "node", 7003)
-            everyone = [node]
-            print("lab-result:", json.dumps(placements(first, node)), flush=True)
-            print("suite: placement measured")
-            status = 0
-            return
-        owner = Node(first, "owner", 7001)
-        small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
-        node = Node(middle, "node", 7003)
-        third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
-        forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
-        everyone = [owner, small, node, forbidding] + ([third] if third is not owner else [])
-        keys_open_what_they_are_for(first)
-        pid = parent(first, "parent")
-        prepared = owner.prepare(pid)
-        reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
-        descriptors_are_read(owner, node, prepared)
-        what_is_not_registered_comes_over_tcp(small, node, pid)
-        a_shadow_registers_what_it_has_for_itself(owner, node)
-        pages_of_a_file_that_only_the_owner_has(owner, node)
-        an_unpinned_shadow_is_not_pinned(small, node)
-        a_shadow_that_cannot_be_asked_is_copied(owner, node)
-        a_revoked_seed_is_not_read(owner, node, pid)
-        a_grandchild_reads_from_both_owners(owner, node, third, prepared)
-        what_cannot_be_had_is_an_error(owner, forbidding, prepared)
-        if RESULTS == "bench":
-            results = bench(owner, node, prepared)
-            results["placement"] = placements(first, node)
-            print("lab-result:", json.dumps(results), flush=True)
+            everyone.append(Node(middle, "node", 7003))
+            print("lab-result:", json.dumps(placements(first, everyone[0])), flush=True)
+        else:
+            suite(first, middle, last, everyone)
         print("suite: all passed")
         status = 0
     except AssertionError as error:
-        print("suite: FAILED:", error, traceback.extract_tb(error.__traceback__)[1])
+        where = traceback.extract_tb(error.__traceback__)
+        print("suite: FAILED:", error, where[min(2, len(where) - 1)])
         for node in everyone:
             print(f"-- {node.name}:", node.agent.read(f"/tmp/{node.name}.log")[-2000:])
     finally:
@@ -472,8 +474,8 @@ def main():
             node.stop()
         for agent in agents.values():
             agent.end()
-        sys.stdout.flush()
-        sys.exit(status)
+    sys.stdout.flush()
+    sys.exit(status)
 
 
 main()
