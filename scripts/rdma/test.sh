@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The RDMA suite in emulated guests: test.sh [1|2|3] [bench]. Two guests unless told otherwise; with
-# one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json.
+# The RDMA suite in emulated guests: test.sh [1|2|3] [bench|placement]. Two guests unless told otherwise;
+# with one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json;
+# `placement` only compares where pages are registered, into bench/results/rdma-placement.json.
 #
 # With MITOSIS_RDMA_DEVICE set the suite runs on this machine's own device instead, at the address
 # MITOSIS_RDMA_ADDRESS (see docs/rdma.md).
@@ -45,11 +46,15 @@ for name in "${names[@]}"; do
     fi >"$work/$name.sh"
 done
 status=0
-scripts/vm/guests.sh "$work" 560 "${names[@]/%/:rdma}" || status=$?
+scripts/vm/guests.sh "$work" 800 "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
 grep -aE '^(auto chose|with daemon|16 MiB|keys|unpinned|pinned again|in the shadow|pages of a file|descriptor|placement|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then
     python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json
+fi
+if [ "$status" = 0 ] && [ "$bench" = placement ]; then
+    python3 scripts/vm/results.py "$work/$last.log" placement >bench/results/rdma-placement.json
+    cat bench/results/rdma-placement.json
 fi
 exit "$status"
