@@ -49,6 +49,9 @@ pub(crate) struct Start {
     pub log: PathBuf,
     /// The range that its restore left mapped, which is no part of its own image.
     pub resident: Option<(u64, u64)>,
+    /// Its control groups.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
     /// Of a process of a tree that is not its root: the root's id.
     #[serde(default)]
     pub main: Option<u64>,
@@ -98,8 +101,10 @@ impl Guarded {
 /// What is left to do when everything of a child has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// The child and its end, unless that was told when its main process exited.
-    pub news: Option<(Start, End)>,
+    /// The child.
+    pub start: Start,
+    /// How it ended, unless that was told when its main process exited.
+    pub news: Option<End>,
     /// Its guard, if there is one to be reaped.
     pub guard: Option<Guarded>,
 }
@@ -312,8 +317,8 @@ impl Children {
         child.pidfd = None;
         // Under the lock, as above.
         child.shares.clear();
-        let news = (!told).then(|| (child.start.clone(), end));
-        let ended = Ended { news, guard: child.guard.take() };
+        let news = (!told).then_some(end);
+        let ended = Ended { start: child.start.clone(), news, guard: child.guard.take() };
         drop(table);
         self.changed.notify_all();
         Some(ended)
@@ -412,6 +417,7 @@ mod tests {
             started_unix_ms: 0,
             log: PathBuf::new(),
             resident: None,
+            groups: Vec::new(),
             main: None,
             functions: Vec::new(),
         }
@@ -460,7 +466,7 @@ mod tests {
         assert!(ended.unwrap().news.is_none(), "it was told already");
         children.add(start(2, 6), None, None, Vec::new());
         let ended = children.ended(2, End { status: Some(3 << 8), reason: None });
-        let (_, end) = ended.unwrap().news.unwrap();
+        let end = ended.unwrap().news.unwrap();
         assert_eq!(end.to_string(), "exited with status 3");
         let text = |status| End { status, reason: None }.to_string();
         assert_eq!(
