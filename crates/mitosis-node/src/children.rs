@@ -101,12 +101,12 @@ impl Guarded {
 /// What is left to do when everything of a child has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// The child and its end, unless that was told when its main process exited.
-    pub news: Option<(Start, End)>,
+    /// The child.
+    pub start: Start,
+    /// How it ended, unless that was told when its main process exited.
+    pub news: Option<End>,
     /// Its guard, if there is one to be reaped.
     pub guard: Option<Guarded>,
-    /// Its control groups, in which nobody is any more once the guard is reaped.
-    pub groups: Vec<PathBuf>,
 }
 
 struct Child {
@@ -321,10 +321,8 @@ impl Children {
         child.pidfd = None;
         // Under the lock, as above.
         child.shares.clear();
-        let news = (!told).then(|| (child.start.clone(), end));
-        let alone = child.start.main.is_none();
-        let groups = if alone { child.start.groups.clone() } else { Vec::new() };
-        let ended = Ended { news, guard: child.guard.take(), groups };
+        let news = (!told).then_some(end);
+        let ended = Ended { start: child.start.clone(), news, guard: child.guard.take() };
         drop(table);
         self.changed.notify_all();
         Some(ended)
@@ -472,7 +470,7 @@ mod tests {
         assert!(ended.unwrap().news.is_none(), "it was told already");
         children.add(start(2, 6), None, None, Vec::new());
         let ended = children.ended(2, End { status: Some(3 << 8), reason: None });
-        let (_, end) = ended.unwrap().news.unwrap();
+        let end = ended.unwrap().news.unwrap();
         assert_eq!(end.to_string(), "exited with status 3");
         let text = |status| End { status, reason: None }.to_string();
         assert_eq!(

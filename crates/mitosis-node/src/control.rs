@@ -172,7 +172,7 @@ fn answer(
     let reply = match request {
         Request::Node => Reply::Node(info(node)),
         Request::Prepare(request) => match prepare::prepare(node, request, arrived) {
-            Ok(prepared) => Reply::Prepared(prepared),
+            Ok(prepared) => return hand_over(node, connection, prepared),
             Err(e) => error(&e),
         },
         Request::Fork(request) => return fork(node, connection, &request, fds, arrived),
@@ -205,6 +205,20 @@ fn answer(
         }
     };
     Ok(connection.send(&reply, &[])?)
+}
+
+/// Tells a caller of its seed. Nobody else has the reference: with a caller that has gone it goes, too.
+fn hand_over(
+    node: &Node,
+    connection: &mut Connection,
+    prepared: mitosis_proto::Prepared,
+) -> Result<(), Gone> {
+    let seed = prepared.seed.parse::<SeedId>();
+    let told = connection.send(&Reply::Prepared(prepared), &[]).map_err(Gone::from);
+    if let (Err(_), Ok(seed)) = (&told, seed) {
+        node.note("remove the seed of a caller that went away", node.revoke(seed));
+    }
+    told
 }
 
 fn info(node: &Node) -> NodeInfo {
@@ -309,11 +323,11 @@ fn fork(
     // The child has them; with a copy here its caller would never see the end of a pipe.
     drop(stdio);
     let pids: Vec<i32> = forked.children.iter().map(|child| child.pid).collect();
-    let sent = connection.send(&Reply::Forked(forked), &[]);
-    if !request.attach {
-        return Ok(sent?);
-    }
-    let attended = sent.map_err(Gone::from).and_then(|()| attend(node, connection, &pids));
+    let sent = connection.send(&Reply::Forked(forked), &[]).map_err(Gone::from);
+    let attended = match request.attach {
+        true => sent.and_then(|()| attend(node, connection, &pids)),
+        false => sent,
+    };
     if attended.is_err() && !node.stopping() {
         for id in pids.iter().filter_map(|pid| node.children.id_of(*pid)) {
             node.end_child(id, "its caller went away");

@@ -218,10 +218,9 @@ impl Node {
             if let Some(guard) = ended.guard {
                 guard.end();
             }
-            mitosis_sandbox::group::remove(&ended.groups);
-            if let Some((start, end)) = ended.news
-                && start.main.is_none()
-            {
+            let start = ended.start;
+            mitosis_sandbox::group::remove(&start.groups);
+            if let Some(end) = ended.news.filter(|_| start.main.is_none()) {
                 self.log.info(format_args!("child {}: {end}", start.pid));
             }
         }

@@ -204,3 +204,93 @@ fn the_port_of_a_child_that_was_prepared_is_free_once_it_has_ended() {
         end_children(&b);
     }
 }
+
+/// Sends a line of the control protocol, and is gone.
+fn ask_and_leave(daemon: &Daemon<'_>, line: &str) {
+    let socket = format!("/run/mitosis/{}.sock", daemon.node().name());
+    let path = daemon.node().host_path(socket);
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    std::io::Write::write_all(&mut stream, format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// A command that is killed in the midst leaves neither a seed nor a child that nobody knows of.
+#[test]
+fn what_was_made_for_a_caller_that_has_gone_is_unmade() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    warm(&b, &seed);
+    let (at_a, at_b) = (settled_pids(a.node()), settled_pids(b.node()).len());
+    ask_and_leave(&a, &format!("{{\"prepare\":{{\"pid\":{}}}}}", parent.pid()));
+    until("the seed of nobody has gone", SOON, || {
+        a.log().unwrap().matches(": seed revoked").count().eq(&1).then_some(())
+    });
+    same_pids(a.node(), &at_a);
+    assert_eq!(a.mitosis_json(&["seed", "ls"]).unwrap().as_array().unwrap().len(), 1);
+    assert_eq!(parent.ask("count"), "1");
+    let line = |more: &str| {
+        format!("{{\"fork\":{{\"reference\":\"{}\",\"net\":\"own\"{more}}}}}", seed.reference)
+    };
+    for (more, count) in [("", 1), (",\"count\":8", 8)] {
+        let before = ps(&b).len();
+        ask_and_leave(&b, &line(more));
+        until("they have come and gone", SOON, || {
+            let rows = ps(&b);
+            let ended = rows.iter().all(|row| row["state"] == "ended");
+            (ended && rows.len() == before + count).then_some(())
+        });
+        let reason = ps(&b).pop().unwrap()["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains("caller went away"), "{reason}");
+    }
+    // Guards are made ahead, as many as were asked for lately: for some seconds.
+    until("nothing else is left", SOON, || {
+        (b.node().pids().unwrap().len() <= at_b + 2).then_some(())
+    });
+    // The command itself, at some moments of its life.
+    for ms in [1, 4, 8] {
+        let reference = &seed.reference;
+        let line = format!(
+            "for verb in 'prepare {pid}' 'fork {reference} --detach --net own'; do \
+             MITOSIS_SOCKET=/run/mitosis/{a}.sock {mitosis} $verb >/dev/null 2>&1 & \
+             sleep 0.00{ms}; kill -9 $!; wait $! 2>/dev/null; done; true",
+            pid = parent.pid(),
+            a = a.node().name(),
+            mitosis = binary().display(),
+        );
+        a.node().sh(&line).unwrap();
+    }
+    end_children(&a);
+    assert_eq!(parent.ask("count"), "2");
+    assert_eq!(field(&parent.ask("status"), "sigchld"), 0);
+}
+
+/// When `seed rm` has returned, no node starts a child; what was being started ends, or never was.
+#[test]
+fn forks_in_the_midst_of_seed_rm_fail_or_end() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    for via in ["direct", "template"] {
+        let seed = prepare(&a, parent.pid(), &[]);
+        let args = ["fork", &seed.reference, "--detach", "--net", "own", "--via", via];
+        let fork = || b.mitosis(&args).unwrap();
+        fork().success().unwrap();
+        let codes = std::thread::scope(|scope| {
+            let forks: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..6).map(|_| fork().code()).collect::<Vec<_>>()))
+                .collect();
+            std::thread::sleep(Duration::from_millis(30));
+            a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+            let after = fork();
+            assert_eq!(after.code(), 1, "{after:?}");
+            forks.into_iter().flat_map(|fork| fork.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(codes.iter().all(|code| [0, 1].contains(code)), "{codes:?}");
+        assert!(codes.contains(&1), "the last begin after the end: {codes:?}");
+        end_children(&b);
+        let wanted = |row: &serde_json::Value| row["exit"] == 137;
+        assert!(ps(&b).iter().all(wanted), "{:?}", ps(&b));
+    }
+    assert_eq!(parent.ask("count"), "1");
+}
