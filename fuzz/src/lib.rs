@@ -221,13 +221,14 @@ pub fn kinds(bytes: &[u8]) -> bool {
         high: 2000,
         own_net: bytes.len() % 2 == 1,
         clocks: Some(mitosis_descriptor::Clocks::default()),
+        place: None,
+        spare_pid: 32_000,
+        new_pid: false,
+        late: Default::default(),
         used: Default::default(),
         objects: Default::default(),
         all: Vec::new(),
         generic: &[],
-        spare_pid: 32_000,
-        new_pid: false,
-        late: Default::default(),
         done: Default::default(),
     };
     let planned = mitosis_state::plan(&files, &mut context).is_ok();

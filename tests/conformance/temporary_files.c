@@ -8,7 +8,7 @@ static const char *setup(void) {
     nameless = open(".", O_TMPFILE | O_RDWR, 0600);
     if (nameless < 0 && errno == EOPNOTSUPP) nameless = open("/dev/shm", O_TMPFILE | O_RDWR, 0600);
     first = mkstemp(name);
-    second = open(name, O_RDONLY);
+    second = open(name, O_RDONLY | O_NOFOLLOW);
     EXPECT(nameless >= 0 && first >= 0 && second >= 0 && unlink(name) == 0);
     EXPECT(write(nameless, "nameless", 8) == 8 && write(first, "deleted", 7) == 7);
     return NULL;

@@ -10,6 +10,7 @@ use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread, XsaveArea,
 };
+use mitosis_state::tree::Share;
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::clock::Clocks;
 use mitosis_sys::procfs::{self, Status, stat_field};
@@ -22,6 +23,7 @@ pub(crate) struct Input<'a> {
     pub facts: &'a Facts,
     pub taken: Taken,
     pub open_files: Vec<OpenFile>,
+    pub share: Option<Share>,
     pub inherited: Option<InheritedPages>,
     pub capture: Injected,
     pub shadow: Shadow,
@@ -45,6 +47,8 @@ pub(crate) fn describe(input: Input<'_>) -> Result<Seeded, CaptureError> {
             shadow: input.shadow,
             bound: input.facts.foreign_pid_ns,
             files,
+            share: input.share,
+            shared_files: input.kept.map(|kept| kept.keys).unwrap_or_default(),
             freeze_us: 0,
             phases: Vec::new(),
         }),

@@ -16,11 +16,13 @@ use crate::shadow::{NewShadow, kill, reap};
 use crate::shared::{self, PIECE_BYTES, PIECES_MAX};
 use crate::stop::{self, StoppedProcess};
 use crate::timers;
+use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,
 };
 use mitosis_sys::ptrace::{Event, Stopped, wait_event};
 use mitosis_sys::{SysError, sched};
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
 
@@ -403,7 +405,7 @@ impl Planted {
     }
 
     /// Still in the second stop: the shadow gets a copy of what it shares with the parent.
-    pub(crate) fn keep_shared(&mut self) -> Result<(), CaptureError> {
+    pub(crate) fn keep_shared(&mut self, open: &BTreeSet<FileKey>) -> Result<(), CaptureError> {
         let mut shadow = self.meet()?;
         let place = shared::Place {
             data: self.base + self.layout.data,
@@ -411,7 +413,7 @@ impl Planted {
         };
         if let Some(stopped) = &mut shadow.stopped {
             let deadline = Instant::now() + BLOB_TIMEOUT;
-            shadow.kept = Some(shared::keep(stopped, self.pid, &place, deadline)?);
+            shadow.kept = Some(shared::keep(stopped, self.pid, &place, open, deadline)?);
         }
         self.shadow = Some(shadow);
         Ok(())

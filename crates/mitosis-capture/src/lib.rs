@@ -22,18 +22,21 @@ mod shadow;
 mod shared;
 mod stop;
 mod timers;
+mod together;
 mod tree;
 mod vdso;
 
 pub use error::CaptureError;
-pub use tree::{InheritedOf, Member, prepare_tree};
+pub use tree::{Captured, InheritedOf, Member, OptionsOf, prepare_tree};
 
 use inject::Planted;
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
 use mitosis_state::Prescan;
+use mitosis_state::tree::{FileKey, Share};
 use mitosis_sys::clock::Clocks;
 use mitosis_sys::ptrace::Metronome;
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -132,6 +135,10 @@ pub struct Seeded {
     /// Files that VMAs map, opened, in the order of the descriptor's `files`; `None` where the
     /// path no longer leads to the mapped file.
     pub files: Vec<Option<File>>,
+    /// What it has in common with other members of its tree.
+    share: Option<Share>,
+    /// Which file is behind each of the descriptor's shared objects.
+    shared_files: Vec<FileKey>,
     /// How long the parent stood still, in microseconds.
     pub freeze_us: u64,
     /// Duration of each phase in microseconds.
@@ -178,6 +185,7 @@ impl Clock {
 struct Frozen {
     taken: stop::Taken,
     open_files: Vec<OpenFile>,
+    share: Option<Share>,
     inherited: Option<InheritedPages>,
     stood_at: Clocks,
     dontfork: Vec<dontfork::Range>,
@@ -233,7 +241,9 @@ fn capture_once(
     place.beside_parent();
     let facts = refuse::inspect(pid, options.privileged)?;
     let gadget = gadget::Gadget::find(pid)?;
-    let files = Prescan::take(pid, options.content_max)?;
+    // What processes of a tree have in common is seen only while all of them stand still.
+    let alone = meeting.is_none_or(|meeting| !meeting.is_tree());
+    let files = alone.then(|| Prescan::take(pid, options.content_max)).transpose()?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);
 
@@ -244,8 +254,9 @@ fn capture_once(
     let met = looks.reach(pid, Point::Planted(planted.helper_outer()));
     // The others may have taken their time.
     let deadline = if meeting.is_some() { Instant::now() + options.stop_timeout } else { deadline };
-    let frozen =
-        met.and_then(|()| freeze(looks, inherited, &mut planted, &place, deadline, &mut clock));
+    let frozen = met.and_then(|()| {
+        freeze(looks, options, inherited, &mut planted, &place, deadline, &mut clock)
+    });
     place.let_parent_run();
     let forked = frozen.and_then(|frozen| {
         let brought = planted.collect(frozen.taken.threads.len())?;
@@ -267,6 +278,7 @@ fn capture_once(
         facts: &facts,
         taken: frozen.taken,
         open_files: frozen.open_files,
+        share: frozen.share,
         inherited: frozen.inherited,
         capture: injected,
         shadow,
@@ -285,7 +297,8 @@ fn capture_once(
 /// What was seen of the parent before the stop that counts.
 struct Looks<'a> {
     facts: &'a refuse::Facts,
-    files: Prescan,
+    /// Of a process alone.
+    files: Option<Prescan>,
     has_dontfork: bool,
     /// Of the other members of its tree.
     meeting: Option<&'a Meeting>,
@@ -300,6 +313,7 @@ impl Looks<'_> {
 /// The stop that counts: all threads stand still until the fork is done.
 fn freeze(
     looks: Looks<'_>,
+    options: &Options,
     inherited: &mut (dyn Inherited + Send),
     planted: &mut Planted,
     place: &stop::Place,
@@ -319,7 +333,15 @@ fn freeze(
         process.taken.timers = timers::take(planted, &mut process)?;
     }
     clock.lap(Phase::Registers);
-    let open_files = files.confirm()?;
+    let (open_files, share) = match (files, meeting) {
+        (Some(files), _) => (files.confirm()?, None),
+        (None, Some(meeting)) => {
+            let share = meeting.exchange(planted.pid)?;
+            let files = mitosis_state::capture_member(planted.pid, &share, options.content_max)?;
+            (files, Some(share))
+        }
+        (None, None) => return Err(CaptureError::Internal("no look at the open files".into())),
+    };
     let inherited = inherited.snapshot().map_err(CaptureError::Inherited)?;
     clock.lap(Phase::Files);
     let dontfork = match has_dontfork {
@@ -328,12 +350,13 @@ fn freeze(
     };
     dontfork::fork(planted, &mut process, &dontfork)?;
     if facts.shared {
-        planted.keep_shared()?;
+        let none = BTreeSet::new();
+        planted.keep_shared(share.as_ref().map_or(&none, |share| &share.open))?;
     }
     let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
     let rings = if facts.aio { aio::take(planted.pid)? } else { Vec::new() };
     meeting.map_or(Ok(()), |meeting| meeting.reach(planted.pid, Point::Forked))?;
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
-    Ok(Frozen { taken, open_files, inherited, stood_at, dontfork, ipc, rings, freeze })
+    Ok(Frozen { taken, open_files, share, inherited, stood_at, dontfork, ipc, rings, freeze })
 }

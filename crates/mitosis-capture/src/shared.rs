@@ -8,11 +8,13 @@
 use crate::CaptureError;
 use crate::gadget::check;
 use mitosis_descriptor::{OpenObject, SharedObject};
+use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
 use mitosis_sys::SysError;
 use mitosis_sys::procfs::{self, Mapping};
 use mitosis_sys::ptrace::Stopped;
 use rustix::fs::SeekFrom;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -28,7 +30,7 @@ pub(crate) struct Kept {
     /// All mappings.
     pub mappings: Vec<Mapping>,
     /// Device and inode of each object, in the order of `objects`.
-    keys: Vec<(String, u64)>,
+    pub keys: Vec<FileKey>,
     /// Those that are System V segments: index of the object, and its id.
     pub segments: Vec<(u32, i32)>,
     /// The shared objects.
@@ -80,11 +82,13 @@ pub(crate) struct Place {
 }
 
 /// Makes the shadow, which stands at its first instruction, copy its shared memory. When this
-/// returns it has done so, and the parent may write again.
+/// returns it has done so, and the parent may write again. Objects in `open` are wanted by others
+/// too.
 pub(crate) fn keep(
     shadow: &mut Stopped,
     parent: i32,
     place: &Place,
+    open: &BTreeSet<FileKey>,
     deadline: Instant,
 ) -> Result<Kept, CaptureError> {
     let pid = shadow.tid();
@@ -103,7 +107,7 @@ pub(crate) fn keep(
         let meta = file.metadata().map_err(|e| fail(SysError::io("fstat", &mapping.name, e)))?;
         let key = (mapping.dev.clone(), mapping.inode);
         if !kept.keys.contains(&key) {
-            if is_open(parent, &meta)? {
+            if open.contains(&key) || is_open(parent, &meta)? {
                 let object = kept.objects.len() as u32;
                 kept.open.push(OpenObject { object, file: (meta.dev(), meta.ino()) });
             }

@@ -4,7 +4,9 @@
 //! thread. The threads wait for one another where that matters: no member is stopped before all are
 //! planted, none is read before all stand still, none is let go before all shadows are made.
 
-use crate::{CaptureError, Inherited, Options, Seeded, capture_once};
+use crate::{CaptureError, Inherited, Options, Seeded, capture_once, together};
+use mitosis_descriptor::Zombie;
+use mitosis_state::tree::{Held, Share, share};
 use mitosis_sys::procfs::{self, Status};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -20,8 +22,27 @@ pub struct Member {
     pub seeded: Seeded,
 }
 
+/// A captured tree.
+#[derive(Debug)]
+pub struct Captured {
+    /// Processes that live, the root first.
+    pub members: Vec<Member>,
+    /// Those that have ended and were not waited for.
+    pub zombies: Vec<Zombie>,
+}
+
+impl Captured {
+    /// Ends all shadows.
+    pub fn end(&self) {
+        self.members.iter().for_each(|member| member.seeded.shadow.end());
+    }
+}
+
 /// What a member still has in its parent's pager: see [`Inherited`].
 pub type InheritedOf<'a> = dyn Fn(i32) -> Box<dyn Inherited + Send + 'a> + Sync + 'a;
+
+/// How to capture each of them.
+pub type OptionsOf<'a> = dyn Fn(i32) -> Options + Sync + 'a;
 
 /// Captures process `root` and all its descendants, as they were at one moment.
 ///
@@ -30,25 +51,27 @@ pub type InheritedOf<'a> = dyn Fn(i32) -> Box<dyn Inherited + Send + 'a> + Sync 
 /// processes. Whatever happens all members run on, and nothing of ours is left in them.
 pub fn prepare_tree(
     root: i32,
-    options: &Options,
+    options: &OptionsOf<'_>,
     members_max: usize,
     inherited: &InheritedOf<'_>,
-) -> Result<Vec<Member>, CaptureError> {
-    let deadline = Instant::now() + options.stop_timeout;
+) -> Result<Captured, CaptureError> {
+    let deadline = Instant::now() + options(root).stop_timeout;
     loop {
         // Before it is stopped the tree may grow: the look that counts is `Meeting::look`.
         let places = scan(root, &[])?;
-        if let Some(place) = places.get(members_max) {
-            let parent = place.parent.map_or(root, |parent| places[parent].pid);
-            let why = format!(
-                "has the child {}: seeds of trees of more than {members_max} process(es) are not \
-                 available yet",
-                place.pid
-            );
-            return Err(CaptureError::Refused { pid: parent, why });
+        if places.len() > members_max {
+            let why = format!("has a tree of more than {members_max} processes");
+            return Err(CaptureError::Refused { pid: root, why });
         }
-        if let Some(members) = attempt(&places, options, inherited)? {
-            return Ok(members);
+        if let Some((members, looks)) = attempt(&places, options, inherited)? {
+            let mut captured = Captured { members, zombies: Vec::new() };
+            return match together::join(&mut captured, &places, &looks) {
+                Ok(()) => Ok(captured),
+                Err(e) => {
+                    captured.end();
+                    Err(e)
+                }
+            };
         }
         if Instant::now() >= deadline {
             let why = "has descendants that start and end faster than all can be stopped";
@@ -57,18 +80,25 @@ pub fn prepare_tree(
     }
 }
 
-/// A member and where it hangs.
+/// A process of the tree and where it hangs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Place {
-    pid: i32,
-    parent: Option<usize>,
+pub(crate) struct Place {
+    pub pid: i32,
+    pub parent: Option<usize>,
+    /// It has ended and was not waited for.
+    pub zombie: bool,
 }
 
 /// All members, a parent before its children. `ours` are children that are none: our helpers.
 fn scan(root: i32, ours: &[i32]) -> Result<Vec<Place>, CaptureError> {
-    let mut places = vec![Place { pid: root, parent: None }];
+    let mut places = vec![Place { pid: root, parent: None, zombie: false }];
     let mut next = 0;
     while let Some(place) = places.get(next).copied() {
+        if place.parent.is_some() && is_zombie(place.pid) {
+            places[next].zombie = true;
+            next += 1;
+            continue;
+        }
         let children = match children(place.pid) {
             Ok(children) => children,
             Err(_) if place.parent.is_none() => return Err(CaptureError::NoSuchProcess(root)),
@@ -77,7 +107,7 @@ fn scan(root: i32, ours: &[i32]) -> Result<Vec<Place>, CaptureError> {
             Err(_) => Vec::new(),
         };
         let children = children.into_iter().filter(|child| !ours.contains(child));
-        places.extend(children.map(|pid| Place { pid, parent: Some(next) }));
+        places.extend(children.map(|pid| Place { pid, parent: Some(next), zombie: false }));
         next += 1;
     }
     Ok(places)
@@ -95,6 +125,12 @@ fn children(pid: i32) -> Result<Vec<i32>, mitosis_sys::SysError> {
     Ok(children)
 }
 
+/// Whether all of a process has ended, and not only its leading thread.
+fn is_zombie(pid: i32) -> bool {
+    let dead = Status::read(pid).is_ok_and(|status| status.field("State").starts_with(['Z', 'X']));
+    dead && procfs::threads(pid).is_ok_and(|threads| threads.len() <= 1)
+}
+
 /// A shadow whose parent is the init of its pid namespace is its child, made so that it cannot see
 /// it: without an exit signal, and with all signals blocked.
 fn is_shadow(pid: i32) -> bool {
@@ -105,16 +141,19 @@ fn is_shadow(pid: i32) -> bool {
     exit_signal.is_ok_and(|signal| signal == 0) && blocked.is_ok_and(|set| set & BLOCKED == BLOCKED)
 }
 
+/// Members that were captured, and what was seen of all processes meanwhile.
+type Seen = (Vec<Member>, Vec<Look>);
+
 /// Captures these members at one moment; `None` if they are not all, or not any more.
 fn attempt(
     places: &[Place],
-    options: &Options,
+    options: &OptionsOf<'_>,
     inherited: &InheritedOf<'_>,
-) -> Result<Option<Vec<Member>>, CaptureError> {
+) -> Result<Option<Seen>, CaptureError> {
     let meeting = Meeting::new(places);
     let capture = |pid: i32| {
         let seat = Seat(&meeting);
-        let result = capture_once(pid, options, &mut *inherited(pid), true, Some(&meeting));
+        let result = capture_once(pid, &options(pid), &mut *inherited(pid), true, Some(&meeting));
         if result.is_ok() {
             std::mem::forget(seat);
         }
@@ -131,14 +170,16 @@ fn attempt(
             }
             spawned.map_err(|e| CaptureError::Internal(e.to_string()))
         };
-        let threads: Vec<_> = places.iter().map(spawn).collect();
+        let threads: Vec<_> = places.iter().filter(|place| !place.zombie).map(spawn).collect();
         let panicked = || CaptureError::Internal("a capture thread panicked".into());
         let join = |thread: Result<std::thread::ScopedJoinHandle<'_, _>, _>| {
             thread.and_then(|thread| thread.join().unwrap_or_else(|_| Err(panicked())))
         };
         threads.into_iter().map(join).collect()
     });
-    gather(places, results, meeting.has_changed())
+    let (changed, looks) = meeting.over();
+    let members = gather(places, results, changed)?;
+    Ok(members.map(|members| (members, looks)))
 }
 
 /// All members, or why there are none; then no shadow stays.
@@ -148,10 +189,12 @@ fn gather(
     mut changed: bool,
 ) -> Result<Option<Vec<Member>>, CaptureError> {
     let (mut members, mut cause) = (Vec::new(), None);
-    for (place, result) in places.iter().zip(results) {
+    let living: Vec<&Place> = places.iter().filter(|place| !place.zombie).collect();
+    for (place, result) in living.iter().zip(results) {
         match result {
             Ok(seeded) => {
-                members.push(Member { pid: place.pid, parent: place.parent, seeded });
+                let parent = place.parent.map(|at| together::living(places, at));
+                members.push(Member { pid: place.pid, parent, seeded });
             }
             Err(CaptureError::LetGo(_)) => {}
             // A descendant that ended before all stood still is none any more.
@@ -164,7 +207,7 @@ fn gather(
             Err(e) => cause = cause.or(Some(e)),
         }
     }
-    if members.len() == places.len() {
+    if members.len() == living.len() {
         return Ok(Some(members));
     }
     members.iter().for_each(|member| member.seeded.shadow.end());
@@ -178,19 +221,37 @@ fn gather(
 /// Where the threads that capture the members wait for one another.
 pub(crate) struct Meeting {
     places: Vec<Place>,
+    /// How many of them live.
+    living: usize,
     state: Mutex<State>,
     moved: Condvar,
+}
+
+/// What was seen of a process while all stood still.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// Its pid, process group and session as the tree sees them; 0 for one that it does not see.
+    pub pid: i32,
+    pub group: i32,
+    pub session: i32,
+    /// Of a zombie, how it ended.
+    pub status: u32,
 }
 
 #[derive(Default)]
 struct State {
     /// How many have come to each [`Point`].
-    here: [usize; 3],
+    here: [usize; 4],
     /// Helpers in the members, which are children of theirs.
     helpers: Vec<i32>,
     /// A member has failed, or the tree has changed: all are let go.
     broken: bool,
     changed: bool,
+    /// In the order of the places.
+    looks: Vec<Look>,
+    /// What the members have, by their places, and how that is divided.
+    held: Vec<Option<Held>>,
+    shares: Vec<Option<Share>>,
 }
 
 /// Where all members are before any goes on.
@@ -199,6 +260,8 @@ pub(crate) enum Point {
     /// With a helper that can fork, whose pid this is.
     Planted(Option<i32>),
     Stopped,
+    /// Has said what it has open.
+    Seen,
     /// Has a shadow.
     Forked,
 }
@@ -208,7 +271,8 @@ impl Point {
         match self {
             Point::Planted(_) => 0,
             Point::Stopped => 1,
-            Point::Forked => 2,
+            Point::Seen => 2,
+            Point::Forked => 3,
         }
     }
 }
@@ -225,15 +289,61 @@ impl Drop for Seat<'_> {
 
 impl Meeting {
     fn new(places: &[Place]) -> Meeting {
-        Meeting { places: places.to_vec(), state: Mutex::default(), moved: Condvar::new() }
+        let living = places.iter().filter(|place| !place.zombie).count();
+        let mut state = State::default();
+        state.held.resize_with(places.len(), || None);
+        state.shares.resize_with(places.len(), || None);
+        let (places, state) = (places.to_vec(), Mutex::new(state));
+        Meeting { places, living, state, moved: Condvar::new() }
+    }
+
+    /// Whether there is more than one process.
+    pub(crate) fn is_tree(&self) -> bool {
+        self.places.len() > 1
+    }
+
+    /// Says what a member has open, and learns what it makes and what it gets.
+    pub(crate) fn exchange(&self, pid: i32) -> Result<Share, CaptureError> {
+        let held = Held::of(pid)?;
+        let at = self.places.iter().position(|place| place.pid == pid);
+        let at = at.ok_or_else(|| CaptureError::Internal(format!("{pid} is no member")))?;
+        self.lock().held[at] = Some(held);
+        self.reach(pid, Point::Seen)?;
+        let share = self.lock().shares[at].take();
+        share.ok_or_else(|| CaptureError::Internal(format!("{pid} has no share")))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_changed(&self) -> bool {
-        self.lock().changed
+    /// Whether the tree has changed, and what was seen of it.
+    fn over(&self) -> (bool, Vec<Look>) {
+        let mut state = self.lock();
+        (state.changed, std::mem::take(&mut state.looks))
+    }
+
+    /// What the last one does who comes to a point.
+    fn all_are_at(&self, point: Point, state: &mut State) -> Result<(), CaptureError> {
+        match point {
+            Point::Stopped => {
+                state.changed = !self.is_whole(&state.helpers);
+                state.broken |= state.changed;
+                state.looks = self.places.iter().map(Look::of).collect();
+            }
+            Point::Seen => {
+                let held: Vec<Held> = state.held.iter_mut().filter_map(Option::take).collect();
+                let shares = share(&held).map_err(|(pid, e)| CaptureError::Refused {
+                    pid,
+                    why: format!("has in common with others of its tree: {e}"),
+                })?;
+                let living = self.places.iter().zip(&mut state.shares);
+                let living = living.filter(|(place, _)| !place.zombie);
+                living.zip(shares).for_each(|((_, slot), share)| *slot = Some(share));
+            }
+            Point::Planted(_) | Point::Forked => {}
+        }
+        Ok(())
     }
 
     /// Waits until all members are at `point`. What each does on its way there is bounded in time.
@@ -244,14 +354,13 @@ impl Meeting {
             state.helpers.extend(helper);
         }
         state.here[index] += 1;
-        if state.here[index] == self.places.len() {
-            if matches!(point, Point::Stopped) {
-                state.changed = !self.is_whole(&state.helpers);
-                state.broken |= state.changed;
-            }
+        if state.here[index] == self.living {
+            let done = self.all_are_at(point, &mut state);
+            state.broken |= done.is_err();
             self.moved.notify_all();
+            done?;
         }
-        let waits = |state: &mut State| !state.broken && state.here[index] < self.places.len();
+        let waits = |state: &mut State| !state.broken && state.here[index] < self.living;
         let state = self.moved.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
         match state.broken {
             true => Err(CaptureError::LetGo(pid)),
@@ -273,6 +382,22 @@ impl Meeting {
     fn holds(&self, now: &[Place], place: &Place) -> bool {
         let parent = |places: &[Place], place: &Place| place.parent.map(|at| places[at].pid);
         let held = self.places.iter().find(|held| held.pid == place.pid);
-        held.is_some_and(|held| parent(&self.places, held) == parent(now, place))
+        held.is_some_and(|held| {
+            held.zombie == place.zombie && parent(&self.places, held) == parent(now, place)
+        })
+    }
+}
+
+impl Look {
+    fn of(place: &Place) -> Look {
+        let status = Status::read(place.pid).ok();
+        let innermost = |field: &str| {
+            let numbers = status.as_ref().map(|status| status.numbers(field, 10));
+            numbers.and_then(|numbers| numbers.last().copied()).unwrap_or(0) as i32
+        };
+        let ended = |stat: Vec<String>| procfs::stat_field(&stat, 52) as u32;
+        let exit = if place.zombie { procfs::stat(place.pid).map(ended).unwrap_or(0) } else { 0 };
+        let (pid, group, session) = (innermost("NSpid"), innermost("NSpgid"), innermost("NSsid"));
+        Look { pid, group, session, status: exit }
     }
 }

@@ -110,7 +110,7 @@ while True:
     };
     let mut last = 0;
     for _ in 0..10 {
-        let members = prepare_tree(tree.pid(), &options(), 8, ALONE).unwrap();
+        let members = prepare_tree(tree.pid(), &|_| options(), 8, ALONE).unwrap().members;
         assert_eq!(members.len(), 2);
         let (parent, child) = (count(&members[0]), count(&members[1]));
         end(&members);
@@ -149,7 +149,7 @@ for line in sys.stdin:
     let (first, second) = (children(root)[0], children(root)[1]);
     let pids = [root, first, second, children(second)[0]];
     let before = pids.map(|pid| (maps(pid), children(pid)));
-    let members = prepare_tree(root, &options(), 4, ALONE).unwrap();
+    let members = prepare_tree(root, &|_| options(), 4, ALONE).unwrap().members;
     assert_eq!(before, pids.map(|pid| (maps(pid), children(pid))), "nothing of ours is left");
     let places: Vec<_> = members.iter().map(|member| (member.pid, member.parent)).collect();
     let expected = [(pids[0], None), (pids[1], Some(0)), (pids[2], Some(0)), (pids[3], Some(2))];
@@ -181,8 +181,8 @@ for line in sys.stdin:
     assert_eq!(tree.line(), "ready");
     let (root, child) = (tree.pid(), children(tree.pid())[0]);
     let before = (maps(root), maps(child));
-    let refused = prepare_tree(root, &options(), 8, ALONE);
-    let text = refused.map(|members| end(&members)).unwrap_err().to_string();
+    let refused = prepare_tree(root, &|_| options(), 8, ALONE);
+    let text = refused.map(|captured| captured.end()).unwrap_err().to_string();
     assert!(text.contains(&format!("process {child} is traced by process {root}")), "{text}");
     assert_eq!(before, (maps(root), maps(child)), "nothing of ours is left");
     assert_eq!(children(root), [child]);
@@ -207,8 +207,8 @@ sys.stdin.read()
     );
     assert_eq!(tree.line(), "ready");
     let (root, child) = (tree.pid(), children(tree.pid())[0]);
-    let refused = prepare_tree(root, &options(), 1, ALONE);
-    let error = refused.map(|members| end(&members)).unwrap_err();
+    let refused = prepare_tree(root, &|_| options(), 1, ALONE);
+    let error = refused.map(|captured| captured.end()).unwrap_err();
     assert!(matches!(error, CaptureError::Refused { pid, .. } if pid == root), "{error}");
     assert!(error.to_string().contains(&format!("has the child {child}")), "{error}");
 }

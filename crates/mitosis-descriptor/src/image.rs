@@ -86,6 +86,8 @@ pub struct Rare {
     pub ipc: crate::Ipc,
     /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
     pub rings: Vec<Ring>,
+    /// The processes below it.
+    pub tree: crate::Tree,
 }
 
 /// The ring of a context of asynchronous I/O, whose address is its id.
@@ -522,4 +524,6 @@ pub struct FileSignals {
     pub signal: u32,
     /// `O_ASYNC`.
     pub armed: bool,
+    /// It is another process of the tree.
+    pub other: bool,
 }

@@ -16,6 +16,7 @@ mod page;
 mod phase;
 mod rare;
 mod reference;
+mod tree;
 mod validate;
 
 pub use codec::{HEADER_BYTES, MAGIC, VERSION, decode, encode};
@@ -26,4 +27,5 @@ pub use ipc::{Ipc, IpcObject, MessageQueue, Segment, Semaphores};
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange, PageRun, Vpn};
 pub use phase::Phase;
 pub use reference::{Reference, ReferenceError, Secret, SeedId};
+pub use tree::{Gift, MEMBERS_MAX, Member, Place, Session, Tree, Zombie};
 pub use validate::Limits;

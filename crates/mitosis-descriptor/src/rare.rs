@@ -37,6 +37,7 @@ impl Rare {
             return invalid(format!("values of {} threads", self.threads.len()));
         }
         self.validate_objects(all, limits)?;
+        self.tree.validate(all, limits)?;
         self.ipc.validate(all, limits)?;
         limits.check("rings of asynchronous I/O", self.rings.len(), limits.vmas_max)?;
         ordered("ring", self.rings.iter().map(|ring| (ring.start, ring.end)))?;

@@ -69,6 +69,8 @@ pub struct Limits {
     pub open_files_max: usize,
     /// Highest number of a file descriptor, plus one (`fs.nr_open` is 1048576 by default).
     pub fds_max: u32,
+    /// Processes of a tree besides its root, zombies included.
+    pub members_max: usize,
 }
 
 impl Default for Limits {
@@ -82,6 +84,7 @@ impl Default for Limits {
             owners_max: 1024,
             open_files_max: 65_536,
             fds_max: 1 << 20,
+            members_max: crate::MEMBERS_MAX - 1,
         }
     }
 }

@@ -214,11 +214,11 @@ const CONTRADICTIONS: &[Case] = &[
     }),
     ("open shared memory", |d| d.rare.open_objects = vec![OpenObject { object: 0, file: (1, 2) }]),
     ("owner of an open file", |d| {
-        let signals = FileSignals { kind: 1, id: -1, signal: 0, armed: true };
+        let signals = FileSignals { kind: 1, id: -1, signal: 0, armed: true, other: false };
         d.open_files = vec![OpenFile { signals: Some(signals), ..open_file(3) }];
     }),
     ("an open file that tells", |d| {
-        let signals = FileSignals { kind: 3, id: 7, signal: 0, armed: true };
+        let signals = FileSignals { kind: 3, id: 7, signal: 0, armed: true, other: false };
         d.open_files = vec![OpenFile { signals: Some(signals), ..open_file(3) }];
     }),
 ];

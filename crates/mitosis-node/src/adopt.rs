@@ -11,6 +11,7 @@ use crate::store::SeedRecord;
 use mitosis_descriptor::{Limits, Reference, decode};
 use mitosis_pager::{ChildId, ChildState};
 use mitosis_proto::Bound;
+use mitosis_transport::SeedState;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::HashMap;
 use std::fs::File;
@@ -48,11 +49,16 @@ pub(crate) fn seeds(node: &Arc<Node>, pager: &Pager) {
             }
         }
     }
+    whole_trees(node);
 }
 
 fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed, String> {
     let bytes = node.store.descriptor(&record.seed).map_err(|e| e.to_string())?;
-    let descriptor = decode(&bytes, &Limits::default()).map_err(|e| e.to_string())?;
+    // One of several processes of a tree is no root itself.
+    let limits = Limits::default();
+    let members_max = if record.tree.is_some() { 0 } else { limits.members_max };
+    let descriptor =
+        decode(&bytes, &Limits { members_max, ..limits }).map_err(|e| e.to_string())?;
     if reference.address != node.address {
         return Err(format!("it is at {}, this node at {}", reference.address, node.address));
     }
@@ -77,6 +83,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         secret: reference.secret,
         name: record.name.clone(),
         parent_pid: record.parent_pid,
+        tree: record.tree.as_ref().and_then(|root| root.parse().ok()),
         created: at(record.created_unix_ms),
         expires: record.expires_unix_ms.map(at),
         pages_total: descriptor.pages.pages(),
@@ -88,6 +95,22 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
     });
     seed.adopted();
     Ok(seed)
+}
+
+/// Trees of which a process is missing are no trees any more.
+fn whole_trees(node: &Node) {
+    for seed in node.seeds.all() {
+        let root = seed.tree.map_or(Some(Arc::clone(&seed)), |root| node.seeds.get(root));
+        let whole = root.is_some_and(|root| {
+            let image = decode(&root.descriptor, &Limits::default());
+            let members = image.map_or(0, |image| image.rare.tree.members.len());
+            node.seeds.kin(&root).len() == members
+        });
+        if !whole {
+            node.seeds.remove(seed.id);
+            node.end_seed(&seed, SeedState::Revoked, "a process of its tree is gone");
+        }
+    }
 }
 
 /// The file at the path, if it is still the one that was mapped.

@@ -48,6 +48,9 @@ pub(crate) struct Start {
     pub log: PathBuf,
     /// The range that its restore left mapped, which is no part of its own image.
     pub resident: Option<(u64, u64)>,
+    /// Of a process of a tree that is not its root: the root's id.
+    #[serde(default)]
+    pub main: Option<u64>,
     /// Functions that a child of it may have to call.
     #[serde(default)]
     pub functions: Vec<mitosis_descriptor::Function>,
@@ -146,6 +149,7 @@ impl Child {
             pages_rdma: number(|s| s.pages_rdma),
             rdma_reach: number(|s| s.rdma_reach),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
+            processes: 1,
             netns: start.netns.clone(),
             generation: start.generation.clone(),
             start_us: start.start_us,
@@ -295,9 +299,31 @@ impl Children {
         }
     }
 
-    /// Rows for `ps`, oldest first.
+    /// Rows for `ps`, oldest first. A tree has one, with what all its processes have fetched.
     pub fn rows(&self) -> Vec<ChildRow> {
-        self.table().values().map(Child::row).collect()
+        let table = self.table();
+        let mut rows: BTreeMap<u64, ChildRow> = BTreeMap::new();
+        let alone = table.iter().filter(|(_, child)| child.start.main.is_none());
+        rows.extend(alone.map(|(id, child)| (*id, child.row())));
+        for child in table.values() {
+            if let Some(row) = child.start.main.and_then(|main| rows.get_mut(&main)) {
+                let more = child.row();
+                row.processes += 1;
+                row.pages_total += more.pages_total;
+                row.pages_fetched += more.pages_fetched;
+                row.pages_prefetched += more.pages_prefetched;
+                row.pages_rdma += more.pages_rdma;
+                row.faults += more.faults;
+                row.bytes_fetched += more.bytes_fetched;
+                row.independent &= more.independent;
+            }
+        }
+        rows.into_values().collect()
+    }
+
+    /// The root of the tree of which a child is a process; itself if it is alone.
+    pub fn main_of(&self, id: u64) -> u64 {
+        self.table().get(&id).and_then(|child| child.start.main).unwrap_or(id)
     }
 
     /// Waits until the main process of the newest child with this pid has exited, at most for
@@ -355,6 +381,7 @@ mod tests {
             started_unix_ms: 0,
             log: PathBuf::new(),
             resident: None,
+            main: None,
             functions: Vec::new(),
         }
     }

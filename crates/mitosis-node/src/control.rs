@@ -177,7 +177,9 @@ fn answer(
         },
         Request::Fork(request) => return fork(node, connection, &request, fds, arrived),
         Request::Seeds => {
-            Reply::Seeds(node.seeds.all().iter().map(|seed| node.seeds.row(seed)).collect())
+            let all = node.seeds.all();
+            let roots = all.iter().filter(|seed| seed.tree.is_none());
+            Reply::Seeds(roots.map(|seed| node.seeds.row(seed)).collect())
         }
         Request::Seed { seed } => match find(node, &seed) {
             Ok(id) => {

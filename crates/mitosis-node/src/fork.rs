@@ -9,12 +9,13 @@ use crate::pager::Pager;
 use crate::prepare::start_ticks;
 use crate::recipe::{self, Basis, Recipe, fetch, in_bulk, pair};
 use crate::template::{Copied, Template};
+use crate::tree;
 use crate::working_set::WorkingSet;
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{PageIndex, Phase, Reference};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkRequest, Forked, ForkedChild, Net, PhaseTime, Via};
-use mitosis_restore::{Maker, Part, Provided, StartFds};
+use mitosis_restore::{Maker, Part, Provided, StartFds, Started};
 use mitosis_sandbox::{Guard, Network};
 use mitosis_transport::Want;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -35,14 +36,16 @@ pub(crate) enum Stdio {
 }
 
 /// What all children of one request have in common.
-struct Batch<'a> {
-    node: &'a Arc<Node>,
-    pager: Arc<Pager>,
+pub(crate) struct Batch<'a> {
+    pub node: &'a Arc<Node>,
+    pub pager: Arc<Pager>,
     request: &'a ForkRequest,
     stdio: &'a Stdio,
     seed: String,
-    recipe: Arc<Recipe>,
-    working_set: WorkingSet<'a>,
+    pub recipe: Arc<Recipe>,
+    /// Of a tree: how the other processes are made.
+    pub members: Vec<Arc<Recipe>>,
+    pub working_set: WorkingSet<'a>,
     /// What they are copied from, if there is a template.
     template: Option<Arc<Template>>,
     arrived: Instant,
@@ -61,24 +64,26 @@ pub(crate) fn fork(
     let reference: Reference =
         request.reference.parse().map_err(|e| NodeError::Usage(format!("{e}")))?;
     let admitted = node.admission.admit(node, request.count as usize)?;
-    let attempt = || -> Result<Forked, NodeError> {
+    let attempt = || -> Result<(Forked, bool), NodeError> {
         let template = node.templates.choose(node, request, &reference)?;
         let batch = batch(node, request, stdio, &reference, template.clone(), arrived)?;
-        fork_batch(&batch).map_err(|error| match template {
+        let forked = fork_batch(&batch).map_err(|error| match template {
             // It may be ended by whoever runs out of memory: it is only a cache.
             Some((template, _)) if !template.alive() => NodeError::TemplateEnded,
             _ => error,
-        })
+        })?;
+        Ok((forked, batch.recipe.descriptor.rare.tree.is_alone()))
     };
     let done = match attempt() {
         Err(NodeError::TemplateEnded) => attempt(),
         done => done,
     };
     drop(admitted);
-    if done.is_ok() {
+    let (forked, alone) = done?;
+    if alone {
         node.templates.forked(node, request, &reference);
     }
-    done
+    Ok(forked)
 }
 
 fn fork_batch(batch: &Batch<'_>) -> Result<Forked, NodeError> {
@@ -96,7 +101,7 @@ fn fork_batch(batch: &Batch<'_>) -> Result<Forked, NodeError> {
     // Only now: the children run them at the same time.
     for at in 0..started.len() {
         let (id, child) = &mut started[at];
-        match batch.await_hooks(*id, child.pid) {
+        match batch.await_hooks(*id, child) {
             Ok(us) => child.hooks_us = us,
             Err(error) => {
                 node.end_child(*id, &error.to_string());
@@ -146,8 +151,10 @@ fn batch<'a>(
     let pager = node.pager.get()?;
     let key = (reference.address.clone(), reference.seed);
     let none = |key| WorkingSet::none(&node.nodes, &node.working_sets, key);
-    let (fetched, working_set, template, recipe) = match copied {
-        Some((template, recipe)) => (arrived.elapsed(), none(key), Some(template), recipe),
+    let (fetched, working_set, template, recipe, members) = match copied {
+        Some((template, recipe)) => {
+            (arrived.elapsed(), none(key), Some(template), recipe, Vec::new())
+        }
         None => {
             let (working_set, want) = match in_bulk(node, reference, request.transport) {
                 true => {
@@ -164,10 +171,13 @@ fn batch<'a>(
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
             let (descriptor, parts) = (Arc::new(descriptor), working_set.len());
-            let proven = &node.hashes;
-            let basis = Basis { part: Part::Whole, working_set: parts, placed: &[], proven };
+            let members = tree::Members::of(&descriptor)?;
+            let tree = members.spare(0);
+            let (part, placed, proven) = (Part::Whole, &[], &node.hashes);
+            let basis = Basis { part, working_set: parts, tree, placed, proven };
+            let members = members.recipes(node, request, &basis, &clocks)?;
             let recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
-            (fetched, working_set, None, Arc::new(recipe))
+            (fetched, working_set, None, Arc::new(recipe), members)
         }
     };
     let plan_us = (arrived.elapsed() - fetched).as_micros() as u64;
@@ -178,6 +188,7 @@ fn batch<'a>(
         stdio,
         seed: reference.seed.to_string(),
         recipe,
+        members,
         working_set,
         template,
         arrived,
@@ -187,7 +198,7 @@ fn batch<'a>(
 }
 
 /// A guard that is ended with all that it guards unless the child was handed over.
-struct Held(Option<Guard>);
+pub(crate) struct Held(pub Option<Guard>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -198,7 +209,7 @@ impl Drop for Held {
 }
 
 impl Held {
-    fn guard(&self) -> Result<&Guard, NodeError> {
+    pub(crate) fn guard(&self) -> Result<&Guard, NodeError> {
         self.0.as_ref().ok_or_else(|| NodeError::step(Phase::Sandbox, "guard", "gone"))
     }
 }
@@ -210,7 +221,10 @@ impl Batch<'_> {
             Net::Node => Network::Node,
             Net::Own => Network::Own,
         };
-        let started = self.build(id, network);
+        let started = match self.recipe.descriptor.rare.tree.is_alone() {
+            true => self.build(id, network),
+            false => self.build_tree(id, network),
+        };
         if started.is_err() {
             let _ = std::fs::remove_file(self.node.store.log_path(id));
         }
@@ -222,19 +236,19 @@ impl Batch<'_> {
         let mut held = Held(Some(self.pager.pool.take(network)?));
         let (uffd_rx, uffd_tx) = pair()?;
         let (table_rx, table_tx) = pair()?;
-        let (provided, shares) = self.provide(id, &table_rx)?;
+        let log = self.log(id)?;
+        let recipe = &self.recipe;
+        let (provided, shares) = self.provide(recipe, log.as_ref(), &table_rx, |_| None)?;
         drop(table_rx);
         let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
-        let netns = guard.netns_path();
-        let generation = mitosis_sandbox::generation_text(guard.generation);
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
         let mut placed = Ok(());
         let page = || {
             let mut announce = |pages, bytes| {
-                added = Some(self.page(id, guard, &uffd_rx, pages, bytes));
+                added = Some(self.page(recipe, (id, None), guard, &uffd_rx, (pages, bytes)));
             };
             match &self.template {
                 Some(_) => announce(Vec::new(), 0),
@@ -257,55 +271,81 @@ impl Batch<'_> {
         }
         placed?;
         let started = started.map_err(|error| self.not_started(id, error))?;
+        let child = self.enter(recipe, (id, None), &mut held, &started, shares)?;
+        Ok((id, child))
+    }
+
+    /// Writes a process that runs down, and takes it into the table. Its guard goes along with it, or
+    /// with the `main` one of its tree.
+    pub(crate) fn enter(
+        &self,
+        recipe: &Recipe,
+        (id, main): (u64, Option<u64>),
+        held: &mut Held,
+        started: &Started,
+        shares: Vec<Share>,
+    ) -> Result<ForkedChild, NodeError> {
+        let guard = held.guard()?;
         // Both fail only for a child that has ended already, which the pager will tell.
         let pid = Pid::from_raw(started.pid);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let (start_us, phases) = self.times(&started);
+        let (start_us, phases) = self.times(started);
         let start = Start {
             id,
             pid: started.pid,
             start_ticks: start_ticks(started.pid).unwrap_or(0),
             seed: self.seed.clone(),
             via: self.via().name().to_owned(),
-            transport: self.recipe.paging.transport.to_owned(),
-            transport_why: self.recipe.paging.why.clone(),
-            netns,
-            generation,
+            transport: recipe.paging.transport.to_owned(),
+            transport_why: recipe.paging.why.clone(),
+            netns: guard.netns_path(),
+            generation: mitosis_sandbox::generation_text(guard.generation),
             start_us,
             phases,
             started_unix_ms: millis(SystemTime::now()),
-            log: self.node.store.log_path(id),
+            log: self.node.store.log_path(main.unwrap_or(id)),
             // What OpenSSL or CPython may still call stays in its children.
-            resident: plan.hooks.is_empty().then_some(started.resident),
-            functions: self.recipe.descriptor.hooks.functions.clone(),
+            resident: recipe.plan.hooks.is_empty().then_some(started.resident),
+            main,
+            functions: recipe.descriptor.hooks.functions.clone(),
         };
         self.node.note("write a child down", self.node.store.put_child(&start));
         let child = forked(&start);
         // The guard's control socket is the pager's alone from here on: its end is a message.
-        let guarded = held.0.take().map(|guard| Guarded { pidfd: guard.pidfd });
+        let guard = if main.is_none() { held.0.take() } else { None };
+        let guarded = guard.map(|guard| Guarded { pidfd: guard.pidfd });
         self.node.children.add(start, pidfd, guarded, shares);
         if let Some(end) = self.node.children.early(id) {
             self.node.child_ended(id, end);
         }
-        Ok((id, child))
+        Ok(child)
+    }
+
+    /// The log of a child, unless it writes to the caller's.
+    pub(crate) fn log(&self, id: u64) -> Result<Option<File>, NodeError> {
+        match self.stdio {
+            Stdio::Log => Ok(Some(self.node.store.create_log(id)?)),
+            Stdio::Caller(_) => Ok(None),
+        }
     }
 
     fn via(&self) -> Via {
         if self.template.is_some() { Via::Template } else { Via::Direct }
     }
 
-    /// Hands the child to the pager, with the pages that it puts in place itself.
-    fn page(
+    /// Hands a process to the pager, with the pages that it puts in place itself. One of a tree goes
+    /// with the root's id, its number, and how many there are.
+    pub(crate) fn page(
         &self,
-        id: u64,
+        recipe: &Recipe,
+        (id, of): (u64, Option<(u64, u32, u32)>),
         guard: &Guard,
         uffd_rx: &OwnedFd,
-        placed: Vec<u64>,
-        placed_bytes: u64,
+        (placed, placed_bytes): (Vec<u64>, u64),
     ) -> Result<Asked<'_>, NodeError> {
-        let paging = &self.recipe.paging;
+        let paging = &recipe.paging;
         let template = self.template.as_ref();
-        let shape = template.map(|_| self.recipe.shape(self.node, &self.pager)).transpose()?;
+        let shape = template.map(|_| recipe.shape(self.node, &self.pager)).transpose()?;
         let told = shape.is_some();
         let add = AddChild {
             child: ChildId(id),
@@ -317,6 +357,8 @@ impl Batch<'_> {
             placed_bytes,
             held: template.map_or(0, |template| template.pages.len() as u64),
             shape,
+            main: of.filter(|(root, ..)| *root != id).map(|(root, ..)| ChildId(root)),
+            member: of.map_or((0, 1), |(_, number, count)| (number, count)),
             eager: self.request.paging == mitosis_proto::Paging::Eager,
             independent: self.request.independent,
         };
@@ -331,7 +373,7 @@ impl Batch<'_> {
 
     /// Ends a child that was never complete. Its guard's words went to whoever read them first, us
     /// or the pager.
-    fn not_started(&self, id: u64, error: mitosis_restore::RestoreError) -> NodeError {
+    pub(crate) fn not_started(&self, id: u64, error: mitosis_restore::RestoreError) -> NodeError {
         let said = match &error {
             mitosis_restore::RestoreError::Silent(_) => self.guard_said(id),
             _ => None,
@@ -345,11 +387,17 @@ impl Batch<'_> {
     }
 
     /// Waits until the hooks of a child are done; gives the microseconds that it took.
-    fn await_hooks(&self, id: u64, pid: i32) -> Result<u64, NodeError> {
-        match mitosis_restore::await_hooks(&self.recipe.plan, pid)? {
-            Some(us) => Ok(us),
-            None => self.hooks_crashed(id).map(|()| 0),
+    fn await_hooks(&self, id: u64, child: &ForkedChild) -> Result<u64, NodeError> {
+        let mut us = 0;
+        let pids = std::iter::once(&child.pid).chain(&child.tree);
+        let recipes = std::iter::once(&self.recipe).chain(&self.members);
+        for (recipe, pid) in recipes.zip(pids) {
+            us += match mitosis_restore::await_hooks(&recipe.plan, *pid)? {
+                Some(us) => us,
+                None => self.hooks_crashed(id).map(|()| 0)?,
+            };
         }
+        Ok(us)
     }
 
     /// Whether a child that ended before it was seen to go on crashed in its hooks. One that went on
@@ -402,18 +450,23 @@ impl Batch<'_> {
     }
 
     /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
-    fn provide(&self, id: u64, table: &OwnedFd) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
-        let log = match self.stdio {
-            Stdio::Log => Some(self.node.store.create_log(id)?),
-            Stdio::Caller(_) => None,
-        };
+    /// Sockets to other processes of its tree are `member`'s to give.
+    pub(crate) fn provide(
+        &self,
+        recipe: &Recipe,
+        log: Option<&File>,
+        table: &OwnedFd,
+        mut member: impl FnMut(u32) -> Option<OwnedFd>,
+    ) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let mut shares = Vec::new();
-        let mut fds = Vec::with_capacity(self.recipe.plan.provided.len());
-        for wanted in &self.recipe.plan.provided {
+        let mut fds = Vec::with_capacity(recipe.plan.provided.len());
+        for wanted in &recipe.plan.provided {
             let object = || format!("{wanted:?}");
             let failed = |e| NodeError::step(Phase::Build, object(), e);
             fds.push(match wanted {
-                Provided::Stdio(stream) => self.stdio(*stream, log.as_ref()).map_err(failed)?,
+                Provided::Stdio(stream) => self.stdio(*stream, log).map_err(failed)?,
+                Provided::Member(number) => member(*number)
+                    .ok_or_else(|| NodeError::step(Phase::Build, object(), "no such process"))?,
                 Provided::Listener { key, fd, spec } => {
                     let listeners = &self.node.listeners;
                     let siblings = self.node.children.pids_of_seed(&self.seed);
@@ -424,11 +477,11 @@ impl Batch<'_> {
                 }
                 Provided::TimeNamespace => {
                     let gone = || NodeError::step(Phase::Sandbox, "time namespace", "gone");
-                    let space = self.recipe.space.as_ref().ok_or_else(gone)?;
+                    let space = recipe.space.as_ref().ok_or_else(gone)?;
                     space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
                 }
                 other => {
-                    let (descriptor, set) = (&self.recipe.descriptor, &self.working_set);
+                    let (descriptor, set) = (&recipe.descriptor, &self.working_set);
                     recipe::provide_memory(self.node, descriptor, set, other, table)?
                         .ok_or_else(|| NodeError::step(Phase::Build, object(), "unknown"))?
                 }
@@ -450,6 +503,7 @@ fn forked(start: &Start) -> ForkedChild {
     ForkedChild {
         pid: start.pid,
         seed: start.seed.clone(),
+        tree: Vec::new(),
         start_us: start.start_us,
         hooks_us: 0,
         via: start.via.clone(),

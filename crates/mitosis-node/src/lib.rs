@@ -35,6 +35,7 @@ mod store;
 mod template;
 mod time;
 mod trail;
+mod tree;
 mod turns;
 mod vdso;
 pub mod view;

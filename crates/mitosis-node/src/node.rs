@@ -137,7 +137,8 @@ impl Node {
     /// Revokes a seed: no further page from now on, and no new child anywhere once this returns.
     /// Children that still need it are ended by whoever pages them.
     pub fn revoke(&self, id: SeedId) -> Result<(), NodeError> {
-        let seed = self.seeds.remove(id);
+        let seed = self.seeds.get(id).filter(|seed| seed.tree.is_none());
+        let seed = seed.and_then(|seed| self.seeds.remove(seed.id));
         let seed = seed.ok_or_else(|| NodeError::control("seed", "no such seed on this node"))?;
         self.end_seed(&seed, SeedState::Revoked, "seed revoked");
         // Until then other nodes may start children, which do not live long. Half a second at most.
@@ -160,10 +161,24 @@ impl Node {
         if let Place::Shadow(shadow) = place {
             self.drop_shadow(&shadow);
         }
+        self.end_kin(seed, state, reason);
         self.templates.drop_seed(&(self.address.clone(), seed.id));
         self.store.drop_seed(seed.id);
         self.release_home(seed);
         self.log.info(format_args!("seed {}: {reason}", seed.id));
+    }
+
+    /// A tree is whole or not at all: its root takes the others with it, and whoever is lost all.
+    fn end_kin(&self, seed: &Seed, state: SeedState, reason: &str) {
+        for other in self.seeds.kin(seed) {
+            let lives = matches!(other.state(), SeedState::Alive | SeedState::Expiring);
+            if lives && (state == SeedState::Lost || other.tree == Some(seed.id)) {
+                if state == SeedState::Revoked {
+                    self.seeds.remove(other.id);
+                }
+                self.end_seed(&other, state, reason);
+            }
+        }
     }
 
     /// The namespace of a child is no longer kept for a seed, unless another seed lives there.
@@ -192,12 +207,16 @@ impl Node {
         // First: whoever sees that it has ended finds the reason in its log.
         if let Some(reason) = &reason
             && let Some(start) = self.children.announce_end(id)
+            && start.main.is_none()
         {
             self.append_reason(&start, reason);
         }
         if let Some((start, guard)) = self.children.ended(id, end) {
             if let Some(guard) = guard {
                 guard.end();
+            }
+            if start.main.is_some() {
+                return;
             }
             let text = reason.as_deref().unwrap_or("ended by itself");
             self.log.info(format_args!("child {}: {text}", start.pid));

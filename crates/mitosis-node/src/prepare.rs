@@ -8,15 +8,16 @@ use crate::pager::Pager;
 use crate::registry::{Seed, SeedParts};
 use crate::store::SeedRecord;
 use crate::{millis, spool};
-use mitosis_capture::{CaptureError, Inherited, InheritedPages, Options, Seeded};
-use mitosis_descriptor::{Backing, Descriptor, Owner, Phase, Reference, Secret, SeedId, encode};
+use mitosis_capture::{CaptureError, Captured, Inherited, InheritedPages, Member, Options, Seeded};
+use mitosis_descriptor::{
+    Backing, Descriptor, MEMBERS_MAX, Owner, Phase, Reference, Secret, SeedId, encode,
+};
 use mitosis_pager::ChildId;
 use mitosis_proto::{Bound, PhaseTime, PrepareRequest, Prepared};
 use mitosis_transport::SeedState;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Of a file without a path: more would make every fork of the seed as much bigger.
@@ -25,22 +26,18 @@ const CONTENT_BYTES_USUAL: u64 = 16 << 20;
 /// How long others may take that prepare the same parent.
 const TURN: Duration = Duration::from_secs(10);
 
-/// Processes of a tree. What several have in common (pipes, open file descriptions, shared memory)
-/// cannot be restored yet: such a tree is refused rather than torn apart.
-const TREE_MEMBERS: usize = 1;
-
 /// What the pager knows of a parent that is itself a child of this node.
 struct FromPager<'a> {
     pager: &'a Pager,
     child: Option<ChildId>,
-    asked: &'a AtomicBool,
+    asked: &'a Mutex<Vec<ChildId>>,
 }
 
 impl Inherited for FromPager<'_> {
     fn snapshot(&mut self) -> Result<Option<InheritedPages>, String> {
         let Some(child) = self.child else { return Ok(None) };
         let snapshot = self.pager.client.snapshot(child, true).map_err(|e| e.to_string())?;
-        self.asked.store(true, Ordering::Relaxed);
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(child);
         Ok(Some(InheritedPages { owners: snapshot.owners, index: snapshot.index }))
     }
 }
@@ -69,43 +66,48 @@ pub(crate) fn prepare(
 ) -> Result<Prepared, NodeError> {
     refuse(&request)?;
     let pager = node.pager.get()?;
-    let home = node.children.id_of(request.pid);
-    let start = home.and_then(|id| node.children.start_of(id));
-    let (resident, functions) =
-        start.map_or((None, Vec::new()), |start| (start.resident, start.functions));
-    let stop_timeout = node.config.stop_timeout;
-    let options = Options {
-        node: node.config.name.clone(),
-        stop_timeout,
-        resident,
-        functions,
-        privileged: request.privileged,
-        content_max: request.content_max.unwrap_or(CONTENT_BYTES_USUAL),
+    let options = |pid: i32| {
+        let start = node.children.id_of(pid).and_then(|id| node.children.start_of(id));
+        let (resident, functions) =
+            start.map_or((None, Vec::new()), |start| (start.resident, start.functions));
+        Options {
+            node: node.config.name.clone(),
+            stop_timeout: node.config.stop_timeout,
+            resident,
+            functions,
+            privileged: request.privileged,
+            content_max: request.content_max.unwrap_or(CONTENT_BYTES_USUAL),
+        }
     };
     let turn = node.preparing.take(request.pid, TURN);
     let turn = turn.ok_or_else(|| {
         let cause = format!("still being prepared by others after {} s", TURN.as_secs());
         NodeError::control(format!("pid {}", request.pid), cause)
     })?;
-    let asked = AtomicBool::new(false);
+    let asked = Mutex::new(Vec::new());
     let from_pager = |pid: i32| {
-        let child = home.filter(|_| pid == request.pid).map(ChildId);
+        let child = node.children.id_of(pid).map(ChildId);
         FromPager { pager: &pager, child, asked: &asked }
     };
     let captured = match request.tree {
-        false => mitosis_capture::prepare(request.pid, &options, &mut from_pager(request.pid)),
-        true => alone(request.pid, &options, &|pid| Box::new(from_pager(pid))),
+        false => alone(request.pid, &options(request.pid), &mut from_pager(request.pid)),
+        true => {
+            let inherited = |pid: i32| -> Box<dyn Inherited + Send> { Box::new(from_pager(pid)) };
+            mitosis_capture::prepare_tree(request.pid, &options, MEMBERS_MAX, &inherited)
+        }
     };
-    if let Some(child) = home.filter(|_| asked.load(Ordering::Relaxed)) {
+    for child in asked.into_inner().unwrap_or_else(PoisonError::into_inner) {
         // Also when the capture failed: the next fork of the child is no shadow.
-        pager.client.shadow_taken(ChildId(child))?;
+        pager.client.shadow_taken(child)?;
     }
     drop(turn);
-    let seeded = captured?;
-    let (seed, mut prepared) = enlist(node, &pager, seeded, &request, home)?;
-    if seed.bound() == Bound::Bound {
-        move_away(node, Arc::clone(&seed));
+    let (seeds, mut prepared) = enlist_all(node, &pager, captured?, &request)?;
+    for seed in &seeds {
+        if seed.bound() == Bound::Bound {
+            move_away(node, Arc::clone(seed));
+        }
     }
+    let seed = &seeds[0];
     prepared.prepare_us = arrived.elapsed().as_micros() as u64;
     let measured: u64 = prepared.phases.iter().map(|time| time.us).sum();
     let us = prepared.prepare_us.saturating_sub(measured);
@@ -117,15 +119,82 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
-/// A tree of one process, which is a seed like any other.
+/// A process without its tree.
 fn alone(
     pid: i32,
     options: &Options,
-    inherited: &mitosis_capture::InheritedOf<'_>,
-) -> Result<Seeded, CaptureError> {
-    let mut members = mitosis_capture::prepare_tree(pid, options, TREE_MEMBERS, inherited)?;
-    let root = members.pop().map(|member| member.seeded);
-    root.ok_or_else(|| CaptureError::Internal("a tree without a root".into()))
+    inherited: &mut (dyn Inherited + Send),
+) -> Result<Captured, CaptureError> {
+    let seeded = mitosis_capture::prepare(pid, options, inherited)?;
+    let members = vec![Member { pid, parent: None, seeded }];
+    Ok(Captured { members, zombies: Vec::new() })
+}
+
+/// Makes a seed of each process, and of the root one that holds the images of the others.
+fn enlist_all(
+    node: &Arc<Node>,
+    pager: &Pager,
+    captured: Captured,
+    request: &PrepareRequest,
+) -> Result<(Vec<Arc<Seed>>, Prepared), NodeError> {
+    let root = SeedId(random()?);
+    let Captured { members, zombies } = captured;
+    let mut made = Made { node, seeds: Vec::new() };
+    let (mut images, mut figures) = (Vec::new(), Vec::new());
+    // The root last, since it is to hold what the others are by then.
+    for member in members.into_iter().rev() {
+        let Member { pid, parent, mut seeded } = member;
+        let (id, tree) = match parent {
+            Some(_) => (SeedId(random()?), Some(root)),
+            None => {
+                let tree = &mut seeded.descriptor.rare.tree;
+                tree.members = std::mem::take(&mut images);
+                tree.members.reverse();
+                tree.zombies.clone_from(&zombies);
+                (root, None)
+            }
+        };
+        let (seed, prepared) = enlist(node, pager, seeded, request, Kin { pid, id, tree })?;
+        if let Some(parent) = parent {
+            let image = seed.descriptor.to_vec();
+            images.push(mitosis_descriptor::Member { parent: parent as u32, image });
+        }
+        made.seeds.push(seed);
+        figures.push(prepared);
+    }
+    let mut total = figures.pop().ok_or_else(|| NodeError::control("seed", "no process"))?;
+    for one in figures {
+        total.freeze_us = total.freeze_us.max(one.freeze_us);
+        total.pages_total += one.pages_total;
+        total.threads += one.threads;
+        total.processes += 1;
+    }
+    let mut seeds = std::mem::take(&mut made.seeds);
+    seeds.reverse();
+    Ok((seeds, total))
+}
+
+/// Seeds of a tree that is not complete: none of them stays.
+struct Made<'a> {
+    node: &'a Node,
+    seeds: Vec<Arc<Seed>>,
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for seed in &self.seeds {
+            self.node.seeds.remove(seed.id);
+            self.node.end_seed(seed, SeedState::Revoked, "its tree could not be made a seed");
+        }
+    }
+}
+
+/// Which process of a tree a seed is of.
+struct Kin {
+    pid: i32,
+    id: SeedId,
+    /// The root's seed, if it is another one.
+    tree: Option<SeedId>,
 }
 
 fn refuse(request: &PrepareRequest) -> Result<(), NodeError> {
@@ -156,12 +225,14 @@ fn enlist(
     pager: &Pager,
     seeded: Seeded,
     request: &PrepareRequest,
-    home: Option<u64>,
+    kin: Kin,
 ) -> Result<(Arc<Seed>, Prepared), NodeError> {
-    let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases } = seeded;
+    let Kin { pid, id, tree } = kin;
+    let Seeded { mut descriptor, shadow, bound, mut files, freeze_us, phases, .. } = seeded;
+    let home = node.children.id_of(pid).map(|id| node.children.main_of(id));
     let shadow = Shadow { pid: shadow.pid, pidfd: shadow.pidfd, mem: shadow.mem };
     let shadow = Arc::new(shadow);
-    let (id, secret) = (SeedId(random()?), Secret(random()?));
+    let secret = Secret(random()?);
     let mut unfinished = Unfinished { node, shadow: Some(Arc::clone(&shadow)), seed: id };
     pager.client.track_shadow(shadow.pid.unsigned_abs(), shadow.pidfd.as_fd())?;
     if let (true, Some(home)) = (bound, home) {
@@ -185,7 +256,8 @@ fn enlist(
         seed: id.to_string(),
         reference: reference.clone(),
         name: request.name.clone(),
-        parent_pid: request.pid,
+        parent_pid: pid,
+        tree: tree.map(|root| root.to_string()),
         created_unix_ms: millis(created),
         expires_unix_ms: expires.map(millis),
         shadow: Some((shadow.pid, start_ticks(shadow.pid)?)),
@@ -203,6 +275,7 @@ fn enlist(
         descriptor_bytes: bytes.len() as u64,
         pages_total: descriptor.pages.pages(),
         threads: descriptor.threads.len() as u64,
+        processes: 1,
         bound,
         phases: phases.into_iter().map(|(phase, us)| PhaseTime { phase, us }).collect(),
     };
@@ -210,7 +283,8 @@ fn enlist(
         id,
         secret,
         name: request.name.clone(),
-        parent_pid: request.pid,
+        parent_pid: pid,
+        tree,
         created,
         expires,
         descriptor: bytes,

@@ -52,6 +52,8 @@ pub(crate) struct Basis<'a> {
     pub part: Part,
     /// Files with pages that it will get.
     pub working_set: usize,
+    /// See [`mitosis_restore::Request::tree`].
+    pub tree: Option<i32>,
     /// Pages that it has from its template.
     pub placed: &'a [u64],
     /// Which of the parent's files are here.
@@ -86,7 +88,15 @@ impl Recipe {
         basis: &Basis<'_>,
         (time, space): (Time, Option<Arc<Space>>),
     ) -> Result<Recipe, NodeError> {
-        let Basis { part, working_set, placed, proven } = *basis;
+        let Basis { part, working_set, tree, placed, proven } = *basis;
+        if part != Part::Whole && !descriptor.rare.tree.is_alone() {
+            let cause = "the processes of a tree are made from nothing each time";
+            return Err(NodeError::step(Phase::Plan, "template", cause));
+        }
+        if tree.is_some() && request.new_pid {
+            let cause = "the processes of a tree know each other by their pids";
+            return Err(NodeError::step(Phase::Plan, "--new-pid", cause));
+        }
         let vdso = node.vdsos.of(&node.nodes, &descriptor, &node.facts)?;
         let wanted = mitosis_restore::Request {
             // Pid 1 of a child's namespace is its guard.
@@ -97,6 +107,7 @@ impl Recipe {
             time,
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
+            tree,
             placed: placed.to_vec(),
             vdso,
         };
@@ -158,9 +169,10 @@ pub(crate) fn provide_memory(
         Provided::Executable(path) => {
             File::open(path).map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?.into()
         }
-        Provided::Stdio(_) | Provided::Listener { .. } | Provided::TimeNamespace => {
-            return Ok(None);
-        }
+        Provided::Stdio(_)
+        | Provided::Listener { .. }
+        | Provided::Member(_)
+        | Provided::TimeNamespace => return Ok(None),
     }))
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Seed {
     pub pages_total: u64,
     /// Its own pages, and those of its mapped files.
     pub memory: Memory,
+    /// Of a process of a tree that is not its root: the root's seed.
+    pub tree: Option<SeedId>,
     /// The child of this node whose namespace it lives in, when the parent is one.
     pub home: Option<u64>,
     life: Mutex<Life>,
@@ -98,6 +100,7 @@ pub(crate) struct SeedParts {
     pub descriptor: Arc<[u8]>,
     pub pages_total: u64,
     pub memory: Memory,
+    pub tree: Option<SeedId>,
     pub home: Option<u64>,
     pub bound: Bound,
     pub places: Places,
@@ -124,6 +127,7 @@ impl Seed {
             descriptor: parts.descriptor,
             pages_total: parts.pages_total,
             memory: parts.memory,
+            tree: parts.tree,
             home: parts.home,
             life: Mutex::new(life),
             readers: AtomicU64::new(0),
@@ -459,6 +463,14 @@ impl Registry {
         all
     }
 
+    /// The seeds of the other processes of its tree.
+    pub fn kin(&self, seed: &Seed) -> Vec<Arc<Seed>> {
+        let root = seed.tree.unwrap_or(seed.id);
+        let seeds = self.seeds();
+        let kin = seeds.values().filter(|other| other.tree == Some(root) || other.id == root);
+        kin.filter(|other| other.id != seed.id).cloned().collect()
+    }
+
     /// The seed, if the capability is right: one answer for unknown and wrong.
     pub fn find(&self, id: SeedId, secret: &Secret) -> Result<Arc<Seed>, Refused> {
         let seed = self.get(id);
@@ -471,7 +483,8 @@ impl Registry {
     /// The seed, if it may be forked now. Counts the fork.
     pub fn forkable(&self, id: SeedId, secret: &Secret) -> Result<Arc<Seed>, Refused> {
         let seed = self.find(id, secret)?;
-        if seed.state() != SeedState::Alive {
+        // A process of a tree is forked with its root only.
+        if seed.state() != SeedState::Alive || seed.tree.is_some() {
             return Err(Refused);
         }
         seed.forks.fetch_add(1, Ordering::Relaxed);
@@ -559,6 +572,7 @@ mod tests {
             descriptor: Arc::from(vec![number]),
             pages_total: 0,
             memory,
+            tree: None,
             home: None,
             bound: Bound::Free,
             places: Places::default(),

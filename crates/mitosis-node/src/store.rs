@@ -33,6 +33,9 @@ pub(crate) struct SeedRecord {
     pub shadow: Option<(i32, u64)>,
     /// File with the pages, when they have moved.
     pub spool: Option<PathBuf>,
+    /// Of a process of a tree that is not its root: the root's seed.
+    #[serde(default)]
+    pub tree: Option<String>,
     /// Child in whose namespace the shadow lives.
     pub home: Option<u64>,
     /// Whether the shadow depends on a foreign pid namespace.
@@ -172,7 +175,10 @@ impl Store {
     /// Nothing of it stays.
     pub fn drop_child(&self, start: &Start) {
         let _ = std::fs::remove_file(self.children.join(format!("{}.json", start.id)));
-        let _ = std::fs::remove_file(&start.log);
+        // One log for all processes of a tree.
+        if start.main.is_none() {
+            let _ = std::fs::remove_file(&start.log);
+        }
     }
 
     /// Path of the log of a child.
@@ -211,6 +217,7 @@ mod tests {
             expires_unix_ms: Some(2),
             shadow: Some((8, 99)),
             spool: None,
+            tree: None,
             home: None,
             bound: false,
         };

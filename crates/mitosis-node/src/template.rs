@@ -133,7 +133,8 @@ impl Template {
         }
         let descriptor = Arc::clone(&self.descriptor);
         let proven: &dyn ProvenFiles = &self.files;
-        let basis = Basis { part: Part::Rest, working_set: 0, placed: &self.pages, proven };
+        let basis =
+            Basis { part: Part::Rest, working_set: 0, tree: None, placed: &self.pages, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();
@@ -387,7 +388,13 @@ impl Templates {
         let parts = working_set.len();
         let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
         let files = Files::now(node, &descriptor);
-        let basis = Basis { part: Part::Memory, working_set: parts, placed: &[], proven: &files };
+        let basis = Basis {
+            part: Part::Memory,
+            working_set: parts,
+            tree: None,
+            placed: &[],
+            proven: &files,
+        };
         let recipe = Recipe::new(node, request, of, &basis, time)?;
         let process = Blank::start(&self.image)?;
         let (table_rx, table_tx) = pair()?;

@@ -93,7 +93,10 @@ pub struct Child {
     pub guard_pidfd: Option<OwnedFd>,
     to_guard: VecDeque<ToGuard>,
     slots_free: Vec<u32>,
-    slots_used: u32,
+    /// Slots of the guard that are its own and were not used yet.
+    slots: std::ops::Range<u32>,
+    /// What its guard says is about this one, if not about itself.
+    pub main: Option<ChildId>,
     /// Fill in the background.
     pub fill: bool,
     /// Pages the background fill has in flight.
@@ -147,6 +150,11 @@ impl Child {
             Arc::make_mut(&mut map).remove(run[0], run[0] + run.len() as u64);
         }
         let transport = transport(&shape.owners);
+        // Guards know slots only by their numbers.
+        let (number, count) = add.member;
+        let each = guard::SLOTS / count.max(1);
+        let first = each * number.min(count.saturating_sub(1));
+        let slots = first..first + each;
         let source = |owner| Source { owner, via: None, ahead: None, begun: false };
         let sources = shape.owners.iter().cloned().map(source).collect();
         Child {
@@ -169,7 +177,8 @@ impl Child {
             guard_pidfd: Some(guard_pidfd),
             to_guard: VecDeque::new(),
             slots_free: Vec::new(),
-            slots_used: 0,
+            slots,
+            main: add.main,
             fill: add.eager || add.independent,
             filling: 0,
             shadow_follows: false,
@@ -202,13 +211,7 @@ impl Child {
 
     /// A slot of the guard, if one is free.
     pub fn slot(&mut self) -> Option<u32> {
-        self.slots_free.pop().or_else(|| {
-            let slot = self.slots_used;
-            (slot < guard::SLOTS).then(|| {
-                self.slots_used += 1;
-                slot
-            })
-        })
+        self.slots_free.pop().or_else(|| self.slots.next())
     }
 
     /// Gives a slot back and tells the guard.

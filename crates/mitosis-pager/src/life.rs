@@ -187,7 +187,7 @@ impl Pager {
         if let Some(socket) = &child.uffd_rx {
             watch(&self.epoll, socket.as_fd(), Token::Arrival(id))?;
         }
-        if let Some(socket) = &child.guard {
+        if let Some(socket) = child.guard.as_ref().filter(|_| child.main.is_none()) {
             watch(&self.epoll, socket.as_fd(), Token::Guard(id))?;
         }
         match &child.guard_pidfd {
@@ -415,6 +415,11 @@ impl Pager {
             return;
         }
         child.dying = true;
+        if let Some(main) = child.main {
+            // The guard ends all processes of the tree, and the root's end is the one that is seen.
+            self.kill(main, reason.clone());
+        }
+        let Some(child) = self.children.get_mut(&id) else { return };
         // A child that exited by itself was not killed, whatever is wrong with the rest.
         child.reason.get_or_insert(reason);
         // The guard is pid 1 of its namespace: the kernel kills all the others with it. It fails
@@ -428,7 +433,10 @@ impl Pager {
     /// A message, or the end, of a guard's control socket.
     pub(crate) fn guard_spoke(&mut self, id: ChildId) {
         loop {
-            let Some(child) = self.children.get_mut(&id) else { return };
+            let Some(child) = self.children.get_mut(&id).filter(|child| child.main.is_none())
+            else {
+                return;
+            };
             let Some(socket) = &child.guard else { return };
             match guard::receive(socket.as_fd()) {
                 FromGuard::Nothing => return,
@@ -462,7 +470,7 @@ impl Pager {
             return;
         }
         child.dying = true;
-        if child.exit.is_none() && child.reason.is_none() {
+        if child.exit.is_none() && child.reason.is_none() && child.main.is_none() {
             child.reason = Some("guard died".to_owned());
         }
         child.ended = Some(Instant::now());

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,6 +90,11 @@ pub struct AddChild {
     /// What it lacks was told before, see [`Request::AddShape`]: then areas, index and owners here are
     /// empty.
     pub shape: Option<u64>,
+    /// Of a process of a tree that is not its root: the root. They have one guard, and what that says
+    /// is about the root.
+    pub main: Option<ChildId>,
+    /// Which of how many processes with that guard it is.
+    pub member: (u32, u32),
     /// Fetch everything at once (`--paging eager`).
     pub eager: bool,
     /// Fill the rest in the background (`--independent`).

@@ -84,12 +84,20 @@ pub struct Prepared {
     pub descriptor_bytes: u64,
     /// Pages that hold data.
     pub pages_total: u64,
-    /// Threads of the parent.
+    /// Threads of the parent; of a tree, of all its processes.
     pub threads: u64,
+    /// Processes: 1 without `--tree`.
+    #[serde(default = "one")]
+    pub processes: u64,
     /// Whether the seed still depends on the parent's pid namespace.
     pub bound: Bound,
     /// Where the time went.
     pub phases: Vec<PhaseTime>,
+}
+
+/// A process alone.
+fn one() -> u64 {
+    1
 }
 
 /// Children have been started.
@@ -108,6 +116,9 @@ pub struct ForkedChild {
     pub seed: String,
     /// Microseconds from the arrival of the request to the child's first own instruction.
     pub start_us: u64,
+    /// Pids of the other processes of its tree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tree: Vec<i32>,
     /// How it was made.
     pub via: String,
     /// How its pages come: `rdma`, `tcp`, `local` or `mixed`.
@@ -214,6 +225,10 @@ pub struct ChildRow {
     pub exit: Option<i32>,
     /// Why it was ended, when it did not end by itself.
     pub reason: Option<String>,
+    /// Processes of its tree that were started with it, itself included. Figures of pages are those
+    /// of all of them.
+    #[serde(default = "one")]
+    pub processes: u64,
     /// Pages that were remote at the start.
     pub pages_total: u64,
     /// Pages fetched because they were touched.

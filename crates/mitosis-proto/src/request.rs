@@ -58,7 +58,7 @@ pub struct PrepareRequest {
     /// Lifetime of the seed in milliseconds; `None` means until it is removed.
     #[serde(default)]
     pub ttl_ms: Option<u64>,
-    /// The whole process tree below `pid`; refused if it has a child (not available yet).
+    /// The whole process tree below `pid`.
     #[serde(default)]
     pub tree: bool,
     /// Also a process that asked not to be read: set-uid, or not dumpable.

@@ -47,9 +47,10 @@ pub(crate) fn plan(
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: BTreeSet::new(),
         all: Vec::new(),
+        place: request.tree.map(|_| &descriptor.rare.tree.place),
         objects: shared::open_objects(descriptor, fd_base)?,
         generic: &node.generic_groups,
-        spare_pid: spare_pid(descriptor),
+        spare_pid: spare_pid(descriptor, request),
         new_pid: request.new_pid,
         late: BTreeSet::new(),
         done: BTreeSet::new(),
@@ -60,7 +61,10 @@ pub(crate) fn plan(
 
 /// A pid that no thread of the child has, whatever ids they get: those of a new namespace are given from
 /// the lowest on.
-pub(crate) fn spare_pid(descriptor: &Descriptor) -> i32 {
+pub(crate) fn spare_pid(descriptor: &Descriptor, request: &Request) -> i32 {
+    if let Some(spare) = request.tree {
+        return spare;
+    }
     const HIGHEST: i32 = 32_000;
     let taken = |pid: &i32| descriptor.threads.iter().any(|thread| thread.tid == *pid);
     (1..=HIGHEST).rev().find(|pid| !taken(pid)).unwrap_or(HIGHEST)

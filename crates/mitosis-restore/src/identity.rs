@@ -48,7 +48,10 @@ pub(crate) fn plan(
     program: &mut Program,
 ) {
     let process = &descriptor.process;
-    program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
+    // Whoever makes the processes of a tree has seen to their sessions.
+    if request.tree.is_none() {
+        program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
+    }
     // Its own, and empty: not that of the node's daemon, and no way between children.
     let args = [KEYCTL_JOIN_SESSION_KEYRING, 0];
     program.call_ignore(List::Build, KEYCTL, &args, "identity: session keyring");

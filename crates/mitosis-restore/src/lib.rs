@@ -20,6 +20,7 @@ mod rare;
 mod shared;
 mod signals;
 mod start;
+pub mod tree;
 mod vdso;
 mod working_set;
 mod xstate;

@@ -48,6 +48,9 @@ pub struct Request {
     pub vdso: Option<Arc<[u8]>>,
     /// What is to be planned.
     pub part: Part,
+    /// It is one of several processes of a tree: then a pid that none of these has, nor any of their
+    /// threads, and that is for no other one to use.
+    pub tree: Option<i32>,
     /// Pages that are in place already, ascending: for a [`Part::Rest`].
     pub placed: Vec<u64>,
 }
@@ -132,22 +135,7 @@ impl RestorePlan {
         if let Some(file) = self.file.get() {
             return Ok(Arc::clone(file));
         }
-        let failed = |call| {
-            move |e: rustix::io::Errno| RestoreError::Sys {
-                phase: Phase::Sandbox,
-                source: SysError::io(call, "plan", e),
-            }
-        };
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file =
-            rustix::fs::memfd_create("mitosis-plan", flags).map_err(failed("memfd_create"))?;
-        let mut file = File::from(file);
-        file.write_all(&self.image.bytes).map_err(|e| RestoreError::Sys {
-            phase: Phase::Sandbox,
-            source: SysError::io("write", "plan", e),
-        })?;
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals).map_err(failed("F_ADD_SEALS"))?;
+        let file = sealed_file("mitosis-plan", &self.image.bytes)?;
         Ok(Arc::clone(self.file.get_or_init(|| Arc::new(file))))
     }
 
@@ -156,6 +144,26 @@ impl RestorePlan {
     pub fn placement(&self, parts: &[Arc<[u64]>]) -> Placement {
         working_set::placement(self.program.region.base, &self.areas, &self.index, parts)
     }
+}
+
+/// Bytes in a file in memory that nobody can change.
+pub(crate) fn sealed_file(name: &str, bytes: &[u8]) -> Result<File, RestoreError> {
+    let failed = |call| {
+        move |e: rustix::io::Errno| RestoreError::Sys {
+            phase: Phase::Sandbox,
+            source: SysError::io(call, "plan", e),
+        }
+    };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create(name, flags).map_err(failed("memfd_create"))?;
+    let mut file = File::from(file);
+    file.write_all(bytes).map_err(|e| RestoreError::Sys {
+        phase: Phase::Sandbox,
+        source: SysError::io("write", "plan", e),
+    })?;
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(failed("F_ADD_SEALS"))?;
+    Ok(file)
 }
 
 /// Space kept free for the region and the vdso's way through it.
@@ -203,6 +211,9 @@ pub fn plan(
         let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
+        if request.tree.is_some() {
+            await_others(&mut program, fd_base);
+        }
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
         memory.placed = &request.placed;
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
@@ -295,6 +306,14 @@ fn open_gate(program: &mut Program, gate: u64, at: u64, hooks: &hooks::Laid, sta
         fields.extend(word.to_le_bytes());
     }
     program.write_frame(gate, &fields);
+}
+
+/// No process of a tree goes on before all of them can: the node says when.
+fn await_others(program: &mut Program, fd_base: u32) {
+    const READ: u16 = 0;
+    let room = program.data(b"?");
+    let args = [u64::from(fd_base) + FD_STATUS as u64, room, 1];
+    program.call_expect(List::Finish, READ, &args, 1, "tree: wait for the others", Detail::None);
 }
 
 /// First of all, since only a process with one thread may: from here on the vdso and every timer

@@ -7,9 +7,12 @@
 //!
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
+use crate::plan::provided_base;
 use crate::{RestoreError, ipc, memory, rare};
 use mitosis_descriptor::{Backing, Descriptor, SharedObject, Vma, Vpn, vma_flags};
-use mitosis_state::{Detail, List, Program, op};
+use mitosis_state::kinds::gift;
+use mitosis_state::{Detail, List, Program, Provided, op};
+use mitosis_stub::abi::OP_LOAD;
 use std::collections::BTreeMap;
 
 /// Attached descriptors end below this distance from the base, parked ones begin [`KEPT_MAX`] above.
@@ -42,13 +45,25 @@ const ARG_4: u16 = 1 << 4;
 /// Makes each object and maps it, writable for now: it must be filled.
 ///
 /// What descriptors name too stays open until these have been made, at the numbers of [`kept`].
-pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) {
+///
+/// Of several processes of a tree the first that has an object makes it and hands it to the others.
+pub(crate) fn map(
+    program: &mut Program,
+    descriptor: &Descriptor,
+    fd_base: u32,
+    provided: &mut Vec<Provided>,
+) {
     let kept = kept(descriptor, fd_base);
+    let tree = &descriptor.rare.tree.place;
+    let handed = &tree.memory_from;
+    let base = provided_base(fd_base);
     for (number, object) in descriptor.shared.iter().enumerate() {
         let place = kept.get(&(number as u32));
-        match ipc::segment(descriptor, number as u32) {
-            Some(segment) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
-            None => make(program, object, place.is_some()),
+        let from = handed.iter().find(|(object, _)| *object as usize == number);
+        match (from, ipc::segment(descriptor, number as u32)) {
+            (Some(&(_, from)), _) => take(program, gift::socket(provided, base, from), from),
+            (None, Some(segment)) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
+            (None, None) => make(program, object, place.is_some()),
         }
         for vma in &descriptor.vmas {
             match vma.backing {
@@ -64,6 +79,21 @@ pub(crate) fn map(program: &mut Program, descriptor: &Descriptor, fd_base: u32) 
         }
         with_object(program, CLOSE, ARG_0, &[0], "map-vmas: close");
     }
+    for handed in &tree.memory_to {
+        if let Some(&number) = kept.get(&handed.fd) {
+            let socket = gift::socket(provided, base, handed.to);
+            let what = "tree: hand over shared memory to member";
+            gift::give(program, socket, &[number], what, handed.to);
+        }
+    }
+}
+
+/// What another process of the tree has made.
+fn take(program: &mut Program, socket: u32, from: u32) {
+    let at = gift::take(program, socket, 1, "tree: shared memory of member", from);
+    let mut load = op(0, OP_LOAD, &[at]);
+    load.save = SLOT_OBJECT;
+    program.push(List::Build, load, "tree: shared memory", Detail::None);
 }
 
 fn make(program: &mut Program, object: &SharedObject, open: bool) {

@@ -76,9 +76,9 @@ pub(crate) fn plan(
     }
     let elsewhere = |timer: &PosixTimer| is_elsewhere(timer, process);
     if process.timers.iter().any(elsewhere) {
-        program.make_ended(files::spare_pid(descriptor));
+        program.make_ended(files::spare_pid(descriptor, request));
     }
-    timers(process, node, files::spare_pid(descriptor), program);
+    timers(process, node, files::spare_pid(descriptor, request), program);
     Ok(())
 }
 

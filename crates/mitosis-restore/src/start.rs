@@ -58,12 +58,12 @@ pub enum Maker<'a> {
 }
 
 /// Bound on building a child.
-const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const BUILD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bound on the hooks of the program.
 const HOOKS_TIMEOUT: Duration = Duration::from_secs(10);
 /// `mitosis_stub::abi::Status` in words.
 const STATUS_WORDS: usize = 9;
-const STATUS_STARTED: u64 = 1;
+pub(crate) const STATUS_STARTED: u64 = 1;
 
 /// Makes the child under the guard behind `control` and waits until it runs. What the caller has to
 /// do besides, it does in `meanwhile`, while the guard and the child work; if that is `false` the child
@@ -184,7 +184,7 @@ pub fn await_hooks(plan: &RestorePlan, pid: i32) -> Result<Option<u64>, RestoreE
 }
 
 /// `ForkOrder` in words.
-fn order(plan: &RestorePlan, fds: usize, cgroup: Option<u32>) -> [u64; 6] {
+pub(crate) fn order(plan: &RestorePlan, fds: usize, cgroup: Option<u32>) -> [u64; 6] {
     [
         plan.program.region.base,
         plan.image.region_len,
@@ -195,7 +195,7 @@ fn order(plan: &RestorePlan, fds: usize, cgroup: Option<u32>) -> [u64; 6] {
     ]
 }
 
-fn failed(
+pub(crate) fn failed(
     call: &'static str,
     object: &'static str,
 ) -> impl FnOnce(rustix::io::Errno) -> RestoreError {
@@ -203,7 +203,7 @@ fn failed(
 }
 
 /// The ends of the node and of the child of its status socket.
-fn status_pair() -> Result<(OwnedFd, OwnedFd), RestoreError> {
+pub(crate) fn status_pair() -> Result<(OwnedFd, OwnedFd), RestoreError> {
     let (status, child) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -215,7 +215,7 @@ fn status_pair() -> Result<(OwnedFd, OwnedFd), RestoreError> {
     Ok((status, child))
 }
 
-fn send(
+pub(crate) fn send(
     socket: BorrowedFd<'_>,
     words: &[u64],
     attached: &[BorrowedFd<'_>],
@@ -265,7 +265,7 @@ pub fn start_template(
 }
 
 /// Waits for the child's word, or the guard's that there will be none.
-fn receive(
+pub(crate) fn receive(
     status: &OwnedFd,
     control: Option<BorrowedFd<'_>>,
     deadline: Instant,
@@ -364,7 +364,7 @@ fn clone_hint(errno: i32) -> &'static str {
     }
 }
 
-fn operation_error(plan: &RestorePlan, words: &[u64; STATUS_WORDS]) -> RestoreError {
+pub(crate) fn operation_error(plan: &RestorePlan, words: &[u64; STATUS_WORDS]) -> RestoreError {
     let list = (words[0] >> 32) as u32;
     if list == LIST_MAKE {
         let errno = -(words[2] as i64) as i32;

@@ -14,9 +14,10 @@ pub mod options;
 mod prescan;
 mod program;
 mod scan;
+pub mod tree;
 
 pub use error::StateError;
-pub use kinds::{capture, describe, plan};
+pub use kinds::{capture, capture_member, describe, plan};
 pub use net::{ListenSpec, knows_unix_peers};
 pub use prescan::Prescan;
 pub use program::{Detail, Image, Label, List, Program, Region, code_len, op};
@@ -45,6 +46,8 @@ pub enum Provided {
     /// A socket from which one message comes when all of the working set is there: which pages are to
     /// be put in place.
     PlaceTable,
+    /// A socket to another member of the process tree, by its number.
+    Member(u32),
     /// The time namespace in which the child's clocks continue its parent's.
     TimeNamespace,
 }

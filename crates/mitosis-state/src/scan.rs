@@ -25,6 +25,11 @@ pub struct Group {
     pub pos: u64,
     /// The rest of `/proc/PID/fdinfo/N`.
     pub info: String,
+    /// Another process (as this node sees it) and its number, where the description is named: what
+    /// `fds` says is only where the child will have it for a while.
+    pub holder: Option<(i32, u32)>,
+    /// What is at its other end is in the process's tree.
+    pub inside: bool,
 }
 
 impl Group {
@@ -77,7 +82,7 @@ pub fn scan(pid: i32) -> Result<Vec<Group>, StateError> {
 pub(crate) fn group_of(open: OpenFd, link: String, info: String) -> Group {
     let bits = number_after(&info, "flags:", 8) as u32;
     let (flags, pos) = (bits & !O_CLOEXEC, number_after(&info, "pos:", 10));
-    Group { fds: vec![open], link, flags, pos, info }
+    Group { fds: vec![open], link, flags, pos, info, holder: None, inside: false }
 }
 
 fn number_after(text: &str, key: &str, radix: u32) -> u64 {

@@ -72,6 +72,9 @@ pub mod guard_message {
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
+    /// Node to guard: make the processes of a tree. Attached: a file with `a` [`super::TreeEntry`]s,
+    /// the root first, then for each that is to live a socket on which its own FORK comes.
+    pub const FORK_TREE: u32 = 19;
     /// Guard to node: ready for an order.
     pub const READY: u32 = 17;
     /// Guard to node: could not make the child; `a` is the errno.
@@ -111,6 +114,37 @@ pub struct ForkOrder {
     /// Index of the attached fd that is a cgroup to be born in, or `u32::MAX`.
     pub cgroup: u32,
 }
+
+/// A process of a tree.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TreeEntry {
+    /// Its pid.
+    pub pid: i32,
+    /// The process group to join, once it is there; 0 for the one that it is born in.
+    pub group: i32,
+    /// Index of its parent: smaller than its own.
+    pub parent: u32,
+    /// `TREE_*`.
+    pub flags: u32,
+    /// Of a zombie, how it ended, as `waitpid(2)` gives it.
+    pub status: u32,
+    /// Index among those that live.
+    pub order: u32,
+}
+
+/// Bytes of a [`TreeEntry`].
+pub const TREE_ENTRY: usize = 24;
+/// Most processes of a tree.
+pub const TREE_MAX: usize = 64;
+/// [`TreeEntry::flags`]: it begins a session of its own.
+pub const TREE_LEADS_SESSION: u32 = 1;
+/// [`TreeEntry::flags`]: it leads its process group.
+pub const TREE_LEADS_GROUP: u32 = 2;
+/// [`TreeEntry::flags`]: it is born before its parent begins a session of its own.
+pub const TREE_BEFORE: u32 = 4;
+/// [`TreeEntry::flags`]: it ends at once.
+pub const TREE_ZOMBIE: u32 = 8;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
 /// attached fds the last two are the guard's pidfd and the write side for [`FD_GUARD_QUEUE`]; the

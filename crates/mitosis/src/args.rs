@@ -207,7 +207,7 @@ pub struct Prepare {
     /// The process, as the node's host numbers it
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: i32,
-    /// The whole process tree below it: refused if it has a child (not available yet)
+    /// The whole process tree below it, as one seed
     #[arg(long, env = "MITOSIS_PREPARE_TREE", value_parser = FalseyValueParser::new())]
     pub tree: bool,
     /// A name for people

@@ -312,6 +312,8 @@ pub fn child(rig: &Rig, owner: Owner, wanted: Wanted) -> TestChild {
         placed_bytes: wanted.placed.len() as u64 * 4096,
         placed: wanted.placed.iter().map(|page| base.0 + page).collect(),
         held: 0,
+        main: None,
+        member: (0, 1),
         shape: None,
         eager: wanted.eager,
         independent: false,

@@ -46,7 +46,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
     }
     // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
-    let link = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let link = context.path(group);
     let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(group.refused(format!("{}, which is no regular file", group.link)));
@@ -128,6 +128,7 @@ const F_SETFL: u64 = 4;
 const F_ADD_SEALS: u64 = 1033;
 const OPENAT: u16 = 257;
 const AT_FDCWD: u64 = -100i64 as u64;
+const O_NOFOLLOW: u64 = 0o400_000;
 const ACCESS_MODE: u32 = 3;
 const READ_WRITE: u32 = 2;
 /// O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC are about the moment of opening only.
@@ -149,7 +150,8 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         files.call(FCNTL, &[u64::from(fd), F_SETFL, flags], "files: F_SETFL", fd);
     } else {
         let path = files.program.string(&format!("/proc/self/fd/{source}"));
-        let args = [AT_FDCWD, path, flags, 0];
+        // The path is a link, whatever the parent's was not to be.
+        let args = [AT_FDCWD, path, flags & !O_NOFOLLOW, 0];
         files.make(file, OPENAT, &args, "files: open memfd", Detail::Fd(fd));
     }
     if body.pos != 0 {

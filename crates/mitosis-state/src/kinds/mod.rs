@@ -3,6 +3,7 @@
 pub mod epoll;
 pub mod eventfd;
 pub mod generic;
+pub mod gift;
 pub mod inotify;
 pub mod listener;
 pub mod memfd;
@@ -26,7 +27,7 @@ pub mod unix_pair;
 
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, Program, op};
-use crate::{Group, Provided, StateError, net, scan::duplicate};
+use crate::{Group, Provided, StateError, net, scan::duplicate, tree};
 use mitosis_descriptor::OpenFile;
 use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, sockopt};
 use rustix::process::PidfdFlags;
@@ -44,19 +45,60 @@ pub struct Capture<'a> {
     pub stopped: bool,
     /// Bytes of a file without a path that are taken along.
     pub content_max: u64,
+    /// All members of its tree: pids as this node and as they themselves see them.
+    pub members: &'a [(i32, i32)],
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     connections: OnceCell<Vec<tcp::Connection>>,
     shared: OnceCell<Vec<mitosis_sys::procfs::Mapping>>,
 }
 
-impl Capture<'_> {
+impl<'a> Capture<'a> {
+    fn new(
+        pid: i32,
+        groups: &'a [Group],
+        stopped: bool,
+        content_max: u64,
+    ) -> Result<Capture<'a>, StateError> {
+        Ok(Capture {
+            pid,
+            groups,
+            stopped,
+            content_max,
+            members: &[],
+            pidfd: pidfd_of(pid)?,
+            diag: OnceCell::new(),
+            connections: OnceCell::new(),
+            shared: OnceCell::new(),
+        })
+    }
+
     /// A duplicate of the description's lowest descriptor.
     ///
     /// # Errors
     /// pidfd_getfd(2).
     pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
-        duplicate(self.pidfd.as_fd(), group.first())
+        match group.holder {
+            None => duplicate(self.pidfd.as_fd(), group.first()),
+            Some((pid, fd)) => duplicate(pidfd_of(pid)?.as_fd(), fd),
+        }
+    }
+
+    /// The process that names the description, and its number there.
+    pub fn place(&self, group: &Group) -> (i32, u32) {
+        group.holder.unwrap_or((self.pid, group.first()))
+    }
+
+    /// `/proc/PID/fd/N` of the description.
+    fn path(&self, group: &Group) -> String {
+        let (pid, fd) = self.place(group);
+        format!("/proc/{pid}/fd/{fd}")
+    }
+
+    /// Pid in its own pid namespace of another member of the tree.
+    fn inner_pid_of(&self, pid: i32) -> Option<i32> {
+        let other = |member: &&(i32, i32)| member.0 == pid && pid != self.pid;
+        self.members.iter().find(other).map(|(_, inner)| *inner)
     }
 
     /// The parent's pid in its own pid namespace.
@@ -132,6 +174,7 @@ pub const KINDS: &[Kind] = &[
     signalfd::KIND,
     pidfd::KIND,
     inotify::KIND,
+    gift::KIND,
 ];
 
 /// Captures every description. Queues are left out unless the parent is stopped. Of a file without a
@@ -145,24 +188,37 @@ pub fn capture(
     stopped: bool,
     content_max: u64,
 ) -> Result<Vec<OpenFile>, StateError> {
+    let context = Capture::new(pid, groups, stopped, content_max)?;
+    groups.iter().map(|group| capture_one(&context, group)).collect()
+}
+
+/// The same of a member of a process tree, all of which stands still: what it makes, and what it gets
+/// from others.
+///
+/// # Errors
+/// As [`capture`].
+pub fn capture_member(
+    pid: i32,
+    share: &tree::Share,
+    content_max: u64,
+) -> Result<Vec<OpenFile>, StateError> {
+    let mut context = Capture::new(pid, &share.groups, true, content_max)?;
+    context.members = &share.members;
+    let one = |(at, group): (usize, &Group)| match share.gets.get(&at) {
+        Some(gift) => Ok(gift.clone()),
+        None => capture_one(&context, group),
+    };
+    share.groups.iter().enumerate().map(one).collect()
+}
+
+fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
     };
     let process =
         rustix::process::Pid::from_raw(pid).ok_or_else(|| table(rustix::io::Errno::SRCH))?;
-    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)?;
-    let context = Capture {
-        pid,
-        groups,
-        stopped,
-        content_max,
-        pidfd,
-        diag: OnceCell::new(),
-        connections: OnceCell::new(),
-        shared: OnceCell::new(),
-    };
-    groups.iter().map(|group| capture_one(&context, group)).collect()
+    rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)
 }
 
 fn capture_one(context: &Capture<'_>, group: &Group) -> Result<OpenFile, StateError> {
@@ -192,6 +248,7 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(first).chain(rest) {
         (kind_of(file)?.plan)(file, context)?;
     }
+    gift::exchange(&files, context)?;
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
     }
@@ -315,6 +372,8 @@ pub struct Files<'a> {
     pub objects: std::collections::BTreeMap<(u64, u64), u32>,
     /// Groups of generic netlink that this node has.
     pub generic: &'a [generic::NamedGroup],
+    /// What it has in common with other members of its tree.
+    pub place: Option<&'a mitosis_descriptor::Place>,
     /// A pid that none of the child's threads has.
     pub spare_pid: i32,
     /// The child's pid and thread ids are others than its parent's.
@@ -466,6 +525,11 @@ impl Files<'_> {
     pub fn provide(&mut self, wanted: Provided) -> u32 {
         self.provided.push(wanted);
         self.provided_base + self.provided.len() as u32 - 1
+    }
+
+    /// Number of the socket to another member of the tree.
+    fn member(&mut self, number: u32) -> u32 {
+        gift::socket(self.provided, self.provided_base, number)
     }
 }
 

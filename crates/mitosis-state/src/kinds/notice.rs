@@ -42,9 +42,12 @@ pub(super) fn capture(
         OWNER_PID => Some(owner.id).filter(|id| own(*id)).and_then(inner),
         _ => Some(owner.id).filter(|id| own_group(*id)).and_then(inner),
     };
+    let member = || context.inner_pid_of(owner.id).filter(|_| owner.kind == OWNER_PID);
+    let other = if id.is_none() { member() } else { None };
     // Another process is not there: a child's tells nobody, as when that one has ended.
-    let id = id.unwrap_or(NOBODY);
-    Ok(Some(FileSignals { kind: owner.kind, id, signal: owner.signal, armed }))
+    let id = id.or(other).unwrap_or(NOBODY);
+    let (kind, signal, other) = (owner.kind, owner.signal, other.is_some());
+    Ok(Some(FileSignals { kind, id, signal, armed, other }))
 }
 
 const FCNTL: u16 = 72;
@@ -60,7 +63,7 @@ pub(super) fn plan(file: &OpenFile, files: &mut Files<'_>) {
     let owner = u64::from(signals.kind) | u64::from(signals.id as u32) << 32;
     let at = files.program.words(&[owner]);
     let told = signals.id != NOBODY;
-    if told && signals.kind != OWNER_TID {
+    if told && signals.kind != OWNER_TID && !signals.other {
         // Asked for: with `--new-pid` the plan does not know it.
         let mut ask = op(GETPID, 0, &[]);
         ask.save = SLOT;

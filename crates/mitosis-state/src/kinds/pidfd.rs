@@ -20,6 +20,8 @@ enum Body {
     Own,
     /// Of one of its threads.
     Thread(i32),
+    /// Of another process of its tree.
+    Member(i32),
 }
 
 /// PIDFD_THREAD (Linux 6.9), which is O_EXCL.
@@ -37,7 +39,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
             proc::inner_tid(context.pid, tid).map_or(Body::Ended, Body::Thread)
         }
         Some(pid) if pid == context.pid => Body::Own,
-        _ => Body::Ended,
+        Some(pid) => context.inner_pid_of(pid).map_or(Body::Ended, Body::Member),
+        None => Body::Ended,
     };
     encode(KIND.number, &body).map(Some)
 }
@@ -74,6 +77,11 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     files.program.push(List::Build, open, "files: pidfd_open", Detail::Fd(fd));
     files.park(&[at]);
     files.spread(file, 0);
+    if let Body::Member(pid) = body {
+        // Until all are there, the process's own.
+        let args = [pid as u64, u64::from(file.flags & NONBLOCK)];
+        files.make_late(file, PIDFD_OPEN, &args, "files: pidfd_open of a process of the tree");
+    }
     if let Body::Thread(tid) = body {
         // Until the threads are there, the process's own.
         files.same_ids(file, "a pidfd")?;
@@ -88,5 +96,6 @@ fn describe(file: &OpenFile) -> Result<String, StateError> {
         Body::Ended => "of another process".into(),
         Body::Own => "of itself".into(),
         Body::Thread(tid) => format!("of its thread {tid}"),
+        Body::Member(pid) => format!("of process {pid} of its tree"),
     })
 }

@@ -36,7 +36,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     };
     let access = group.flags & 3;
     // Opened anew, so that reading flags of ours do not become the parent's.
-    let path = format!("/proc/{}/fd/{}", context.pid, group.first());
+    let path = context.path(group);
     let mode = if access == WRITE_ONLY { OFlags::WRONLY } else { OFlags::RDONLY };
     let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let pipe = rustix::fs::open(&path, flags, Mode::empty()).map_err(fail("open"))?;
@@ -56,7 +56,7 @@ const WRITE_ONLY: u32 = 1;
 /// The inode of a FIFO with a path.
 fn fifo_inode(context: &Capture<'_>, group: &Group) -> Option<u64> {
     let named = group.link.starts_with('/') && group.flags & PATH == 0;
-    let stat = rustix::fs::stat(format!("/proc/{}/fd/{}", context.pid, group.first()));
+    let stat = rustix::fs::stat(context.path(group));
     let stat = stat.ok().filter(|_| named)?;
     let fifo = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
     fifo.then_some(stat.st_ino)

@@ -40,7 +40,7 @@ fn one(context: &Capture<'_>, socket: &Group, fd: &OwnedFd) -> Result<Passed, St
     let (us, number) = (std::process::id() as i32, fd.as_raw_fd() as u32);
     let link = procfs::link(us, &format!("fd/{number}")).map_err(fail)?;
     for group in context.groups.iter().filter(|group| group.link == link) {
-        let there = (context.pid, group.first());
+        let there = context.place(group);
         if ptrace::same_file_of(there, (us, number)).map_err(fail)? {
             return Ok(Passed::Open(group.first()));
         }

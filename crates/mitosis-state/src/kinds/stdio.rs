@@ -1,7 +1,7 @@
 //! Standard input, output and error: fds 0-2 become the caller's, or the child's log.
 //!
 //! A terminal or a pipe to whoever started the parent means nothing on another node. `/dev/null`
-//! stays `/dev/null`.
+//! stays `/dev/null`, and what leads to another member of a process tree stays that.
 
 use super::{Capture, Files, Kind, decode, encode};
 use crate::{Group, Provided, StateError};
@@ -12,7 +12,7 @@ pub const KIND: Kind = Kind { number: 1, name: "stdio", capture, plan, describe 
 
 fn capture(_: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let first = group.first();
-    if first > 2 || group.link == "/dev/null" {
+    if first > 2 || group.link == "/dev/null" || group.inside {
         return Ok(None);
     }
     encode(KIND.number, &first).map(Some)

@@ -76,7 +76,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         locked: master && on(TIOCGPTLCK),
         packet: master && on(TIOCGPKT),
         exclusive: on(TIOCGEXCL),
-        controls: !master && control == Some(index),
+        // Of a tree only whoever leads a session could be given it.
+        controls: !master && control == Some(index) && context.members.len() < 2,
     };
     encode(KIND.number, &body).map(Some)
 }

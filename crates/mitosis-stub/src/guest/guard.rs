@@ -6,6 +6,7 @@ use crate::abi::*;
 use crate::restore::CloneArgs;
 use crate::settle;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
+use crate::tree;
 use core::mem::MaybeUninit;
 
 pub const FDS_MAX: usize = 240;
@@ -17,9 +18,22 @@ const AT_SYSINFO_EHDR: u64 = 33;
 const AT_EXECFN: u64 = 31;
 
 #[repr(C, align(8))]
-struct Packet {
-    message: GuardMessage,
-    order: ForkOrder,
+pub struct Packet {
+    pub message: GuardMessage,
+    pub order: ForkOrder,
+}
+
+impl Packet {
+    /// All zero.
+    pub fn new() -> Packet {
+        Packet {
+            message: GuardMessage { kind: 0, a: 0, b: 0 },
+            order: ForkOrder {
+                region: 0, region_len: 0, image_len: 0, plan_offset: 0, pid: 0, fd_base: 0,
+                fd_count: 0, cgroup: 0,
+            },
+        }
+    }
 }
 
 #[repr(C, align(8))]
@@ -302,13 +316,7 @@ impl Guard {
     }
 
     fn receive(&mut self) {
-        let mut packet = Packet {
-            message: GuardMessage { kind: 0, a: 0, b: 0 },
-            order: ForkOrder {
-                region: 0, region_len: 0, image_len: 0, plan_offset: 0, pid: 0, fd_base: 0,
-                fd_count: 0, cgroup: 0,
-            },
-        };
+        let mut packet = Packet::new();
         let mut control = MaybeUninit::<Control>::uninit();
         let received = receive(GUARD_CONTROL_FD, &raw mut packet as u64,
             size_of::<Packet>() as u64, &mut control);
@@ -338,6 +346,9 @@ impl Guard {
             guard_message::FORK if self.pid == 0 && count as u32 == packet.order.fd_count => {
                 self.fork(&packet.order, &control.fds);
             }
+            guard_message::FORK_TREE if self.pid == 0 && count >= 2 => {
+                self.fork_tree(a, &control.fds, count as u32);
+            }
             _ => exit(3),
         }
     }
@@ -353,8 +364,24 @@ impl Guard {
             map_region(order);
             enter(order, 0, ENTRY_RESTORE, self.vdso, self.generation);
         }
+        self.forked(pid, &queue, fds, order.fd_count);
+    }
+
+    /// Makes the root of a tree, which makes its children, and so forth.
+    fn fork_tree(&mut self, entries: u32, fds: &[i32; FDS_MAX], count: u32) {
+        let mut queue = [-1i32; 2];
+        syscall!(sys::SOCKETPAIR, 1, 5 | 0x80000, 0, queue.as_mut_ptr());
+        let pid = tree::make(fds[0]);
+        if pid == 0 {
+            tree::grow(entries, fds, queue[1], self.vdso, self.generation);
+        }
+        self.forked(pid, &queue, fds, count);
+    }
+
+    /// The rest of what the guard does when it has made the main child.
+    fn forked(&mut self, pid: i64, queue: &[i32; 2], fds: &[i32; FDS_MAX], count: u32) {
         syscall!(sys::CLOSE, queue[1]);
-        close_all(fds, order.fd_count);
+        close_all(fds, count);
         // Out of the way of the slots: it came behind all that was attached.
         if queue[0] > GUARD_QUEUE_FD {
             syscall!(sys::DUP3, queue[0], GUARD_QUEUE_FD, 0x80000);

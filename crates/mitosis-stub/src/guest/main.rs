@@ -12,6 +12,7 @@ mod restore;
 mod settle;
 mod sys;
 mod template;
+mod tree;
 
 use core::arch::global_asm;
 

@@ -159,13 +159,15 @@ fn many_children_of_one_request_come_from_one_template_and_a_copy_can_be_a_seed(
     let children = fork(&b, &seed.reference, &["--count", "20"]);
     assert_eq!(children.len(), 20);
     assert!(ps(&b).iter().all(|row| row["via"] == "template"), "{:?}", ps(&b));
-    assert_eq!(templates(&b).len(), 1);
+    // While it is renewed there are two for a moment.
+    until("there is one template", SOON, || (templates(&b).len() == 1).then_some(()));
     let again = prepare(&b, children[7].pid, &[]);
     by_template(&c, &again, &[]);
     assert_eq!(ask(c.node(), "hash"), parent.ask("hash"));
     // On the seed's own node, too.
     let own = fork(&b, &again.reference, &["--via", "template", "--net", "own"]);
-    assert_eq!(own[0].transport, "mixed");
+    // What only this node has may be in the template already.
+    assert!(["mixed", "tcp"].contains(&own[0].transport.as_str()), "{own:?}");
     assert_eq!(row(&b, own[0].pid)["via"], "template");
 }
 

@@ -27,7 +27,8 @@ fn start(lab: &Lab, row: &Row) -> Result<LabProcess, String> {
     let node = lab.node(0);
     let mut command = row.server(node);
     let log = std::fs::File::create(node.host_path(LOG)).map_err(|e| e.to_string())?;
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    use std::os::unix::process::CommandExt;
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
     node.spawn(command).map_err(|e| e.to_string())
 }
 
@@ -61,13 +62,17 @@ pub fn run(
     let pid = server.node_pid().map_err(|e| e.to_string())?;
     let mut seen = Vec::new();
     for load in [false, true] {
-        seen.push(stage(lab, daemons, row.protocol, pid, load));
+        seen.push(stage(lab, daemons, (row.protocol, row.tree), pid, load));
         crate::matrix::clean(daemons);
         // Whatever became of the fork, the parent goes on.
         row.protocol.ask(node).map_err(|e| told(format!("the parent was harmed: {e}")))?;
         if !server.is_running() {
             return Err(told("the parent has ended".into()));
         }
+    }
+    if row.tree {
+        // Those below it would go on, and keep the port.
+        node.sh(&format!("kill -9 -- -{pid}")).map_err(|e| e.to_string())?;
     }
     server.kill().map_err(|e| e.to_string())?;
     Ok([seen.remove(0), seen.remove(0)])
@@ -77,7 +82,7 @@ pub fn run(
 fn stage(
     lab: &Lab,
     daemons: &[Daemon<'_>],
-    protocol: Protocol,
+    (protocol, tree): (Protocol, bool),
     pid: u32,
     load: bool,
 ) -> Result<Value, String> {
@@ -95,7 +100,7 @@ fn stage(
         let clients: Vec<_> =
             (0..if load { CLIENTS } else { 0 }).map(|_| scope.spawn(client)).collect();
         let seen = answered(&done, load)
-            .and_then(|()| fork(daemons, protocol, pid, || answered(&done, load)));
+            .and_then(|()| fork(daemons, (protocol, tree), pid, || answered(&done, load)));
         stop.store(true, Ordering::Relaxed);
         for client in clients {
             client.join().unwrap()?;
@@ -120,18 +125,21 @@ fn answered(done: &AtomicU64, load: bool) -> Result<(), String> {
 /// Forks, and gives what the verbs said and the parent's answers before and after.
 fn fork(
     daemons: &[Daemon<'_>],
-    protocol: Protocol,
+    (protocol, tree): (Protocol, bool),
     pid: u32,
     more: impl Fn() -> Result<(), String>,
 ) -> Result<(Value, Answer, Answer), String> {
     let node = daemons[0].node();
     let before = protocol.ask(node)?;
-    let seed = verb(&daemons[0], &["prepare", &pid.to_string()])?;
+    let pid = pid.to_string();
+    let verbs: &[&str] = if tree { &["prepare", &pid, "--tree"] } else { &["prepare", &pid] };
+    let seed = verb(&daemons[0], verbs)?;
     let after = protocol.ask(node)?;
     more()?;
     let mut start_us = Vec::new();
-    // One child is built from nothing, the other one is a copy of a template.
-    for (daemon, via) in daemons[1..].iter().zip(["direct", "template"]) {
+    // One child is built from nothing, the other one is a copy of a template. Trees have none.
+    let ways = if tree { ["direct", "auto"] } else { ["direct", "template"] };
+    for (daemon, via) in daemons[1..].iter().zip(ways) {
         if let Some(target) = link_target(node) {
             let name = target.file_name().unwrap().to_str().unwrap().to_owned();
             let line = format!("ln -sf {name} {FN_SOCKET}");

@@ -19,6 +19,8 @@ pub struct Row {
     pub command: &'static [&'static str],
     /// A command that prints its version somewhere, and what comes right before it there.
     pub version: (&'static [&'static str], &'static str),
+    /// It has several processes: prepared with `--tree`.
+    pub tree: bool,
     /// What is said today instead of forking it.
     pub refused: Option<&'static str>,
 }
@@ -32,7 +34,7 @@ const fn http(
     command: &'static [&'static str],
     version: (&'static [&'static str], &'static str),
 ) -> Row {
-    Row { name, title, protocol: Protocol::Http, command, version, refused: None }
+    Row { name, title, protocol: Protocol::Http, command, version, tree: false, refused: None }
 }
 
 /// All rows, in the order of the table.
@@ -150,6 +152,25 @@ pub const ROWS: &[Row] = &[
             (&["nginx", "-v"], "nginx/"),
         )
     },
+    Row {
+        protocol: Protocol::Nginx,
+        tree: true,
+        ..http(
+            "nginx-workers",
+            "nginx, a master and two workers",
+            &["nginx", "-c", "/tmp/runtimes/nginx.conf", "-g", "worker_processes 2;"],
+            (&["nginx", "-v"], "nginx/"),
+        )
+    },
+    Row {
+        tree: true,
+        ..http(
+            "multiprocessing",
+            "CPython, `multiprocessing.Pool`",
+            &["/usr/bin/python3", "{fixtures}/pool.py", "{port}"],
+            PYTHON,
+        )
+    },
     http(
         "tokio",
         "Rust, tokio",
@@ -193,6 +214,8 @@ impl Row {
             let secret = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
             let text = std::fs::read_to_string(root().join("tests/runtimes/nginx.conf")).unwrap();
             let text = text.replace("\"SECRET\"", &format!("\"{}\"", secret.trim()));
+            let text =
+                if self.tree { text.replace("master_process off;", "user root;") } else { text };
             std::fs::write(node.host_path("/tmp/runtimes/nginx.conf"), text).unwrap();
         }
         let mut command = command(self.command);

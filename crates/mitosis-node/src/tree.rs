@@ -1,0 +1,160 @@
+//! Starting all processes of a tree: one guard, one plan for each, and none goes on before all can.
+
+use crate::error::NodeError;
+use crate::fork::{Batch, Held};
+use crate::node::Node;
+use crate::recipe::{self, Basis, Recipe, pair};
+use crate::time::Space;
+use mitosis_descriptor::{Descriptor, Limits};
+use mitosis_pager::Asked;
+use mitosis_proto::{ForkRequest, ForkedChild};
+use mitosis_restore::tree::{Process, start_tree, table};
+use mitosis_restore::{StartFds, Time};
+use mitosis_sandbox::Network;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Every machine has that pid.
+const HIGHEST: i32 = 32_000;
+
+/// The processes below the root.
+pub(crate) struct Members {
+    images: Vec<Descriptor>,
+    /// For each process, the root first, a pid that nothing of the tree has.
+    spares: Vec<i32>,
+}
+
+impl Members {
+    /// Those of a root; none of a process alone.
+    ///
+    /// # Errors
+    /// [`mitosis_descriptor::DescriptorError`].
+    pub fn of(root: &Descriptor) -> Result<Members, NodeError> {
+        let tree = &root.rare.tree;
+        if tree.is_alone() {
+            return Ok(Members { images: Vec::new(), spares: Vec::new() });
+        }
+        let images = tree.images(&Limits::default())?;
+        let all = || std::iter::once(root).chain(&images);
+        let threads = all().flat_map(|one| one.threads.iter().map(|thread| thread.tid));
+        let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
+        let taken: HashSet<i32> = threads.chain(zombies).collect();
+        // Those of a new namespace are given from the lowest on.
+        let free = (2..=HIGHEST).rev().filter(|id| !taken.contains(id));
+        let spares = free.take(all().count()).collect();
+        Ok(Members { images, spares })
+    }
+
+    /// A pid for process `number` to use for a moment; `None` if it is alone.
+    pub fn spare(&self, number: usize) -> Option<i32> {
+        self.spares.get(number).copied()
+    }
+
+    /// How they are made. Their clocks are the root's.
+    ///
+    /// # Errors
+    /// As [`Recipe::new`].
+    pub fn recipes(
+        self,
+        node: &Node,
+        request: &ForkRequest,
+        basis: &Basis<'_>,
+        clocks: &(Time, Option<Arc<Space>>),
+    ) -> Result<Vec<Arc<Recipe>>, NodeError> {
+        let spares = self.spares.into_iter().skip(1);
+        let recipe = |(image, spare): (Descriptor, i32)| {
+            let basis = Basis { working_set: 0, tree: Some(spare), ..*basis };
+            Recipe::new(node, request, Arc::new(image), &basis, clocks.clone()).map(Arc::new)
+        };
+        self.images.into_iter().zip(spares).map(recipe).collect()
+    }
+}
+
+/// Sockets between processes of a tree, by which they hand open files to one another.
+#[derive(Default)]
+struct Between {
+    /// The other ends of those of which one has been given out: whose they are, and whom they reach.
+    others: HashMap<(u32, u32), OwnedFd>,
+}
+
+impl Between {
+    /// The end of process `own` of the socket to process `other`.
+    fn take(&mut self, own: u32, other: u32) -> Option<OwnedFd> {
+        if let Some(end) = self.others.remove(&(own, other)) {
+            return Some(end);
+        }
+        let (ours, theirs) = pair().ok()?;
+        self.others.insert((other, own), theirs);
+        Some(ours)
+    }
+}
+
+impl Batch<'_> {
+    /// Starts a tree whose root is child `id`.
+    pub(crate) fn build_tree(
+        &self,
+        id: u64,
+        network: Network,
+    ) -> Result<(u64, ForkedChild), NodeError> {
+        let recipes: Vec<&Arc<Recipe>> =
+            std::iter::once(&self.recipe).chain(&self.members).collect();
+        let count = recipes.len() as u32;
+        let ids: Vec<u64> =
+            (0..count).map(|n| if n == 0 { id } else { self.node.next_child_id() }).collect();
+        let mut held = Held(Some(self.pager.pool.take(network)?));
+        let (table_rx, table_tx) = pair()?;
+        let log = self.log(id)?;
+        let mut between = Between::default();
+        let (mut processes, mut arrivals, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, recipe) in (0u32..).zip(&recipes) {
+            let (uffd_rx, uffd_tx) = pair()?;
+            let member = |other: u32| between.take(number, other);
+            let (provided, share) = self.provide(recipe, log.as_ref(), &table_rx, member)?;
+            let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
+            processes.push(Process { plan: &recipe.plan, fds });
+            arrivals.push(uffd_rx);
+            shares.push(share);
+        }
+        drop((table_rx, between));
+        let guard = held.guard()?;
+        let mut asked: Vec<Result<Asked<'_>, NodeError>> = Vec::new();
+        let mut placed = Ok(());
+        let page = || {
+            let of = |number: usize| Some((id, number as u32, count));
+            placed =
+                recipe::place(&self.working_set, &self.recipe.plan, &table_tx, |pages, bytes| {
+                    let root = (id, of(0));
+                    asked.push(self.page(&self.recipe, root, guard, &arrivals[0], (pages, bytes)));
+                });
+            for number in 1..recipes.len() {
+                let this = (ids[number], of(number));
+                let none = (Vec::new(), 0);
+                asked.push(self.page(recipes[number], this, guard, &arrivals[number], none));
+            }
+            placed.is_ok()
+        };
+        let members: Vec<Descriptor> =
+            self.members.iter().map(|recipe| (*recipe.descriptor).clone()).collect();
+        let table = table(&self.recipe.descriptor, &members);
+        use std::os::fd::AsFd;
+        let started = start_tree(processes, &table, guard.control.as_fd(), page);
+        drop(arrivals);
+        for one in asked {
+            one?.done()?;
+        }
+        placed?;
+        let started = started.map_err(|error| self.not_started(id, error))?;
+        // The root last: it takes the guard along.
+        let mut tree = Vec::new();
+        let mut rest: Vec<_> = ids.iter().zip(&recipes).zip(&started).zip(shares).collect();
+        let root = rest.remove(0);
+        for (((own, recipe), started), shares) in rest {
+            tree.push(started.pid);
+            self.enter(recipe, (*own, Some(id)), &mut held, started, shares)?;
+        }
+        let (((_, recipe), started), shares) = root;
+        let child = self.enter(recipe, (id, None), &mut held, started, shares)?;
+        Ok((id, ForkedChild { tree, ..child }))
+    }
+}
