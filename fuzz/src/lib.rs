@@ -69,6 +69,7 @@ fn node(d: &Descriptor) -> NodeFacts {
         nice: 0,
         kernel: Kernel::FULL,
         cap_bounding: u64::MAX,
+        generic_groups: Vec::new(),
         memory_nodes: vec![u64::MAX],
     }
 }
@@ -228,6 +229,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         used: Default::default(),
         objects: Default::default(),
         all: Vec::new(),
+        generic: &[],
         done: Default::default(),
     };
     let planned = mitosis_state::plan(&files, &mut context).is_ok();

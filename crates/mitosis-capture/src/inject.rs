@@ -20,8 +20,8 @@ use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,
 };
-use mitosis_sys::SysError;
 use mitosis_sys::ptrace::{Event, Stopped, wait_event};
+use mitosis_sys::{SysError, sched};
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
@@ -221,7 +221,9 @@ impl Planted {
             has_timers: facts.timers > 0,
             interrupted,
         };
+        let may_fork = sched::MayFork::begin(leader.tid()).map_err(&fail)?;
         let done = planted.make_helper(leader, facts, deadline);
+        drop(may_fork);
         if let Err(e) = done {
             planted.end_helper();
             let _ = planted.remove(leader);

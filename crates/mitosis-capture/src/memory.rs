@@ -1,6 +1,6 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{AIO, Kept, is_shared};
+use crate::shared::{AIO, Kept, is_huge, is_shared};
 use crate::{CaptureError, InheritedPages, dontfork};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Ring, Vma, Vpn, vma_flags};
 use mitosis_sys::pagemap::Pagemap;
@@ -149,10 +149,11 @@ fn backing(
         }
         _ => {}
     }
-    if mapping.has(b"ht") {
+    if is_huge(mapping) && !is_shared(mapping) {
         // A child has it as ordinary memory, for which huge pages are advised.
-        let own = mapping.perms[3] == b'p' && mapping.name.starts_with("/anon_hugepage");
-        return if own { Ok(Some(Backing::Anonymous)) } else { refuse("hugetlb memory".into()) };
+        let own = mapping.name.starts_with("/anon_hugepage");
+        let what = "a private mapping of hugetlb memory that has a name";
+        return if own { Ok(Some(Backing::Anonymous)) } else { refuse(what.into()) };
     }
     if mapping.has(b"io") || mapping.has(b"pf") {
         return refuse(format!("device memory ({})", mapping.name));
@@ -168,6 +169,9 @@ fn backing(
     }
     if mapping.perms[3] == b's' && mapping.inode == 0 {
         return refuse(format!("a shared mapping of no file ({})", mapping.name));
+    }
+    if mapping.inode != 0 && !mapping.name.starts_with('/') {
+        return refuse(format!("a mapping of what no path leads to ({})", mapping.name));
     }
     if mapping.inode != 0 {
         return Ok(Some(Backing::File { file: 0, offset: mapping.offset }));

@@ -56,7 +56,9 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
     if !privileged {
         refuse_privileged(&status).map_err(refused)?;
         refuse_not_dumpable(pid, &status).map_err(refused)?;
+        refuse_confined(pid).map_err(refused)?;
     }
+    refuse_user_namespace(pid).map_err(refused)?;
     refuse_32_bit(pid).map_err(refused)?;
     refuse_frozen(pid).map_err(refused)?;
     let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -88,6 +90,42 @@ fn refuse_privileged(status: &Status) -> Result<(), String> {
         return Err("runs with differing user or group ids (set-uid): refused by policy".into());
     }
     Ok(())
+}
+
+/// Its capabilities count in its user namespace only; a child, which is in the node's, would have them
+/// in all of it.
+fn refuse_user_namespace(pid: i32) -> Result<(), String> {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let (own, its) = (of("self"), of(&pid.to_string()));
+    // A kernel without them says nothing of any process.
+    if own.is_some() && own != its {
+        return Err("is in a user namespace of its own".into());
+    }
+    Ok(())
+}
+
+/// A child has the label that the node's daemon has with the machine's security module, which may
+/// allow more than the parent's does.
+fn refuse_confined(pid: i32) -> Result<(), String> {
+    let of = |pid: &str| {
+        let label = std::fs::read(format!("/proc/{pid}/attr/current")).unwrap_or_default();
+        let label = String::from_utf8_lossy(&label).into_owned();
+        label.trim_end_matches(['\0', '\n']).to_owned()
+    };
+    let label = of(&pid.to_string());
+    if is_confined(&label) && label != of("self") {
+        return Err(format!("is confined by a security module ({label}): refused by policy"));
+    }
+    Ok(())
+}
+
+/// AppArmor says `unconfined`, and SELinux has domains of such names, with `spc_t` for containers;
+/// other modules say nothing, or nothing that restricts the process.
+fn is_confined(label: &str) -> bool {
+    let domain = label.split(':').nth(2);
+    let free = |name: &str| name.contains("unconfined") || name == "spc_t" || name == "kernel_t";
+    let apparmor = [" (enforce)", " (kill)", " (prompt)"].iter().any(|mode| label.ends_with(mode));
+    apparmor || domain.is_some_and(|domain| !free(domain))
 }
 
 fn refuse_32_bit(pid: i32) -> Result<(), String> {
@@ -136,4 +174,23 @@ fn refuse_frozen(pid: i32) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn labels_that_confine_are_told_from_others() {
+        let confining = ["docker-default (enforce)", "system_u:system_r:container_t:s0:c1,c2"];
+        let others = [
+            "",
+            "unconfined",
+            "snap.tool (complain)",
+            "_",
+            "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023",
+            "system_u:system_r:unconfined_service_t:s0",
+            "system_u:system_r:spc_t:s0",
+        ];
+        assert!(confining.iter().all(|label| super::is_confined(label)));
+        assert!(!others.iter().any(|label| super::is_confined(label)));
+    }
 }

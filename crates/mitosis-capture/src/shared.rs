@@ -53,11 +53,18 @@ pub(crate) const AIO: &str = "/[aio]";
 /// How it names System V memory, of which the inode is the id (ipc/shm.c).
 pub(crate) const SYSV: &str = "/SYSV";
 
-/// Whether the mapping is of shared memory that no path leads to. What huge pages are more than
-/// that is not carried.
+/// Whether the mapping is of shared memory that no path leads to. Huge pages of hugetlbfs are such
+/// memory to a child, with a path or without: they are the machine's.
 pub(crate) fn is_shared(mapping: &Mapping) -> bool {
     let pathless = mapping.name.ends_with(" (deleted)") && !mapping.name.starts_with(AIO);
-    mapping.perms[3] == b's' && mapping.inode != 0 && pathless && !mapping.has(b"ht")
+    // The first segment of an IPC namespace has the id 0, and that is its inode.
+    let object = mapping.inode != 0 || mapping.name.starts_with(SYSV);
+    mapping.perms[3] == b's' && object && (pathless || is_huge(mapping))
+}
+
+/// Whether it is of hugetlbfs.
+pub(crate) fn is_huge(mapping: &Mapping) -> bool {
+    mapping.has(b"ht")
 }
 
 /// Whether the process has such memory.
@@ -113,7 +120,8 @@ pub(crate) fn keep(
             kept.objects.push(SharedObject { name, size: meta.len() });
         }
         pieces.push([SHARED_AREA, mapping.start, mapping.end - mapping.start]);
-        data(&file, mapping, &mut pieces).map_err(&fail)?;
+        let find = if is_huge(mapping) { huge_data } else { data };
+        find(&file, mapping, &mut pieces).map_err(&fail)?;
     }
     if pieces.len() > PIECES_MAX {
         let why = "has shared memory in more pieces than can be copied while it stands still";
@@ -159,6 +167,26 @@ fn data(file: &File, mapping: &Mapping, out: &mut Vec<[u64; 3]>) -> Result<(), S
         let from = (from & !4095).max(mapping.offset);
         out.push([SHARED_DATA, mapping.start + (from - mapping.offset), to - from]);
         at = to;
+    }
+    Ok(())
+}
+
+/// As [`data`] in hugetlbfs, which does not tell where its files have holes. Read as files, unlike as
+/// memory, holes are not filled.
+fn huge_data(file: &File, mapping: &Mapping, out: &mut Vec<[u64; 3]>) -> Result<(), SysError> {
+    const PIECE: u64 = 2 << 20;
+    let fail = |e: std::io::Error| SysError::io("pread", &mapping.name, e);
+    if file.metadata().map_err(fail)?.blocks() == 0 {
+        return Ok(());
+    }
+    let mut content = vec![0u8; PIECE as usize];
+    let len = mapping.end - mapping.start;
+    for at in (0..len).step_by(PIECE as usize).take(PIECES_MAX) {
+        let piece = &mut content[..PIECE.min(len - at) as usize];
+        let got = file.read_at(piece, mapping.offset + at).map_err(fail)?;
+        if piece[..got].iter().any(|byte| *byte != 0) {
+            out.push([SHARED_DATA, mapping.start + at, piece.len() as u64]);
+        }
     }
     Ok(())
 }

@@ -292,12 +292,13 @@ fn waiting(signals: Vec<[u8; 128]>) -> Vec<SigInfo> {
 }
 
 fn described(all: sched::Scheduling) -> Sched {
-    let sched::Scheduling { policy, flags, nice, priority, ioprio, cpus } = all;
-    const RESET_ON_FORK: u64 = 1;
+    let sched::Scheduling { policy, flags, nice, priority, ioprio, cpus, reservation } = all;
+    /// `RESET_ON_FORK`, `RECLAIM`, `DL_OVERRUN`.
+    const FLAGS: u64 = 1 | 2 | 4;
     let may_run_on: u32 = cpus.iter().map(|word| word.count_ones()).sum();
     let everywhere = may_run_on >= sched::cpus_online();
     let cpus = if everywhere { Vec::new() } else { cpus };
-    Sched { policy, flags: flags & RESET_ON_FORK, nice, priority, ioprio, cpus }
+    Sched { policy, flags: flags & FLAGS, nice, priority, ioprio, cpus, reservation }
 }
 
 fn take_thread(

@@ -361,7 +361,7 @@ pub struct Thread {
 pub struct Sched {
     /// `SCHED_*`.
     pub policy: u32,
-    /// `SCHED_FLAG_*`, of which only `RESET_ON_FORK`.
+    /// `SCHED_FLAG_*`, of which only `RESET_ON_FORK`, `RECLAIM` and `DL_OVERRUN`.
     pub flags: u64,
     /// Nice value, -20 to 19.
     pub nice: i32,
@@ -371,6 +371,8 @@ pub struct Sched {
     pub ioprio: u32,
     /// CPUs it may run on, one bit each; empty for all of its machine.
     pub cpus: Vec<u64>,
+    /// Of `SCHED_DEADLINE`: runtime, deadline and period in nanoseconds.
+    pub reservation: [u64; 3],
 }
 
 /// `struct user_regs_struct` of x86-64 (sys/user.h), in a neutral order.

@@ -2,6 +2,7 @@
 
 use crate::{RestoreError, VdsoFunction, vdso};
 use mitosis_descriptor::{Backing, Phase};
+use mitosis_state::kinds::generic::{self, NamedGroup};
 use mitosis_sys::kernel::Kernel;
 use mitosis_sys::{cpu, procfs};
 
@@ -32,6 +33,8 @@ pub struct NodeFacts {
     pub kernel: Kernel,
     /// Capability bounding set of this node's daemon.
     pub cap_bounding: u64,
+    /// Groups of generic netlink.
+    pub generic_groups: Vec<NamedGroup>,
     /// Memory nodes that this node's daemon may use, one bit each.
     pub memory_nodes: Vec<u64>,
 }
@@ -74,6 +77,7 @@ impl NodeFacts {
             nice: sched.nice,
             kernel: mitosis_sys::kernel::Kernel::probe(),
             cap_bounding: status.number("CapBnd", 16),
+            generic_groups: generic::groups().unwrap_or_default(),
             memory_nodes: memory_nodes(status.field("Mems_allowed")),
         })
     }

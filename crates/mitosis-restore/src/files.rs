@@ -1,7 +1,7 @@
 //! Open files, and the end of all descriptors of ours.
 
 use crate::plan::{Part, Request, Time, provided_base};
-use crate::{RestoreError, shared};
+use crate::{NodeFacts, RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Program, Provided};
@@ -31,7 +31,7 @@ pub(crate) fn plan(
     program: &mut Program,
     provided: &mut Vec<Provided>,
     fd_base: u32,
-    request: &Request,
+    (node, request): (&NodeFacts, &Request),
 ) -> Result<(), RestoreError> {
     let process = &descriptor.process;
     let cwd = program.string(&process.cwd);
@@ -49,6 +49,7 @@ pub(crate) fn plan(
         all: Vec::new(),
         place: request.tree.map(|_| &descriptor.rare.tree.place),
         objects: shared::open_objects(descriptor, fd_base)?,
+        generic: &node.generic_groups,
         spare_pid: spare_pid(descriptor, request),
         new_pid: request.new_pid,
         late: BTreeSet::new(),

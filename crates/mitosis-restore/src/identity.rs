@@ -15,6 +15,8 @@ const SETHOSTNAME: u16 = 170;
 const GETTID: u16 = 186;
 const SET_TID_ADDRESS: u16 = 218;
 const SET_ROBUST_LIST: u16 = 273;
+const KEYCTL: u16 = 250;
+const KEYCTL_JOIN_SESSION_KEYRING: u64 = 1;
 const PRLIMIT64: u16 = 302;
 const RSEQ: u16 = 334;
 const SETGROUPS: u16 = 116;
@@ -50,6 +52,9 @@ pub(crate) fn plan(
     if request.tree.is_none() {
         program.call_ignore(List::Build, SETSID, &[], "identity: setsid");
     }
+    // Its own, and empty: not that of the node's daemon, and no way between children.
+    let args = [KEYCTL_JOIN_SESSION_KEYRING, 0];
+    program.call_ignore(List::Build, KEYCTL, &args, "identity: session keyring");
     if let Some(name) = &request.hostname {
         let at = program.string(name);
         let args = [at, name.len() as u64];

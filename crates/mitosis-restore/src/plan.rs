@@ -225,7 +225,7 @@ pub fn plan(
         memory.all_placed = request.all_placed;
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
         program.time(List::Build, 1);
-        files::plan(descriptor, &mut program, &mut provided, fd_base, request)?;
+        files::plan(descriptor, &mut program, &mut provided, fd_base, (node, request))?;
         program.time(List::Build, 2);
         identity::plan(descriptor, node, request, &mut program);
         if !hooks.names.is_empty() {

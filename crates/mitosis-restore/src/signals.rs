@@ -28,8 +28,6 @@ const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD_ID: u32 = 4;
 /// Of `struct f_owner_ex` (fcntl(2)).
 const F_OWNER_TID: u32 = 0;
-/// `SCHED_DEADLINE` of linux/sched.h.
-const SCHED_DEADLINE: u32 = 6;
 const SLOT_PID: u8 = 4;
 /// Of a clock that is somebody's CPU time: a thread's, and which time (linux/posix-timers.h).
 const OF_THREAD: i32 = 4;
@@ -117,9 +115,6 @@ fn refuse(
              cannot make it with that id (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15)",
         );
     }
-    if threads.iter().any(|thread| thread.sched.policy == SCHED_DEADLINE) {
-        return wrong("the parent has a thread under SCHED_DEADLINE");
-    }
     if request.new_pid {
         if threads.iter().any(|thread| !thread.pending.is_empty()) {
             return wrong(
@@ -166,9 +161,9 @@ fn schedule(n: usize, sched: &Sched, node: &NodeFacts, program: &mut Program) {
             48 | u64::from(sched.policy) << 32,
             sched.flags,
             u64::from(sched.nice as u32) | u64::from(sched.priority) << 32,
-            0,
-            0,
-            0,
+            sched.reservation[0],
+            sched.reservation[1],
+            sched.reservation[2],
         ]);
         program.call(list, SCHED_SETATTR, &[0, at, 0], "threads: sched_setattr", Detail::None);
     }

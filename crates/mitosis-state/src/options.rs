@@ -102,8 +102,10 @@ pub fn changed_of(
             if kind == SocketType::STREAM && MULTICAST.contains(&(*level, *name)) {
                 continue;
             }
-            // A raw one has its protocol for a port: it is too late for this.
-            if kind == SocketType::RAW && (*level, *name) == V6ONLY {
+            // A raw one has its protocol for a port: it is too late for this. One of Multipath TCP has
+            // it with IPv4 as well.
+            let v6 = family == AddressFamily::INET6 && kind != SocketType::RAW;
+            if !v6 && (*level, *name) == V6ONLY {
                 continue;
             }
             // Not every kind of socket has every option.

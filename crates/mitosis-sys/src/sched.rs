@@ -17,11 +17,16 @@ pub struct Scheduling {
     pub ioprio: u32,
     /// CPUs it may run on, one bit each.
     pub cpus: Vec<u64>,
+    /// Of `SCHED_DEADLINE`: runtime, deadline and period in nanoseconds.
+    pub reservation: [u64; 3],
 }
+
+/// Of linux/sched.h.
+const SCHED_DEADLINE: u32 = 6;
 
 /// `struct sched_attr`, first version (linux/sched/types.h).
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Attributes {
     size: u32,
     policy: u32,
@@ -38,13 +43,7 @@ struct Attributes {
 /// # Errors
 /// ESRCH when there is no such thread.
 pub fn scheduling(tid: i32) -> Result<Scheduling, SysError> {
-    let mut attributes = Attributes::default();
-    let size = size_of::<Attributes>();
-    // SAFETY: writes at most `size` bytes to `attributes`.
-    let done = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0) };
-    if done < 0 {
-        return Err(SysError::last("sched_getattr", tid));
-    }
+    let attributes = attributes(tid)?;
     const IOPRIO_WHO_PROCESS: i32 = 1;
     // SAFETY: plain integers.
     let ioprio = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };
@@ -62,8 +61,60 @@ pub fn scheduling(tid: i32) -> Result<Scheduling, SysError> {
     while cpus.last() == Some(&0) {
         cpus.pop();
     }
-    let Attributes { policy, flags, nice, priority, .. } = attributes;
-    Ok(Scheduling { policy, flags, nice, priority, ioprio: ioprio as u32, cpus })
+    let Attributes { policy, flags, nice, priority, runtime, deadline, period, .. } = attributes;
+    // Of others the kernel tells its own slice here (Linux 6.12).
+    let reservation = if policy == SCHED_DEADLINE { [runtime, deadline, period] } else { [0; 3] };
+    Ok(Scheduling { policy, flags, nice, priority, ioprio: ioprio as u32, cpus, reservation })
+}
+
+/// sched_getattr(2).
+fn attributes(tid: i32) -> Result<Attributes, SysError> {
+    let mut attributes = Attributes::default();
+    let size = size_of::<Attributes>();
+    // SAFETY: writes at most `size` bytes to `attributes`.
+    let done = unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0) };
+    if done < 0 { Err(SysError::last("sched_getattr", tid)) } else { Ok(attributes) }
+}
+
+/// While there is one, a thread under `SCHED_DEADLINE` may fork: what it makes is under
+/// `SCHED_OTHER` (`SCHED_FLAG_RESET_ON_FORK`), without which it may make nothing (sched(7)). Its
+/// reservation stays as it is, so nobody else can get it meanwhile.
+#[derive(Debug)]
+pub struct MayFork {
+    tid: i32,
+    before: Option<Attributes>,
+}
+
+impl MayFork {
+    /// From now on.
+    ///
+    /// # Errors
+    /// EPERM.
+    pub fn begin(tid: i32) -> Result<MayFork, SysError> {
+        const RESET_ON_FORK: u64 = 1;
+        let before = attributes(tid)?;
+        if before.policy != SCHED_DEADLINE || before.flags & RESET_ON_FORK != 0 {
+            return Ok(MayFork { tid, before: None });
+        }
+        set_attributes(tid, &Attributes { flags: before.flags | RESET_ON_FORK, ..before })?;
+        Ok(MayFork { tid, before: Some(before) })
+    }
+}
+
+impl Drop for MayFork {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            // What it has can be set; a thread that has ended needs nothing.
+            let _ = set_attributes(self.tid, before);
+        }
+    }
+}
+
+/// sched_setattr(2).
+fn set_attributes(tid: i32, attributes: &Attributes) -> Result<(), SysError> {
+    // SAFETY: reads `attributes`, whose size it says.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, tid, attributes, 0) };
+    if done < 0 { Err(SysError::last("sched_setattr", tid)) } else { Ok(()) }
 }
 
 /// While there is one, the thread that made it waits, when it wakes, until whoever has the processor

@@ -2,6 +2,7 @@
 
 pub mod epoll;
 pub mod eventfd;
+pub mod generic;
 pub mod gift;
 pub mod inotify;
 pub mod listener;
@@ -28,7 +29,7 @@ use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, Program, op};
 use crate::{Group, Provided, StateError, net, scan::duplicate, tree};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, Protocol, SocketType, sockopt};
+use rustix::net::{AddressFamily, Protocol, SocketType, ipproto, sockopt};
 use rustix::process::PidfdFlags;
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::OnceCell;
@@ -254,6 +255,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
         inotify::watch(file, context)?;
     }
+    for file in files.iter().filter(|file| file.kind == socket::KIND.number) {
+        socket::connect(file, context)?;
+    }
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
@@ -286,7 +290,8 @@ fn kind_of(file: &OpenFile) -> Result<&'static Kind, StateError> {
     })
 }
 
-/// The group's socket and its address family, when it is an internet socket of a type and protocol.
+/// The group's socket and its address family, when it is an internet socket of a type and protocol. One
+/// of Multipath TCP is one of TCP, which is what a child gets.
 ///
 /// # Errors
 /// Refused when the socket cannot be asked.
@@ -303,8 +308,10 @@ fn inet_socket(
     let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
+    let its = sockopt::socket_protocol(&socket).map_err(what)?;
+    let multipath = protocol == ipproto::TCP && its == Some(ipproto::MPTCP);
     let same = sockopt::socket_type(&socket).map_err(what)? == kind
-        && sockopt::socket_protocol(&socket).map_err(what)? == Some(protocol);
+        && (its == Some(protocol) || multipath);
     Ok((inet && same).then_some((socket, family)))
 }
 
@@ -363,6 +370,8 @@ pub struct Files<'a> {
     /// Shared memory that is mapped already and open as well: device and inode that it had on the
     /// parent's node, and the number at which it is open here for now.
     pub objects: std::collections::BTreeMap<(u64, u64), u32>,
+    /// Groups of generic netlink that this node has.
+    pub generic: &'a [generic::NamedGroup],
     /// What it has in common with other members of its tree.
     pub place: Option<&'a mitosis_descriptor::Place>,
     /// A pid that none of the child's threads has.

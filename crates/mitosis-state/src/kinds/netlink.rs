@@ -1,7 +1,7 @@
 //! Netlink sockets (netlink(7)): protocol, port, groups, options. What waits in one is lost, as
 //! netlink's messages may be: it tells of the parent's machine.
 
-use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of, unasked};
+use super::{Capture, Files, Kind, NONBLOCK, decode, encode, generic, inode_of, unasked};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
@@ -23,6 +23,8 @@ struct Body {
     groups: u32,
     /// Groups above.
     memberships: Vec<u32>,
+    /// Groups of generic netlink: family and name. They have other numbers on another machine.
+    generic: Vec<(String, String)>,
     options: Vec<SocketOption>,
 }
 
@@ -54,9 +56,14 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         bits.get(bit as usize / 8).is_some_and(|byte| byte & 1 << (bit % 8) != 0)
     };
     let memberships: Vec<u32> = (33..=8 * MEMBERSHIP_BYTES as u32).filter(joined).collect();
-    if protocol == GENERIC && (name.groups() != 0 || !memberships.is_empty()) {
-        let what = "a generic netlink socket with groups, which have other numbers elsewhere";
-        return Err(group.refused(what));
+    let (mut groups, mut memberships, mut generic) = (name.groups(), memberships, Vec::new());
+    if protocol == GENERIC && (groups != 0 || !memberships.is_empty()) {
+        let low = (1..=32).filter(|number| groups & 1 << (number - 1) != 0);
+        let numbers: Vec<u32> = low.chain(std::mem::take(&mut memberships)).collect();
+        groups = 0;
+        let known = generic::groups().map_err(what)?;
+        let joined = known.into_iter().filter(|group| numbers.contains(&group.number));
+        generic = joined.map(|group| (group.family, group.name)).collect();
     }
     let protocol_of = rustix::net::RawProtocol::new(protocol).map(rustix::net::Protocol::from_raw);
     let options = options::changed_of(&socket, AddressFamily::NETLINK, kind, protocol_of);
@@ -64,8 +71,9 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         kind: kind.as_raw(),
         protocol,
         port: name.pid(),
-        groups: name.groups(),
+        groups,
         memberships,
+        generic,
         options: options.map_err(what)?,
     };
     encode(KIND.number, &body).map(Some)
@@ -90,12 +98,23 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         files.program.call(List::Build, BIND, &[u64::from(fd), at, 12], "files: bind", detail);
     }
     let (level, name) = ADD_MEMBERSHIP;
-    let joins = body.memberships.iter();
+    let named = numbers(&body, files.generic);
+    let joins = body.memberships.iter().chain(&named);
     let joins: Vec<SocketOption> = joins
         .map(|number| SocketOption { level, name, value: number.to_le_bytes().to_vec() })
         .collect();
     files.set_options(file, &joins);
     Ok(())
+}
+
+/// The numbers that the groups of generic netlink have here. Of a family that this machine lacks nobody
+/// would say anything.
+fn numbers(body: &Body, here: &[generic::NamedGroup]) -> Vec<u32> {
+    let same = |group: &&generic::NamedGroup| {
+        let mut names = body.generic.iter();
+        names.any(|(family, name)| (family, name) == (&group.family, &group.name))
+    };
+    here.iter().filter(same).map(|group| group.number).collect()
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

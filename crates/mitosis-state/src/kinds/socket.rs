@@ -1,4 +1,5 @@
-//! TCP and unix sockets that neither listen nor are connected: made, bound to their name, or not yet.
+//! TCP and unix sockets that neither listen nor are connected: made, bound to their name, or not yet. So
+//! too a unix socket that sends datagrams to another one of the process, which does not send back.
 
 use super::{Capture, Files, Kind, NONBLOCK, decode, encode, inode_of, unasked};
 use crate::net::{self, Address, ListenSpec};
@@ -6,7 +7,7 @@ use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, Provided, StateError};
 use mitosis_descriptor::OpenFile;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, ipproto, sockopt};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
@@ -19,6 +20,8 @@ struct Body {
     family: u16,
     kind: u32,
     local: Option<Address>,
+    /// Where its datagrams go.
+    peer: Option<Address>,
     options: Vec<SocketOption>,
 }
 
@@ -28,7 +31,14 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let what = |e| unasked(group, e);
     let family = sockopt::socket_domain(&socket).map_err(what)?;
     let kind = sockopt::socket_type(&socket).map_err(what)?;
+    let peer = match family {
+        AddressFamily::UNIX if kind == SocketType::DGRAM => {
+            own_receiver(context, &socket, inode).map_err(what)?
+        }
+        _ => None,
+    };
     let local = match family {
+        AddressFamily::UNIX if peer.is_some() => unix_name(&socket, group)?,
         AddressFamily::INET | AddressFamily::INET6 if is_tcp(&socket, kind) => {
             inet_name(&socket, group)?
         }
@@ -39,12 +49,32 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     };
     let options = options::changed(&socket, family, kind).map_err(what)?;
     let (family, kind) = (family.as_raw(), kind.as_raw());
-    encode(KIND.number, &Body { inode, family, kind, local, options }).map(Some)
+    encode(KIND.number, &Body { inode, family, kind, local, peer, options }).map(Some)
+}
+
+/// The name of the process's own socket to which this one is connected, unless that is connected to
+/// this one.
+fn own_receiver(
+    context: &Capture<'_>,
+    socket: &OwnedFd,
+    inode: u64,
+) -> Result<Option<Address>, rustix::io::Errno> {
+    let Ok(Some(name)) = rustix::net::getpeername(socket) else { return Ok(None) };
+    // The ends of a pair have no name.
+    let Ok(name) = net::address_of(name) else { return Ok(None) };
+    let own =
+        |inode: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(inode));
+    match context.unix_peer(inode) {
+        Ok(Some(peer)) if own(peer) && context.unix_peer(peer)? != Some(inode) => Ok(Some(name)),
+        Ok(_) | Err(rustix::io::Errno::PROTONOSUPPORT) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 fn is_tcp(socket: &OwnedFd, kind: SocketType) -> bool {
-    let protocol = sockopt::socket_protocol(socket);
-    kind == SocketType::STREAM && protocol == Ok(Some(rustix::net::ipproto::TCP))
+    let protocol = sockopt::socket_protocol(socket).unwrap_or_default();
+    let either = [ipproto::TCP, ipproto::MPTCP].map(Some);
+    kind == SocketType::STREAM && either.contains(&protocol)
 }
 
 fn inet_name(socket: &OwnedFd, group: &Group) -> Result<Option<Address>, StateError> {
@@ -67,6 +97,7 @@ fn unix_name(socket: &OwnedFd, group: &Group) -> Result<Option<Address>, StateEr
 }
 
 const SOCKET: u16 = 41;
+const CONNECT: u16 = 42;
 const BIND: u16 = 49;
 
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
@@ -110,6 +141,18 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     for &switch in both {
         files.set_switch(file, switch, options::is_on(&body.options, switch));
     }
+    Ok(())
+}
+
+/// Connects it, when the other one is there.
+pub(super) fn connect(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let body: Body = decode(file)?;
+    let Some(peer) = &body.peer else { return Ok(()) };
+    let (fd, raw) = (file.fds[0].0, net::raw_address(peer));
+    let at = files.program.data(&raw);
+    let detail = Detail::Text(format!("{peer} for fd {fd}"));
+    let args = [u64::from(fd), at, raw.len() as u64];
+    files.program.call(List::Build, CONNECT, &args, "files: connect", detail);
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A child gets a file system of its own at `/dev/pts`, where the numbers are free. An end that is
 //! not the process's follows the rule of pipes: to the child it is closed, so that reading a master
-//! gives EIO and a slave is hung up. What is typed but not read is not carried: refused.
+//! gives EIO and a slave is hung up. What is typed or written but not read stays with the parent: it
+//! cannot be seen without being taken, and what was put back would be typed anew, with all that a
+//! terminal does with it (echo, signals, other ends of lines).
 
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
@@ -61,10 +63,6 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     if index > INDEX_MAX {
         return Err(group.refused(format!("pseudo-terminal {index}, above {INDEX_MAX}")));
     }
-    let queued = rustix::io::ioctl_fionread(&file).unwrap_or(0);
-    if queued > 0 && has_other_end(context, index, master) {
-        return Err(group.refused("a terminal with input that nobody has read: try again"));
-    }
     let node = rustix::fs::stat(format!("/proc/{}/root/dev/pts/{index}", context.pid));
     let node = node.map_or((0, 5, 0o620), |stat| (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777));
     let on = |request| openfile::int_of(&file, request).is_ok_and(|value| value != 0);
@@ -91,16 +89,6 @@ fn controlling(pid: i32) -> Option<u32> {
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
     let first = SLAVE_MAJOR..SLAVE_MAJOR + 8;
     first.contains(&major).then(|| (major - SLAVE_MAJOR) * 256 + minor)
-}
-
-/// Whether the process has the other end as well.
-fn has_other_end(context: &Capture<'_>, index: u32, master: bool) -> bool {
-    let mut masters = context.groups.iter().filter(|group| group.link.ends_with("ptmx"));
-    if master {
-        let slave = format!("/dev/pts/{index}");
-        return context.groups.iter().any(|group| group.link == slave);
-    }
-    masters.any(|group| group.info_field("tty-index") == Some(index.to_string().as_str()))
 }
 
 const IOCTL: u16 = 16;
