@@ -16,6 +16,7 @@ use crate::shadow::{NewShadow, kill, reap};
 use crate::shared::{self, PIECE_BYTES, PIECES_MAX};
 use crate::stop::{self, StoppedProcess};
 use crate::timers;
+use crate::tree::{Meeting, Point};
 use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,
@@ -124,7 +125,7 @@ pub(crate) struct Planted {
     helper: Option<Stopped>,
     /// Its pid in the parent's pid namespace.
     helper_inner: u64,
-    subreaper: bool,
+    pub(crate) subreaper: bool,
     forked: bool,
     /// Once it has been seen.
     shadow: Option<NewShadow>,
@@ -424,6 +425,35 @@ impl Planted {
         }
         self.shadow = Some(shadow);
         Ok(())
+    }
+
+    /// Still in the second stop: the helper ends, in a tree of which a member takes the orphans of
+    /// others. No shadow may become its child, of which it would hear, and which it could wait for.
+    pub(crate) fn orphan(
+        &mut self,
+        leader: &mut Stopped,
+        meeting: &Meeting,
+    ) -> Result<(), CaptureError> {
+        let shadow = self.meet()?;
+        self.shadow = Some(shadow);
+        let fail = CaptureError::sys("shadow", self.pid);
+        let address = self.gadget.address;
+        let mut takes = |orphans: u64| {
+            let args = [PR_SET_CHILD_SUBREAPER, orphans, 0, 0, 0, 0];
+            leader.inject(address, PRCTL, args, Instant::now() + BLOB_TIMEOUT).map_err(&fail)
+        };
+        if !self.subreaper {
+            meeting.reach(self.pid, Point::TakesNobody)?;
+            self.finish_helper();
+            return meeting.reach(self.pid, Point::Orphaned);
+        }
+        takes(0)?;
+        let met = meeting.reach(self.pid, Point::TakesNobody).and_then(|()| {
+            self.finish_helper();
+            meeting.reach(self.pid, Point::Orphaned)
+        });
+        takes(1)?;
+        met
     }
 
     /// What the fork brought: answers, and the shadow.

@@ -275,7 +275,7 @@ fn capture_once(
     let mut planted = Planted::plant(pid, &facts, gadget, &place, deadline)?;
     clock.lap(Phase::Plant);
     let looks = Looks { facts: &facts, files, has_dontfork, meeting };
-    let met = looks.reach(pid, Point::Planted(planted.helper_outer()));
+    let met = looks.reach(pid, Point::Planted(planted.helper_outer(), planted.subreaper));
     // The others may have taken their time.
     let deadline = if meeting.is_some() { Instant::now() + options.stop_timeout } else { deadline };
     let frozen = met.and_then(|()| {
@@ -381,7 +381,12 @@ fn freeze(
     }
     let ipc = if facts.ipc { Some(ipc::take(planted.pid)?) } else { None };
     let rings = if facts.aio { aio::take(planted.pid)? } else { Vec::new() };
-    meeting.map_or(Ok(()), |meeting| meeting.reach(planted.pid, Point::Forked))?;
+    if let Some(meeting) = meeting {
+        meeting.reach(planted.pid, Point::Forked)?;
+        if meeting.takes_orphans() {
+            planted.orphan(&mut process.threads[0], meeting)?;
+        }
+    }
     let (taken, freeze) = process.release();
     clock.lap(Phase::Shadow);
     Ok(Frozen { taken, open_files, share, inherited, stood_at, dontfork, ipc, rings, freeze })

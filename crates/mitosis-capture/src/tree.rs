@@ -113,15 +113,14 @@ fn scan(root: i32, ours: &[i32]) -> Result<Vec<Place>, CaptureError> {
     Ok(places)
 }
 
-/// Children of all threads of a process, but for earlier shadows of an init.
+/// Children of all threads of a process, but for earlier shadows.
 fn children(pid: i32) -> Result<Vec<i32>, mitosis_sys::SysError> {
-    let is_init = Status::read(pid)?.numbers("NSpid", 10).last() == Some(&1);
     let mut children = Vec::new();
     for tid in procfs::threads(pid)? {
         let text = procfs::text(pid, &format!("task/{tid}/children"))?;
         children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
     }
-    children.retain(|child| !(is_init && is_shadow(*child)));
+    children.retain(|child| !is_shadow(*child));
     Ok(children)
 }
 
@@ -131,14 +130,17 @@ fn is_zombie(pid: i32) -> bool {
     dead && procfs::threads(pid).is_ok_and(|threads| threads.len() <= 1)
 }
 
-/// A shadow whose parent is the init of its pid namespace is its child, made so that it cannot see
-/// it: without an exit signal, and with all signals blocked.
+/// Shadows of an init are its children, and those of a subreaper's descendants, made when these were
+/// seeds without their tree, go to it. One that has ended, and that it has not waited for, has
+/// nothing but its name.
 fn is_shadow(pid: i32) -> bool {
     /// All but SIGKILL and SIGSTOP, which cannot be blocked.
     const BLOCKED: u64 = !(1 << 8 | 1 << 18);
-    let exit_signal = procfs::stat(pid).map(|fields| procfs::stat_field(&fields, 38));
-    let blocked = Status::read(pid).map(|status| status.number("SigBlk", 16));
-    exit_signal.is_ok_and(|signal| signal == 0) && blocked.is_ok_and(|set| set & BLOCKED == BLOCKED)
+    Status::read(pid).is_ok_and(|status| {
+        let ended = status.field("State").starts_with(['Z', 'X']);
+        let blocked = ended || status.number("SigBlk", 16) & BLOCKED == BLOCKED;
+        blocked && status.field("Name") == "mitosis-shadow"
+    })
 }
 
 /// Members that were captured, and what was seen of all processes meanwhile.
@@ -241,9 +243,11 @@ pub(crate) struct Look {
 #[derive(Default)]
 struct State {
     /// How many have come to each [`Point`].
-    here: [usize; 4],
+    here: [usize; 6],
     /// Helpers in the members, which are children of theirs.
     helpers: Vec<i32>,
+    /// A member takes the orphans of those below it.
+    subreaper: bool,
     /// A member has failed, or the tree has changed: all are let go.
     broken: bool,
     changed: bool,
@@ -257,22 +261,28 @@ struct State {
 /// Where all members are before any goes on.
 #[derive(Clone, Copy)]
 pub(crate) enum Point {
-    /// With a helper that can fork, whose pid this is.
-    Planted(Option<i32>),
+    /// With a helper that can fork, whose pid this is; and whether it is a subreaper.
+    Planted(Option<i32>, bool),
     Stopped,
     /// Has said what it has open.
     Seen,
     /// Has a shadow.
     Forked,
+    /// Is no subreaper for the moment: see [`crate::inject::Planted::orphan`].
+    TakesNobody,
+    /// Its helper is gone, so its shadow is an orphan.
+    Orphaned,
 }
 
 impl Point {
     fn index(self) -> usize {
         match self {
-            Point::Planted(_) => 0,
+            Point::Planted(..) => 0,
             Point::Stopped => 1,
             Point::Seen => 2,
             Point::Forked => 3,
+            Point::TakesNobody => 4,
+            Point::Orphaned => 5,
         }
     }
 }
@@ -300,6 +310,11 @@ impl Meeting {
     /// Whether there is more than one process.
     pub(crate) fn is_tree(&self) -> bool {
         self.places.len() > 1
+    }
+
+    /// Whether orphans of some members would become children of another.
+    pub(crate) fn takes_orphans(&self) -> bool {
+        self.is_tree() && self.lock().subreaper
     }
 
     /// Says what a member has open, and learns what it makes and what it gets.
@@ -341,7 +356,7 @@ impl Meeting {
                 let living = living.filter(|(place, _)| !place.zombie);
                 living.zip(shares).for_each(|((_, slot), share)| *slot = Some(share));
             }
-            Point::Planted(_) | Point::Forked => {}
+            Point::Planted(..) | Point::Forked | Point::TakesNobody | Point::Orphaned => {}
         }
         Ok(())
     }
@@ -350,8 +365,9 @@ impl Meeting {
     pub(crate) fn reach(&self, pid: i32, point: Point) -> Result<(), CaptureError> {
         let mut state = self.lock();
         let index = point.index();
-        if let Point::Planted(helper) = point {
+        if let Point::Planted(helper, subreaper) = point {
             state.helpers.extend(helper);
+            state.subreaper |= subreaper;
         }
         state.here[index] += 1;
         if state.here[index] == self.living {

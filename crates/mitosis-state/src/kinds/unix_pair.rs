@@ -141,6 +141,9 @@ fn peek_all(
         if got.bytes == 0 && stream {
             return Ok(queued); // Its other end writes no more.
         }
+        if got.bytes == 0 && has_ended(socket, total) {
+            return Ok(queued);
+        }
         if got.bytes == 0 {
             // SO_PEEK_OFF does not get past it.
             return Err(group.refused("a unix socket with an empty message queued in it"));
@@ -148,6 +151,16 @@ fn peek_all(
         let passed = rights::capture(context, group, &fds)?;
         queued.push(Message { bytes: bytes[..got.bytes].to_vec(), passed });
     }
+}
+
+/// Whether nothing more can come to a seqpacket socket, of whose queue this much was seen. An empty
+/// message before the end is read as the end is.
+fn has_ended(socket: &OwnedFd, seen: usize) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ended = poll(&mut polled, Some(&now)).is_ok_and(|count| count == 1);
+    ended && rustix::io::ioctl_fionread(socket).is_ok_and(|queued| queued == seen as u64)
 }
 
 fn describe_family(domain: AddressFamily) -> String {

@@ -1,6 +1,6 @@
 //! What cannot be forked is refused by name when the seed is made, and the parent is unharmed.
 
-use crate::run::{build, directory, parent, programs};
+use crate::run::{build, directory, flags, parent, programs};
 use crate::support::*;
 
 /// The word of the refusal: `/* Refused: WORD` begins the program.
@@ -21,7 +21,10 @@ fn what_cannot_fork_is_refused_by_name() {
         let parent = parent(&lab, &name, &build(&dir, &name));
         assert_eq!(parent.ask("check"), "right", "{name}");
         let before = settled_pids(a.node());
-        let output = a.mitosis(&["prepare", &parent.pid().to_string()]).unwrap();
+        let (pid, flags) = (parent.pid().to_string(), flags(&dir, &name));
+        let args: Vec<&str> =
+            ["prepare", &pid].into_iter().chain(flags.iter().map(String::as_str)).collect();
+        let output = a.mitosis(&args).unwrap();
         assert_eq!(output.code(), 1, "{name}: {output:?}");
         assert_eq!(output.stderr.trim().lines().count(), 1, "{name}: {}", output.stderr);
         let (said, word) = (output.stderr.to_lowercase(), word(&name).to_lowercase());

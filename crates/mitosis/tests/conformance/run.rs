@@ -110,8 +110,8 @@ fn right(who: &str, line: &str, answer: &str) {
 }
 
 /// What `prepare` is to be told: a line `/* Prepared with FLAG ... */` of the program.
-fn flags(name: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(directory().join(format!("{name}.c"))).unwrap();
+pub fn flags(dir: &Path, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join(format!("{name}.c"))).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("/* Prepared with "));
     let words = line.and_then(|line| line.strip_suffix(" */")).unwrap_or_default();
     words.split_whitespace().map(str::to_owned).collect()
@@ -132,7 +132,7 @@ fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path, via: &s
     let (b, c) = if via == "shadow" { (a, a) } else { (&daemons[1], &daemons[2]) };
     let parent = parent(lab, name, program);
     right("parent", "check", &parent.ask("check"));
-    let flags = flags(name);
+    let flags = flags(&directory(), name);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let seed = prepare(a, parent.pid(), &flags);
     right("parent after prepare", "check", &parent.ask("check"));
@@ -193,6 +193,9 @@ fn every_kind_of_state_is_the_childs_and_the_childs_alone() {
     // One way after the other: no program is at work twice at a time.
     let ways = VIAS.iter().flat_map(|via| names.iter().map(|name| (name.clone(), *via)));
     let ways = ways.filter(|(name, via)| *via != "shadow" || !is_alone(name));
+    // There are no templates of trees.
+    let is_tree = |name: &str| flags(&directory(), name).iter().any(|flag| flag == "--tree");
+    let ways = ways.filter(|(name, via)| *via == "direct" || !is_tree(name));
     let all: Vec<(String, &str)> = ways.collect();
     let (count, queue, failed) = (all.len(), Mutex::new(all), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

@@ -1,0 +1,20 @@
+/* Refused: cannot be stopped, since a member waits in vfork(2) for a child that stands still. */
+/* Prepared with --tree */
+#include "../tree.h"
+
+static struct member member;
+
+static void begins(void) {
+    if (vfork() == 0) {
+        for (;;) syscall(SYS_pause);
+    }
+}
+static const char *works(int what, int n) { return what == n ? NULL : "no"; }
+
+static const char *setup(void) {
+    TRY(begin(&member, begins, works));
+    return usleep(200000) == 0 ? NULL : "usleep";
+}
+static const char *check(void) { return kill(member.pid, 0) == 0 ? NULL : "gone"; }
+static const char *change(int n) { return n ? NULL : "no"; }
+static const char *verify(int n) { return n ? NULL : "no"; }
