@@ -46,7 +46,7 @@ for name in "${names[@]}"; do
     fi >"$work/$name.sh"
 done
 status=0
-scripts/vm/guests.sh "$work" 800 "${names[@]/%/:rdma}" || status=$?
+scripts/vm/guests.sh "$work" 560 "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
 grep -aE '^(auto chose|with daemon|16 MiB|keys|unpinned|pinned again|in the shadow|pages of a file|descriptor|placement|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && [ "$bench" = bench ]; then

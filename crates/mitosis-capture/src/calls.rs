@@ -179,7 +179,7 @@ fn hand_over(
         failed()?;
         shadow.keep_on().map_err(&fail)?;
         if begun.elapsed() > STOP {
-            return Err(fail(SysError::Timeout { what: "shadow", tid: pid }));
+            return Err(fail(SysError::Timeout { what: "a call by shadow", tid: pid }));
         }
         std::thread::sleep(LOOK);
     }
@@ -202,7 +202,7 @@ fn hand_over(
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         let mut fds = [PollFd::new(&socket, PollFlags::IN)];
         match poll(&mut fds, Some(&left)) {
-            Ok(0) => return Err(fail(SysError::Timeout { what: "shadow", tid: pid })),
+            Ok(0) => return Err(fail(SysError::Timeout { what: "a call by shadow", tid: pid })),
             // The metronome's.
             Err(rustix::io::Errno::INTR) => shadow.keep_on().map_err(&fail)?,
             Ok(_) => break,
