@@ -509,6 +509,12 @@ impl Registry {
         if seed.state() != SeedState::Alive || seed.tree.is_some() {
             return Err(Refused);
         }
+        // That it has died is written down a moment later.
+        if let Place::Shadow(shadow) = seed.memory.place()
+            && !shadow.alive()
+        {
+            return Err(Refused);
+        }
         seed.forks.fetch_add(1, Ordering::Relaxed);
         Ok(seed)
     }
