@@ -13,7 +13,7 @@ enum { PENDING, TIMER, ORPHAN, HEARD, FATHER };
 static struct member plain, dies, follower, signalled, middle;
 static int pidfd, told[2], waited, group;
 static volatile int heard;
-static pid_t *orphan, zombie, ends;
+static pid_t *orphan, zombie, ends, aborted, timed_out;
 static timer_t clockwork;
 
 static void hears(int signal) { heard = signal; }
@@ -99,6 +99,18 @@ static const char *setup(void) {
     EXPECT(kill(zombie, SIGKILL) == 0);
     EXPECT(waitid(P_PID, (id_t)zombie, &info, WEXITED | WNOWAIT) == 0);
     group = zombie;
+    EXPECT((aborted = fork()) >= 0);
+    if (aborted == 0) {
+        prctl(PR_SET_DUMPABLE, 0);
+        kill(getpid(), SIGABRT);
+    }
+    EXPECT((timed_out = fork()) >= 0);
+    if (timed_out == 0) {
+        kill(getpid(), SIGTERM);
+        pause();
+    }
+    EXPECT(waitid(P_PID, (id_t)aborted, &info, WEXITED | WNOWAIT) == 0);
+    EXPECT(waitid(P_PID, (id_t)timed_out, &info, WEXITED | WNOWAIT) == 0);
     EXPECT(socketpair(AF_UNIX, SOCK_STREAM, 0, told) == 0 && pipe(ends_by) == 0);
     TRY(begin(&plain, listens, works));
     TRY(tell(&plain, HEARD, 0));
@@ -120,8 +132,14 @@ static const char *setup(void) {
     return pthread_create(&thread, NULL, waits, NULL) == 0 ? NULL : "thread";
 }
 
-static const char *check(void) {
+static const char *killed_by(pid_t pid, int signal) {
     siginfo_t info = {0};
+    EXPECT(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT | WNOHANG) == 0);
+    EXPECT(info.si_pid == pid && info.si_code == CLD_KILLED && info.si_status == signal);
+    return NULL;
+}
+
+static const char *check(void) {
     char path[64], text[64] = "";
     EXPECT(syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) == 0 && !readable(pidfd));
     EXPECT(fcntl(told[0], F_GETOWN) == plain.pid);
@@ -130,8 +148,9 @@ static const char *check(void) {
     TRY(tell(&signalled, PENDING, 1));
     TRY(tell(&signalled, TIMER, 0));
     EXPECT(getpgid(follower.pid) == group && kill(-group, 0) == 0);
-    EXPECT(waitid(P_PID, (id_t)zombie, &info, WEXITED | WNOWAIT | WNOHANG) == 0);
-    EXPECT(info.si_pid == zombie && info.si_code == CLD_KILLED && info.si_status == SIGKILL);
+    TRY(killed_by(zombie, SIGKILL));
+    TRY(killed_by(aborted, SIGABRT));
+    TRY(killed_by(timed_out, SIGTERM));
     int subreaper = 0;
     EXPECT(prctl(PR_GET_CHILD_SUBREAPER, &subreaper) == 0 && subreaper == 1);
     snprintf(path, sizeof path, "/proc/%d/stat", *orphan);

@@ -1,9 +1,11 @@
-/* Forty processes in three levels: each knows its parent, and adds to memory that all share. */
+/* As many processes as a tree may have, in three levels: each knows its parent, and adds to memory
+ * that all share. */
 /* Prepared with --tree */
 #include "tree.h"
 
-#define FIRST 12
-static struct member members[FIRST], below[3];
+#define FIRST 21
+#define EACH 2
+static struct member members[FIRST], below[EACH];
 static struct { int sum, asked; pid_t parents[64]; } *shared;
 static int mine;
 
@@ -11,24 +13,24 @@ static const char *works(int what, int n) {
     EXPECT(getppid() == shared->parents[mine]);
     __atomic_add_fetch(&shared->asked, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&shared->sum, n, __ATOMIC_SEQ_CST);
-    for (int i = 0; i < 3 && below[i].pid != 0; i++) TRY(tell(&below[i], what, n));
+    for (int i = 0; i < EACH && below[i].pid != 0; i++) TRY(tell(&below[i], what, n));
     return NULL;
 }
 
 static void leaf(void) { memset(below, 0, sizeof below); }
 static void branches(void) {
-    int own = mine, count = own < 3 ? 3 : 2;
+    int own = mine;
     memset(below, 0, sizeof below);
-    for (int i = 0; i < count; i++) {
-        mine = FIRST + 3 * own + i;
+    for (int i = 0; i < EACH; i++) {
+        mine = FIRST + EACH * own + i;
         shared->parents[mine] = getpid();
         if (begin(&below[i], leaf, works) != NULL) _exit(9);
     }
     mine = own;
 }
 
-/* Below the root: 12, 3 each of three, 2 each of nine. */
-#define ALL 39
+/* Below the root. */
+#define ALL (FIRST + EACH * FIRST)
 
 static const char *setup(void) {
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -101,7 +101,8 @@ impl Tree {
         root: &Descriptor,
         limits: &Limits,
     ) -> Result<(), DescriptorError> {
-        let count = self.members.len() + self.zombies.len();
+        let others = self.members.len() + self.zombies.len();
+        let count = if others == 0 { 0 } else { others + 1 };
         limits.check("processes of a tree", count, limits.members_max)?;
         if limits.members_max == 0 {
             // Its place says something about others, which its root's image holds.
@@ -126,11 +127,26 @@ impl Tree {
             if zombie.parent as usize > self.members.len() {
                 return invalid(format!("zombie {}: no such parent", zombie.pid));
             }
+            zombie.validate()?;
         }
         for (index, process) in processes.enumerate() {
             process.rare.tree.place.validate(process, index, self.members.len(), limits)?;
         }
         Ok(())
+    }
+}
+
+impl Zombie {
+    /// It is made to end like that: one that a signal only stops would not.
+    fn validate(&self) -> Result<(), DescriptorError> {
+        /// SIGCHLD, SIGCONT, the four that stop, SIGURG, SIGWINCH: none of them ends a process.
+        const ENDS_NONE: [u32; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+        let signal = self.status & 0x7f;
+        let wrong = signal > 64 || ENDS_NONE.contains(&signal) || self.status > 0xffff;
+        match wrong {
+            true => invalid(format!("zombie {}: ended with status {:#x}", self.pid, self.status)),
+            false => Ok(()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List, Program};
 use crate::{Group, Provided, StateError};
-use mitosis_descriptor::{OpenFile, Place};
+use mitosis_descriptor::{MEMBERS_MAX, OpenFile, Place};
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 40, name: "shared in the tree", capture, plan, describe };
@@ -50,7 +50,13 @@ pub(super) fn exchange(all: &[OpenFile], files: &mut Files<'_>) -> Result<(), St
     }
     let mut wanted = Vec::new();
     for file in all.iter().filter(|file| file.kind == KIND.number) {
-        wanted.push((decode::<u32>(file)?, file));
+        let from = decode::<u32>(file)?;
+        if from as usize >= MEMBERS_MAX {
+            // Each would be a socket that the node makes.
+            let reason = format!("comes from member {from}, which no tree has");
+            return Err(StateError::Malformed { kind: KIND.number, reason });
+        }
+        wanted.push((from, file));
     }
     for (from, gifts) in by_member(wanted.into_iter()) {
         let socket = files.member(from);
