@@ -19,7 +19,9 @@ static const char *setup(void) {
     listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_MPTCP);
     idle = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
     client = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+    int one = 1;
     EXPECT(listener >= 0 && idle >= 0 && client >= 0);
+    EXPECT(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0);
     TRY(at_port(listener, 8300, bind));
     EXPECT(listen(listener, 8) == 0);
     TRY(at_port(idle, 8301, bind));
