@@ -48,6 +48,9 @@ pub(crate) struct Start {
     pub log: PathBuf,
     /// The range that its restore left mapped, which is no part of its own image.
     pub resident: Option<(u64, u64)>,
+    /// Its control groups.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
     /// Of a process of a tree that is not its root: the root's id.
     #[serde(default)]
     pub main: Option<u64>,
@@ -381,6 +384,7 @@ mod tests {
             started_unix_ms: 0,
             log: PathBuf::new(),
             resident: None,
+            groups: Vec::new(),
             main: None,
             functions: Vec::new(),
         }

@@ -32,6 +32,8 @@ pub struct Config {
     pub memory_min: Option<u64>,
     /// Most children at a time; 0 is any number.
     pub children_max: usize,
+    /// What each child may use.
+    pub limits: mitosis_sandbox::Limits,
     /// Guards held ready.
     pub pool: usize,
     /// How children of this node get their pages unless their fork says otherwise; `Tcp` forbids
@@ -62,6 +64,7 @@ impl Config {
             stop_timeout: Duration::from_secs(2),
             memory_min: None,
             children_max: 0,
+            limits: mitosis_sandbox::Limits::default(),
             pool: 4,
             transport: mitosis_proto::Transport::Auto,
             rdma_device: None,

@@ -240,8 +240,11 @@ impl Batch<'_> {
         let recipe = &self.recipe;
         let (provided, shares) = self.provide(recipe, log.as_ref(), &table_rx, |_| None)?;
         drop(table_rx);
-        let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
         let guard = held.guard()?;
+        // A guard's child is born where the guard is.
+        let group = guard.group.as_ref().filter(|_| self.template.is_some());
+        let cgroup = group.map(mitosis_sandbox::Group::unified).transpose()?.flatten();
+        let fds = StartFds { pager: uffd_tx, provided, cgroup };
         // The pager gets its books while the child is built; a touch of the child's, in one of the
         // stub's last system calls, waits for it.
         let mut added = None;
@@ -271,6 +274,7 @@ impl Batch<'_> {
         }
         placed?;
         let started = started.map_err(|error| self.not_started(id, error))?;
+        group.map_or(Ok(()), |group| group.enter_separate(started.pid))?;
         let child = self.enter(recipe, (id, None), &mut held, &started, shares)?;
         Ok((id, child))
     }
@@ -306,6 +310,7 @@ impl Batch<'_> {
             log: self.node.store.log_path(main.unwrap_or(id)),
             // What OpenSSL or CPython may still call stays in its children.
             resident: recipe.plan.hooks.is_empty().then_some(started.resident),
+            groups: guard.group.as_ref().map_or_else(Vec::new, mitosis_sandbox::Group::paths),
             main,
             functions: recipe.descriptor.hooks.functions.clone(),
         };

@@ -45,6 +45,7 @@ mod working_set;
 pub use config::Config;
 pub use error::NodeError;
 pub use log::Level;
+pub use mitosis_sandbox::Limits;
 pub use run::run;
 
 /// Milliseconds since 1970.

@@ -218,6 +218,7 @@ impl Node {
             if start.main.is_some() {
                 return;
             }
+            mitosis_sandbox::group::remove(&start.groups);
             let text = reason.as_deref().unwrap_or("ended by itself");
             self.log.info(format_args!("child {}: {text}", start.pid));
         }

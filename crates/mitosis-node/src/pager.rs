@@ -5,7 +5,7 @@ use crate::error::NodeError;
 use crate::log::Log;
 use mitosis_descriptor::Phase;
 use mitosis_pager::{PagerClient, PagerEvents};
-use mitosis_sandbox::{Pool, PoolConfig};
+use mitosis_sandbox::{Groups, Pool, PoolConfig};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -47,7 +47,8 @@ impl Pager {
         let pid = pid.ok_or_else(|| step(format!("answers with pid {}", client.pid())))?;
         let open = || pidfd_open(pid, PidfdFlags::empty()).map_err(|e| step(format!("pidfd: {e}")));
         let (pidfd, for_guards) = (open()?, open()?);
-        let size = PoolConfig { node_net: config.pool, own_net: config.pool };
+        let groups = Groups::new(&config.name, config.limits)?;
+        let size = PoolConfig { node_net: config.pool, own_net: config.pool, groups };
         let pool = Pool::new(size, for_guards)?;
         Ok(Pager { client, pool, pidfd, process: Mutex::new(process) })
     }

@@ -11,6 +11,9 @@ pub enum SandboxError {
     /// The guard did not come up.
     #[error("sandbox/guard: did not report ready: {0}")]
     NotReady(String),
+    /// No control group that could hold a limit.
+    #[error("sandbox/cgroup: {0}")]
+    NoGroup(String),
     /// The pool has been shut down.
     #[error("sandbox/pool: shut down")]
     Closed,

@@ -1,6 +1,6 @@
 //! One guard.
 
-use crate::SandboxError;
+use crate::{Group, Groups, SandboxError};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use mitosis_sys::spawn::{Network, spawn_guard};
@@ -51,6 +51,8 @@ pub struct Guard {
     pub network: Network,
     /// The generation number of its child: random, never zero.
     pub generation: u64,
+    /// Its control group, and its child's.
+    pub group: Option<Group>,
 }
 
 impl Guard {
@@ -62,6 +64,7 @@ impl Guard {
         image: &GuardImage,
         pager: BorrowedFd<'_>,
         network: Network,
+        groups: Option<&Groups>,
     ) -> Result<Guard, SandboxError> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -75,8 +78,8 @@ impl Guard {
         let (image, control) = (image.0.as_fd(), theirs.as_fd());
         let (pid, pidfd) = spawn_guard(image, control, pager, network, &number)?;
         drop(theirs);
-        let guard = Guard { pid, pidfd, control: ours, network, generation };
-        match guard.await_ready() {
+        let mut guard = Guard { pid, pidfd, control: ours, network, generation, group: None };
+        match guard.await_ready().and_then(|()| guard.enter(groups)) {
             Ok(()) => Ok(guard),
             Err(e) => Err(guard.end().map_or(e, |why| SandboxError::NotReady(why.into()))),
         }
@@ -99,6 +102,13 @@ impl Guard {
         }
     }
 
+    /// Before it has a child, which is born where it is then.
+    fn enter(&mut self, groups: Option<&Groups>) -> Result<(), SandboxError> {
+        let Some(groups) = groups else { return Ok(()) };
+        let group = self.group.insert(groups.make(&generation_text(self.generation))?);
+        group.enter(self.pid)
+    }
+
     /// Path of its network namespace, when it has one of its own.
     pub fn netns_path(&self) -> Option<String> {
         (self.network == Network::Own).then(|| format!("/proc/{}/ns/net", self.pid))
@@ -110,6 +120,9 @@ impl Guard {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
         let ended = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+        if let Some(group) = &self.group {
+            crate::group::remove(&group.paths());
+        }
         match ended.ok()??.exit_status()? as u64 {
             GUARD_NO_PROC => Some("it cannot mount its /proc"),
             GUARD_NO_GENERATION => Some("it cannot mount over /run/mitosis/generation"),

@@ -8,11 +8,13 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod group;
 mod guard;
 mod pool;
 mod template;
 
 pub use error::SandboxError;
+pub use group::{Group, Groups, Limits};
 pub use guard::{Guard, GuardImage, generation_text};
 pub use mitosis_sys::spawn::Network;
 pub use pool::{Pool, PoolConfig};

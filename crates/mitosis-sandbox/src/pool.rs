@@ -1,6 +1,6 @@
 //! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
-use crate::{Guard, GuardImage, Network, SandboxError};
+use crate::{Groups, Guard, GuardImage, Network, SandboxError};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,17 +8,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How many guards are kept ready at least.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PoolConfig {
     /// With the node's network.
     pub node_net: usize,
     /// With a network namespace of their own. They are made from the first time one is asked for.
     pub own_net: usize,
+    /// Where each gets a control group.
+    pub groups: Option<Groups>,
 }
 
 impl Default for PoolConfig {
     fn default() -> PoolConfig {
-        PoolConfig { node_net: 8, own_net: 4 }
+        PoolConfig { node_net: 8, own_net: 4, groups: None }
     }
 }
 
@@ -134,6 +136,7 @@ impl Shared {
 pub struct Pool {
     shared: Arc<Shared>,
     own_least: usize,
+    groups: Option<Groups>,
     makers: Vec<JoinHandle<()>>,
 }
 
@@ -148,12 +151,14 @@ impl Pool {
         let state = Mutex::new(State { node, ..State::default() });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let pager = Arc::new(pager);
-        let mut pool = Pool { shared, own_least: config.own_net, makers: Vec::new() };
+        let PoolConfig { own_net, groups, .. } = config;
+        let mut pool = Pool { shared, own_least: own_net, groups, makers: Vec::new() };
         for _ in 0..MAKERS {
             let (shared, image, pager) = (pool.shared.clone(), image.clone(), pager.clone());
+            let groups = pool.groups.clone();
             let maker = std::thread::Builder::new()
                 .name("guard-pool".into())
-                .spawn(move || make(&shared, &image, &pager))
+                .spawn(move || make(&shared, &image, &pager, groups.as_ref()))
                 .map_err(|e| SandboxError::NotReady(e.to_string()))?;
             pool.makers.push(maker);
         }
@@ -198,7 +203,7 @@ impl Pool {
 }
 
 /// Makes what is wanted, and ends what nobody wants any more, until the pool is closed.
-fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd) {
+fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Groups>) {
     let mut state = shared.lock();
     let mut rested = true;
     while !state.closed {
@@ -229,7 +234,7 @@ fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd) {
         let Some(network) = state.wanted() else { continue };
         state.shelf(network).making += 1;
         drop(state);
-        let made = Guard::start(image, pager.as_fd(), network);
+        let made = Guard::start(image, pager.as_fd(), network, groups);
         state = shared.lock();
         let shelf = state.shelf(network);
         shelf.making -= 1;
@@ -255,6 +260,9 @@ impl Drop for Pool {
         node.into_iter().chain(own).for_each(|guard| {
             let _ = guard.end();
         });
+        if let Some(groups) = &self.groups {
+            groups.end();
+        }
     }
 }
 
@@ -268,7 +276,8 @@ mod tests {
         let me = rustix::process::getpid();
         let pager =
             rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("pidfd");
-        let pool = Pool::new(PoolConfig { node_net: 2, own_net: 1 }, pager).expect("pool");
+        let pool =
+            Pool::new(PoolConfig { node_net: 2, own_net: 1, groups: None }, pager).expect("pool");
         let guard = pool.take(Network::Node).expect("guard");
         let own = pool.take(Network::Own).expect("guard with a network");
         let ns = |pid: i32, kind: &str| {

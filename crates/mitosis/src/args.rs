@@ -183,6 +183,14 @@ pub struct NodeRun {
     #[arg(long, value_name = "N", env = "MITOSIS_NODE_CHILDREN_MAX",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub children_max: Option<u64>,
+    /// MiB of memory that each child may use, in a control group of its own [default: any]
+    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_CHILD_MEMORY_MIB",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub child_memory_mib: Option<u64>,
+    /// Processes and threads that each child may have, its guard included [default: any]
+    #[arg(long, value_name = "N", env = "MITOSIS_NODE_CHILD_PIDS",
+          value_parser = clap::value_parser!(u64).range(2..))]
+    pub child_pids: Option<u64>,
     /// Guards held ready for children [default: 4]
     #[arg(long, value_name = "N", env = "MITOSIS_NODE_POOL")]
     pub pool: Option<usize>,

@@ -41,6 +41,10 @@ fn start(mut args: NodeRun) -> Done {
     config.rdma_device = args.rdma_device.or(config.rdma_device);
     config.memory_min = args.memory_min_mib.map(|mib| mib.saturating_mul(1 << 20));
     config.children_max = args.children_max.map_or(0, |most| most as usize);
+    config.limits = mitosis_node::Limits {
+        memory: args.child_memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
+        pids: args.child_pids,
+    };
     config.rdma_limit = args.rdma_limit_mib.map_or(config.rdma_limit, |mib| mib << 20);
     if let Some(level) = args.log_level {
         config.log_level = level.parse().map_err(CliError::Usage)?;
@@ -94,6 +98,8 @@ fn set(args: &mut NodeRun, key: &str, value: &str) -> Result<(), String> {
         "rdma-device" => or(&mut args.rdma_device, Ok(value.to_owned())),
         "memory-min-mib" => or(&mut args.memory_min_mib, parse(value)),
         "children-max" => or(&mut args.children_max, parse(value)),
+        "child-memory-mib" => or(&mut args.child_memory_mib, parse(value)),
+        "child-pids" => or(&mut args.child_pids, parse(value)),
         "rdma-limit-mib" => or(&mut args.rdma_limit_mib, parse(value)),
         "log-level" => or(&mut args.log_level, Ok(value.to_owned())),
         _ => Err(format!("unknown setting {key:?}")),

@@ -70,3 +70,54 @@ fn with_little_memory_templates_go_first_and_then_forks_are_refused() {
     }
     assert_eq!(ps(&b).len(), 0);
 }
+
+/// A program that makes as many processes as it is asked for, or as it may.
+const BREEDER: &str = "import os, socket\n\
+    listener = socket.create_server(('0.0.0.0', 8000))\n\
+    print('ready', flush=True)\n\
+    while True:\n\
+    \x20 c, _ = listener.accept()\n\
+    \x20 n, born = int(c.recv(100)), []\n\
+    \x20 for _ in range(n):\n\
+    \x20   try: pid = os.fork()\n\
+    \x20   except BlockingIOError: break\n\
+    \x20   if pid == 0:\n\
+    \x20     while True: __import__('time').sleep(100)\n\
+    \x20   born.append(pid)\n\
+    \x20 for pid in born: os.kill(pid, 9); os.waitpid(pid, 0)\n\
+    \x20 c.sendall(f'{len(born)}\\n'.encode()); c.shutdown(1); c.recv(1); c.close()";
+
+/// The control groups of the children of a node.
+fn groups(node: &mitosis_lab::Node) -> Vec<String> {
+    let daemon = node.name();
+    let line = format!(
+        "find /sys/fs/cgroup -maxdepth 8 -path '*/mitosis-{daemon}.*/*' -type d 2>/dev/null; true"
+    );
+    node.sh(&line).unwrap().stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn each_child_is_held_to_limits_of_its_own_however_it_was_made() {
+    let lab = lab(2);
+    let a = daemon(&lab, 0);
+    let limits = ["--child-pids", "9", "--child-memory-mib", "256"];
+    let mut b = lab.node(1).start_daemon_with(&binary(), &limits).unwrap();
+    let mut command = std::process::Command::new("/usr/bin/python3");
+    command.args(["-c", BREEDER]);
+    let parent = Parent::spawn(a.node(), command);
+    let seed = prepare(&a, parent.pid(), &[]);
+    assert_eq!(ask(a.node(), "20"), "20", "the parent is not held");
+    for via in ["direct", "template"] {
+        let child = fork_one(&b, &seed.reference, &["--via", via]);
+        // Its guard and itself count.
+        assert_eq!(ask(b.node(), "20"), "7", "{via}");
+        assert!(row(&b, child.pid)["state"] == "running");
+        end_children(&b);
+    }
+    until("only the groups of guards that wait are left", SOON, || {
+        let left = groups(b.node());
+        (left.len() <= 2 * 4).then_some(())
+    });
+    b.terminate(SOON).unwrap();
+    until("no group is left", SOON, || groups(lab.node(1)).is_empty().then_some(()));
+}
