@@ -116,7 +116,8 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
     let me = rustix::process::getpid();
     let pidfd =
         rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("pidfd");
-    let pool = Pool::new(PoolConfig { node_net: 1, own_net: 0, groups: None }, pidfd).expect("pool");
+    let pool =
+        Pool::new(PoolConfig { node_net: 1, own_net: 0, groups: None }, pidfd).expect("pool");
     let guard = pool.take(Network::Node).expect("guard");
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
