@@ -170,7 +170,7 @@ static const char *change(int n) {
     EXPECT(write(220, &byte, 1) == 1);
     for (int i = 0; i < 200 && waited == 0; i++) usleep(10000);
     EXPECT(waited == 1 + n);
-    EXPECT(waitpid(zombie, NULL, WNOHANG) == zombie);
+    EXPECT(waitpid(timed_out, NULL, WNOHANG) == timed_out);
     EXPECT(kill(*orphan, SIGKILL) == 0 && waitpid(*orphan, NULL, 0) == *orphan);
     return NULL;
 }
@@ -178,6 +178,9 @@ static const char *change(int n) {
 static const char *verify(int n) {
     EXPECT(waited == 1 + n && getpgid(follower.pid) == group);
     EXPECT(syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) == -1 && errno == ESRCH);
+    TRY(killed_by(zombie, SIGKILL));
+    TRY(killed_by(aborted, SIGABRT));
+    EXPECT(waitpid(timed_out, NULL, WNOHANG) == -1 && errno == ECHILD);
     TRY(tell(&signalled, PENDING, 1));
     return tell(&dies, FATHER, 0);
 }

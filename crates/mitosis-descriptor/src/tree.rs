@@ -101,8 +101,7 @@ impl Tree {
         root: &Descriptor,
         limits: &Limits,
     ) -> Result<(), DescriptorError> {
-        let others = self.members.len() + self.zombies.len();
-        let count = if others == 0 { 0 } else { others + 1 };
+        let count = self.members.len() + self.zombies.len();
         limits.check("processes of a tree", count, limits.members_max)?;
         if limits.members_max == 0 {
             // Its place says something about others, which its root's image holds.

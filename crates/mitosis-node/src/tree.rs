@@ -18,6 +18,18 @@ use std::sync::Arc;
 /// Every machine has that pid.
 const HIGHEST: i32 = 32_000;
 
+/// Questions to the pager that wait for an answer at the same time: each has a connection, and the
+/// pager serves no more than so many.
+const ASKED_MAX: usize = 16;
+
+/// Waits for the answers.
+fn answers(asked: &mut Vec<Result<Asked<'_>, NodeError>>) -> Result<(), NodeError> {
+    asked.drain(..).try_for_each(|one| {
+        one?.done()?;
+        Ok(())
+    })
+}
+
 /// The processes below the root.
 pub(crate) struct Members {
     images: Vec<Descriptor>,
@@ -119,7 +131,7 @@ impl Batch<'_> {
         drop((table_rx, between));
         let guard = held.guard()?;
         let mut asked: Vec<Result<Asked<'_>, NodeError>> = Vec::new();
-        let mut placed = Ok(());
+        let (mut placed, mut answered) = (Ok(()), Ok(()));
         let page = || {
             let of = |number: usize| Some((id, number as u32, count));
             placed =
@@ -131,8 +143,11 @@ impl Batch<'_> {
                 let this = (ids[number], of(number));
                 let none = (Vec::new(), 0);
                 asked.push(self.page(recipes[number], this, guard, &arrivals[number], none));
+                if asked.len() >= ASKED_MAX && answered.is_ok() {
+                    answered = answers(&mut asked);
+                }
             }
-            placed.is_ok()
+            placed.is_ok() && answered.is_ok()
         };
         let members: Vec<Descriptor> =
             self.members.iter().map(|recipe| (*recipe.descriptor).clone()).collect();
@@ -140,9 +155,8 @@ impl Batch<'_> {
         use std::os::fd::AsFd;
         let started = start_tree(processes, &table, guard.control.as_fd(), page);
         drop(arrivals);
-        for one in asked {
-            one?.done()?;
-        }
+        answered?;
+        answers(&mut asked)?;
         placed?;
         let started = started.map_err(|error| self.not_started(id, error))?;
         // The root last: it takes the guard along.

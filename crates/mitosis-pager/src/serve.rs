@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Most connections at once.
-const CLIENTS_MAX: usize = 64;
+/// Most connections at once. Trees that are started at the same time have several each.
+const CLIENTS_MAX: usize = 256;
 
 /// A connection of a daemon.
 pub(crate) struct Client {

@@ -1,4 +1,4 @@
-/* Refused: cannot be stopped, since a member waits in vfork(2) for a child that stands still. */
+/* Refused: did not stop, since a member waits in vfork(2) for a child that stands still. */
 /* Prepared with --tree */
 #include "../tree.h"
 
