@@ -372,10 +372,13 @@ impl OpenSeed for Reader {
         self.0.memory.read(source, count, out)
     }
     fn learn(&self, pages: &[u64]) {
+        // Whoever tells of others would spoil every fork that follows.
+        let pages: Vec<u64> =
+            pages.iter().copied().filter(|page| self.0.memory.owns(*page)).collect();
         let known = {
             let mut trail = self.0.known();
             let before = trail.beginning().len();
-            trail.learn(pages, &self.3);
+            trail.learn(&pages, &self.3);
             let known = trail.beginning();
             (known.len() > before).then(|| known.to_vec())
         };

@@ -274,7 +274,17 @@ fn forks_in_the_midst_of_seed_rm_fail_or_end() {
         fork().success().unwrap();
         let codes = std::thread::scope(|scope| {
             let forks: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..6).map(|_| fork().code()).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut codes = vec![fork().code()];
+                        // A lease lasts half a second, and a test is not to fill the machine.
+                        while codes.last() == Some(&0) && codes.len() < 60 {
+                            std::thread::sleep(Duration::from_millis(20));
+                            codes.push(fork().code());
+                        }
+                        codes
+                    })
+                })
                 .collect();
             std::thread::sleep(Duration::from_millis(30));
             a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
