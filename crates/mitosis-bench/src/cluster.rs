@@ -3,7 +3,7 @@
 use crate::error::BenchError;
 use mitosis_lab::{Daemon, Lab, LabProcess, Node};
 use mitosis_proto::{
-    ChildRow, Client, ForkRequest, ForkedChild, Net, NodeInfo, PrepareRequest, Prepared,
+    ChildRow, Client, ForkRequest, ForkedChild, Net, NodeInfo, PrepareRequest, Prepared, Via,
 };
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -66,6 +66,13 @@ impl<'lab> Member<'lab> {
     /// Starts one child.
     pub fn fork(&self, reference: &str, net: Net) -> Result<ForkedChild, BenchError> {
         let request = ForkRequest { net, ..ForkRequest::new(reference) };
+        let mut forked = self.client()?.fork(request).map_err(BenchError::node("fork"))?;
+        forked.children.pop().ok_or_else(|| BenchError::wrong("fork", "no child"))
+    }
+
+    /// One child that is built from nothing, and after which no template is made.
+    pub fn fork_direct(&self, reference: &str) -> Result<ForkedChild, BenchError> {
+        let request = ForkRequest { via: Via::Direct, ..ForkRequest::new(reference) };
         let mut forked = self.client()?.fork(request).map_err(BenchError::node("fork"))?;
         forked.children.pop().ok_or_else(|| BenchError::wrong("fork", "no child"))
     }

@@ -6,7 +6,6 @@ use crate::error::BenchError;
 use crate::helper::BLOB;
 use crate::peers::{bare_remote_faults, bare_server, round_trips};
 use crate::report::{Figure, Samples, Section, Target};
-use mitosis_proto::Net;
 use mitosis_sys::floors::{Backing, fault_latency};
 use serde::Deserialize;
 
@@ -42,7 +41,8 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bed.owner.renew()?;
         bed.quiet.wait(0);
         let seed = bed.owner.prepare(parent.pid)?;
-        let child = bed.host.fork(&seed.reference, Net::Node)?;
+        // No template is made beside the touches.
+        let child = bed.host.fork_direct(&seed.reference)?;
         // First the code paths of the command itself, so that only data is missing.
         let warm = command(bed, "random 1")?;
         // And the rest of the fork: the node makes a guard in place of the one that was used.

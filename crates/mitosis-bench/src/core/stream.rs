@@ -5,7 +5,6 @@ use super::fault::{BLOB_SIZE_MIB, blob, command};
 use crate::error::BenchError;
 use crate::peers::{Pass, STREAM_MIB, bare_server, per_page_us, plain_stream, rate};
 use crate::report::{Figure, Samples, Section, Target};
-use mitosis_proto::Net;
 
 // Both sides move the same number of bytes.
 const _: () = assert!(BLOB_SIZE_MIB as usize == STREAM_MIB);
@@ -30,16 +29,17 @@ impl Passes {
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let bare = bare_server(bed.owner.node)?;
     let parent = blob(bed)?;
-    // A node that remembers nothing of what other children of the program touched.
-    bed.owner.renew()?;
-    let seed = bed.owner.prepare(parent.pid)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
     for _ in 0..bed.runs {
         bed.quiet.wait(0);
         plain.push(plain_stream(bed.host.node, bed.owner.node, &bare)?);
+        // A new seed on a node that remembers nothing: the child is to be the first that goes this way.
+        bed.owner.renew()?;
+        bed.quiet.wait(0);
+        let seed = bed.owner.prepare(parent.pid)?;
         touch_pass(bed, &seed.reference, &mut touch)?;
+        bed.owner.remove(&seed.seed)?;
     }
-    bed.owner.remove(&seed.seed)?;
     let rate = |values| Samples::new("MiB/s", values);
     let cpu = |values| Samples::new("us", values);
     let peer = section.add(Figure::new("plain TCP stream of 64 MiB", rate(plain.rate)));
@@ -62,7 +62,7 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
 }
 
 fn touch_pass(bed: &Bed<'_>, reference: &str, passes: &mut Passes) -> Result<(), BenchError> {
-    let child = bed.host.fork(reference, Net::Node)?;
+    let child = bed.host.fork_direct(reference)?;
     // First the code paths of the command itself, so that only data is missing.
     command(bed, "nothing")?;
     let pager = bed.host.info()?.pager_pid.and_then(|pid| u32::try_from(pid).ok());
