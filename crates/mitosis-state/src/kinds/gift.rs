@@ -30,7 +30,12 @@ pub(crate) fn file(group: &Group, from: u32) -> OpenFile {
 }
 
 /// Comes with the others: see [`exchange`].
-fn plan(_: &OpenFile, _: &mut Files<'_>) -> Result<(), StateError> {
+fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let from: u32 = decode(file)?;
+    if files.place.is_none() {
+        let reason = format!("of member {from} of a tree, in a process alone");
+        return Err(StateError::Malformed { kind: KIND.number, reason });
+    }
     Ok(())
 }
 

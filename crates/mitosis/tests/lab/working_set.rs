@@ -44,8 +44,10 @@ fn the_second_node_gets_the_working_set_in_bulk_and_the_next_child_there_gets_it
         let child = fork_one(&c, &seed.reference, &["--via", via]);
         let begun = row(&c, child.pid);
         if via == "direct" {
-            // What it waits for; some of these are pages of files that are here.
-            assert_eq!(number(&begun, "bytes_fetched"), told.min(FIRST) * 4096, "{begun}");
+            // What it waits for, and what came since; some of these are pages of files that are here.
+            let fetched = number(&begun, "bytes_fetched") / 4096;
+            assert!(fetched >= told.min(FIRST), "{begun}");
+            assert!(fetched == FIRST.min(told) || number(&begun, "faults") > 0, "{begun}");
             assert!(number(&begun, "pages_prefetched") >= FIRST / 2, "{begun}");
         } else {
             assert!(number(&begun, "pages_prefetched") >= told, "{begun}");
