@@ -4,7 +4,7 @@
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List, Program};
 use crate::{Group, Provided, StateError};
-use mitosis_descriptor::{MEMBERS_MAX, OpenFile, Place};
+use mitosis_descriptor::{MEMBERS_MAX, OpenFile};
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 40, name: "shared in the tree", capture, plan, describe };
@@ -129,11 +129,6 @@ pub fn take(
     let args = [u64::from(socket), message, 0];
     program.call_expect(List::Build, RECVMSG, &args, 1, what, Detail::Number(u64::from(from)));
     control + 16
-}
-
-/// What shared memory is handed over, by whoever makes it.
-pub fn gives_memory(place: &Place, object: u32) -> impl Iterator<Item = u32> + '_ {
-    place.memory_to.iter().filter(move |gift| gift.fd == object).map(|gift| gift.to)
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
