@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Seeds of so many pages have children by their shadow where nothing else is asked for. A copy takes
-/// 68 us for each MiB of pages of 4 KiB, and nothing later; one of a template takes as long whatever the
-/// size, but its first pages are fetched one by one.
+/// longer with each MiB of pages of 4 KiB (bench/results/vias.json), and nothing later; one of a template
+/// takes as long whatever the size, but its first pages are fetched one by one.
 const PAGES_MAX: u64 = 4096;
 
 /// Whether children of the seed had best be copies of its shadow, if they can.
