@@ -144,11 +144,13 @@ fn enlist_all(
     let Captured { members, zombies } = captured;
     let mut made = Made { node, seeds: Vec::new() };
     let (mut images, mut figures) = (Vec::new(), Vec::new());
+    let mut rest = Rest(members);
     // The root last, since it is to hold what the others are by then.
-    for member in members.into_iter().rev() {
-        let Member { pid, parent, mut seeded } = member;
+    loop {
+        let id = SeedId(random()?);
+        let Some(Member { pid, parent, mut seeded }) = rest.0.pop() else { break };
         let (id, tree) = match parent {
-            Some(_) => (SeedId(random()?), Some(root)),
+            Some(_) => (id, Some(root)),
             None => {
                 let tree = &mut seeded.descriptor.rare.tree;
                 tree.members = std::mem::take(&mut images);
@@ -175,6 +177,15 @@ fn enlist_all(
     let mut seeds = std::mem::take(&mut made.seeds);
     seeds.reverse();
     Ok((seeds, total))
+}
+
+/// Processes of a tree that are no seeds yet: their shadows end.
+struct Rest(Vec<Member>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|member| member.seeded.shadow.end());
+    }
 }
 
 /// Seeds of a tree that is not complete: none of them stays.

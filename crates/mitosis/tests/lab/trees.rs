@@ -172,3 +172,19 @@ fn what_a_tree_cannot_be_is_refused_by_name() {
     assert!(ps(&b).is_empty());
     assert_eq!(said(a.node(), "worker bump"), 1001, "the parent runs on");
 }
+
+#[test]
+fn a_tree_that_does_not_fit_the_disk_leaves_nothing() {
+    let lab = lab(1);
+    let node = lab.node(0);
+    node.sh("mkdir /tmp/state && mount -t tmpfs -o size=24k full /tmp/state").unwrap();
+    let a = node.start_daemon_with(&binary(), &["--state-dir", "/tmp/state"]).unwrap();
+    let parent = tree(&lab);
+    let before = settled_pids(node);
+    let refused = a.mitosis(&["prepare", &parent.pid().to_string(), "--tree"]).unwrap();
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    assert!(refused.stderr.contains("No space left on device"), "{refused:?}");
+    assert_eq!(settled_pids(node), before, "no shadow stays, of any process");
+    assert_eq!(a.mitosis_json(&["seed", "ls"]).unwrap(), json!([]));
+    assert_eq!(said(node, "worker bump"), 1001);
+}
