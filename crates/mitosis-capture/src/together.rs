@@ -125,7 +125,7 @@ fn memory(members: &mut [Member]) -> Result<(), CaptureError> {
         for &(object, maker) in &from {
             let key = members[at].seeded.shared_files[object as usize].clone();
             let theirs = index_of(&members[maker as usize], &key)?;
-            let covered = ranges(&members[maker as usize].seeded.descriptor, theirs);
+            let covered = mappings(&members[maker as usize].seeded.descriptor, theirs);
             let (pid, image) = (members[at].pid, &mut members[at].seeded.descriptor);
             leave_out(pid, image, object, &covered)?;
             let place = &mut members[maker as usize].seeded.descriptor.rare.tree.place;
@@ -146,11 +146,11 @@ fn index_of(member: &Member, key: &FileKey) -> Result<u32, CaptureError> {
     })
 }
 
-/// Which bytes of an object a member maps.
-fn ranges(image: &Descriptor, object: u32) -> Vec<(u64, u64)> {
+/// Where a member maps an object: first byte, one past the last, and offset in the object.
+fn mappings(image: &Descriptor, object: u32) -> Vec<(u64, u64, u64)> {
     let of = |vma: &mitosis_descriptor::Vma| match vma.backing {
         Backing::Shared { object: own, offset } if own == object => {
-            Some((offset, offset + (vma.end - vma.start)))
+            Some((vma.start, vma.end, offset))
         }
         _ => None,
     };
@@ -162,23 +162,16 @@ fn leave_out(
     pid: i32,
     image: &mut Descriptor,
     object: u32,
-    covered: &[(u64, u64)],
+    covered: &[(u64, u64, u64)],
 ) -> Result<(), CaptureError> {
-    let vmas: Vec<(u64, u64, u64)> = image
-        .vmas
-        .iter()
-        .filter_map(|vma| match vma.backing {
-            Backing::Shared { object: own, offset } if own == object => {
-                Some((vma.start, vma.end, offset))
-            }
-            _ => None,
-        })
-        .collect();
+    let vmas = mappings(image, object);
     for &(start, end, offset) in &vmas {
         for run in image.pages.within(Vpn::of(start), Vpn::of(end)) {
             let from = offset + (run.start.addr() - start);
             let to = offset + (run.end().addr() - start);
-            let inside = |(low, high): &(u64, u64)| *low <= from && to <= *high;
+            let inside = |(start, end, offset): &(u64, u64, u64)| {
+                *offset <= from && to <= offset + (end - start)
+            };
             if !covered.iter().any(inside) {
                 let why =
                     "maps parts of shared memory that the first of its tree that has it does not";

@@ -8,11 +8,11 @@ use crate::time::Space;
 use mitosis_descriptor::{Descriptor, Limits};
 use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
-use mitosis_restore::tree::{Process, start_tree, table};
+use mitosis_restore::tree::{Process, ids, start_tree, table};
 use mitosis_restore::{StartFds, Time};
 use mitosis_sandbox::Network;
-use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// Every machine has that pid.
@@ -48,13 +48,10 @@ impl Members {
             return Ok(Members { images: Vec::new(), spares: Vec::new() });
         }
         let images = tree.images(&Limits::default())?;
-        let all = || std::iter::once(root).chain(&images);
-        let threads = all().flat_map(|one| one.threads.iter().map(|thread| thread.tid));
-        let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
-        let taken: HashSet<i32> = threads.chain(zombies).collect();
+        let taken = ids(root, &images.iter().collect::<Vec<_>>());
         // Those of a new namespace are given from the lowest on.
         let free = (2..=HIGHEST).rev().filter(|id| !taken.contains(id));
-        let spares = free.take(all().count()).collect();
+        let spares = free.take(1 + images.len()).collect();
         Ok(Members { images, spares })
     }
 
@@ -149,10 +146,9 @@ impl Batch<'_> {
             }
             placed.is_ok() && answered.is_ok()
         };
-        let members: Vec<Descriptor> =
-            self.members.iter().map(|recipe| (*recipe.descriptor).clone()).collect();
+        let members: Vec<&Descriptor> =
+            self.members.iter().map(|recipe| &*recipe.descriptor).collect();
         let table = table(&self.recipe.descriptor, &members);
-        use std::os::fd::AsFd;
         let started = start_tree(processes, &table, guard.control.as_fd(), page);
         drop(arrivals);
         answered?;

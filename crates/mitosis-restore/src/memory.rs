@@ -441,7 +441,7 @@ impl<'a> Memory<'a> {
                 provided_base(self.fd_base) + provided.len() as u32 - 1
             });
         }
-        let message = rights(program, uffd as u32);
+        let message = program.message(b"u", &[uffd as u32]);
         let receivers = [
             (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),
             (FD_PAGER, "register: give the userfaultfd to the pager"),
@@ -458,14 +458,6 @@ impl<'a> Memory<'a> {
 pub(crate) fn stage(base: u64, node: &NodeFacts, below: u64) -> u64 {
     let deepest = node.vdso_parts.iter().map(|p| p.1).max().unwrap_or(0);
     base + STAGE + deepest - below
-}
-
-/// `struct msghdr` with one byte and one descriptor (SCM_RIGHTS).
-fn rights(program: &mut Program, fd: u32) -> u64 {
-    let byte = program.data(b"u");
-    let iov = program.words(&[byte, 1]);
-    let control = program.words(&[20, 1 | 1 << 32, u64::from(fd)]);
-    program.words(&[0, 0, iov, 1, control, 24, 0])
 }
 
 fn noreserve(vma: &Vma) -> u64 {

@@ -97,13 +97,7 @@ pub fn start(
                 .map_err(failed("sendmsg", "guard"))?;
         }
         Maker::Template { orders, guard, generation } => {
-            let (never_read, queue) = rustix::net::socketpair(
-                AddressFamily::UNIX,
-                SocketType::SEQPACKET,
-                SocketFlags::CLOEXEC,
-                None,
-            )
-            .map_err(failed("socketpair", "child"))?;
+            let (never_read, queue) = pair("child")?;
             let adopt = [u64::from(guard_message::ADOPT) | u64::from(plan.pid as u32) << 32, 0];
             send(control, &adopt, &[never_read.as_fd()]).map_err(failed("sendmsg", "guard"))?;
             let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
@@ -202,15 +196,16 @@ pub(crate) fn failed(
     move |e| RestoreError::Sys { phase: Phase::Sandbox, source: SysError::io(call, object, e) }
 }
 
+/// A pair of connected sockets that carry messages.
+pub(crate) fn pair(object: &'static str) -> Result<(OwnedFd, OwnedFd), RestoreError> {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(failed("socketpair", object))
+}
+
 /// The ends of the node and of the child of its status socket.
 pub(crate) fn status_pair() -> Result<(OwnedFd, OwnedFd), RestoreError> {
-    let (status, child) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(failed("socketpair", "child"))?;
+    let (status, child) = pair("child")?;
     sockopt::set_socket_passcred(&status, true).map_err(failed("SO_PASSCRED", "child"))?;
     Ok((status, child))
 }

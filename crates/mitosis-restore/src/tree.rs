@@ -2,15 +2,16 @@
 //! none goes on before all can.
 
 use crate::start::{
-    BUILD_TIMEOUT, STATUS_STARTED, StartFds, Started, failed, operation_error, order, receive,
-    send, status_pair,
+    BUILD_TIMEOUT, STATUS_STARTED, StartFds, Started, failed, operation_error, order, pair,
+    receive, send, status_pair,
 };
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session};
 use mitosis_stub::abi::{
     TREE_BEFORE, TREE_ENTRY, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_ZOMBIE, guard_message,
 };
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use mitosis_sys::clock::Clocks;
+use rustix::net::SendFlags;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -40,13 +41,7 @@ pub fn start_tree(
     let (mut statuses, mut orders, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in &parts {
         let (status, child) = status_pair()?;
-        let (order, taken) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(failed("socketpair", "process of a tree"))?;
+        let (order, taken) = pair("process of a tree")?;
         statuses.push((status, child));
         orders.push(order);
         theirs.push(taken);
@@ -84,8 +79,7 @@ pub fn start_tree(
         let phases = vec![(Phase::Build, build)];
         started.push(Started { pid, first_instruction_ns: 0, phases, resident: plan.resident });
     }
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    let now = Clocks::now().monotonic as u64;
     for (one, status) in started.iter_mut().zip(&statuses) {
         one.first_instruction_ns = now;
         rustix::net::send(status, b"g", SendFlags::NOSIGNAL)
@@ -94,21 +88,25 @@ pub fn start_tree(
     Ok(started)
 }
 
+/// All ids that processes and threads of a tree have.
+pub fn ids(root: &Descriptor, members: &[&Descriptor]) -> HashSet<i32> {
+    let living = std::iter::once(root).chain(members.iter().copied());
+    let threads = living.flat_map(|one| one.threads.iter().map(|thread| thread.tid));
+    threads.chain(root.rare.tree.zombies.iter().map(|zombie| zombie.pid)).collect()
+}
+
 /// Who hangs below whom, for the guard that makes them: the root, the other members, the zombies.
 /// The pid of a root that is pid 1, which a guard is already, is another one.
-pub fn table(root: &Descriptor, members: &[Descriptor]) -> Vec<u8> {
+pub fn table(root: &Descriptor, members: &[&Descriptor]) -> Vec<u8> {
     let tree = &root.rare.tree;
-    let living = || std::iter::once(root).chain(members);
-    let taken: HashSet<i32> = living()
-        .flat_map(|one| one.threads.iter().map(|thread| thread.tid))
-        .chain(tree.zombies.iter().map(|zombie| zombie.pid))
-        .collect();
+    let living = std::iter::once(root).chain(members.iter().copied());
+    let taken = ids(root, members);
     let old = root.process.pid;
     let new = if old == 1 { (2..).find(|id| !taken.contains(id)).unwrap_or(0) } else { old };
     let renamed = |id: i32| if id == old { new } else { id };
     let parents = std::iter::once(0).chain(tree.members.iter().map(|member| member.parent));
     let zombies = tree.zombies.iter();
-    let all: Vec<(i32, u32, Session, Option<u32>)> = living()
+    let all: Vec<(i32, u32, Session, Option<u32>)> = living
         .zip(parents)
         .map(|(one, parent)| (one.process.pid, parent, one.rare.tree.place.session, None))
         .chain(zombies.map(|z| (z.pid, z.parent, z.session, Some(z.status))))

@@ -157,6 +157,26 @@ impl Program {
         }
     }
 
+    /// Appends a `struct msghdr` with these bytes and descriptors (SCM_RIGHTS, if there are any), and
+    /// returns its address in the child.
+    pub fn message(&mut self, bytes: &[u8], fds: &[u32]) -> u64 {
+        /// SOL_SOCKET, SCM_RIGHTS.
+        const RIGHTS: u64 = 1 | 1 << 32;
+        let at = self.data(bytes);
+        let vector = self.words(&[at, bytes.len() as u64]);
+        if fds.is_empty() {
+            return self.words(&[0, 0, vector, 1, 0, 0, 0]);
+        }
+        let mut control = Vec::with_capacity(16 + 4 * fds.len());
+        control.extend((16 + 4 * fds.len() as u64).to_le_bytes());
+        control.extend(RIGHTS.to_le_bytes());
+        control.extend(fds.iter().flat_map(|fd| fd.to_le_bytes()));
+        control.resize(control.len().next_multiple_of(8), 0);
+        let len = control.len() as u64;
+        let control = self.data(&control);
+        self.words(&[0, 0, vector, 1, control, len, 0])
+    }
+
     /// Appends data and returns its address in the child.
     pub fn data(&mut self, bytes: &[u8]) -> u64 {
         let start = self.image.len().next_multiple_of(16);

@@ -5,7 +5,7 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::gift;
+use crate::kinds::{gift, pidfd_of};
 use crate::net;
 use crate::scan::{duplicate, scan};
 use crate::{Group, OpenFd, StateError};
@@ -13,7 +13,6 @@ use mitosis_descriptor::{Gift, OpenFile};
 use mitosis_sys::{procfs, ptrace};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -98,10 +97,8 @@ impl Looker {
             fd: u32::MAX,
             source: mitosis_sys::SysError::io(call, pid, e),
         };
-        let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
-        let pidfd = pidfd_open(process, PidfdFlags::empty()).map_err(|e| fail("pidfd_open", e))?;
         let diag = net::diag_socket(pid).map_err(|e| fail("sock_diag", e))?;
-        Ok(Looker { pid, pidfd, diag })
+        Ok(Looker { pid, pidfd: pidfd_of(pid)?, diag })
     }
 
     fn object(&self, group: &Group) -> Result<Option<Object>, StateError> {

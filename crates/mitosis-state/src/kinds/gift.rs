@@ -13,8 +13,6 @@ pub const KIND: Kind = Kind { number: 40, name: "shared in the tree", capture, p
 const MESSAGE_FDS_MAX: usize = 128;
 const SENDMSG: u16 = 46;
 const RECVMSG: u16 = 47;
-/// SCM_RIGHTS at SOL_SOCKET.
-const RIGHTS: u64 = 1 | 1 << 32;
 
 /// Never found by a look: only whoever sees the whole tree knows.
 fn capture(_: &Capture<'_>, _: &Group) -> Result<Option<Vec<u8>>, StateError> {
@@ -98,16 +96,7 @@ pub fn socket(provided: &mut Vec<Provided>, base: u32, member: u32) -> u32 {
 
 /// Sends descriptors in one message.
 pub fn give(program: &mut Program, socket: u32, fds: &[u32], what: &'static str, to: u32) {
-    let byte = program.data(b"t");
-    let iov = program.words(&[byte, 1]);
-    let mut control = Vec::with_capacity(16 + 4 * fds.len() + 4);
-    control.extend((16 + 4 * fds.len() as u64).to_le_bytes());
-    control.extend(RIGHTS.to_le_bytes());
-    control.extend(fds.iter().flat_map(|fd| fd.to_le_bytes()));
-    control.resize(control.len().next_multiple_of(8), 0);
-    let len = control.len() as u64;
-    let control = program.data(&control);
-    let message = program.words(&[0, 0, iov, 1, control, len, 0]);
+    let message = program.message(b"t", fds);
     let args = [u64::from(socket), message, 0];
     program.call_expect(List::Build, SENDMSG, &args, 1, what, Detail::Number(u64::from(to)));
 }

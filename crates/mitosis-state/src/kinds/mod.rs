@@ -115,8 +115,7 @@ impl<'a> Capture<'a> {
             all.retain(|mapping| mapping.perms[3] == b's');
             all
         });
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let device = format!("{major:02x}:{minor:02x}");
+        let (device, inode) = tree::file_key(device, inode);
         let same = all.iter().filter(move |m| m.inode == inode && m.dev == device);
         same.map(|mapping| (mapping.offset, mapping.offset + (mapping.end - mapping.start)))
     }
@@ -211,7 +210,11 @@ pub fn capture_member(
     share.groups.iter().enumerate().map(one).collect()
 }
 
-fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
+/// A pidfd of a process.
+///
+/// # Errors
+/// [`StateError::Sys`].
+pub(crate) fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),

@@ -91,31 +91,12 @@ pub(super) fn send(
                 }
             }
         }
-        let (header, len) = (header(files, message, &numbers), message.bytes.len() as u64);
+        let header = files.program.message(&message.bytes, &numbers);
+        let len = message.bytes.len() as u64;
         let args = [u64::from(writer), header, FLAGS];
         let (list, what) = (List::Build, "files: fill socket");
         files.program.call_expect(list, SENDMSG, &args, len, what, Detail::Fd(writer));
         made.iter().for_each(|&at| files.close(at));
     }
     Ok(())
-}
-
-/// `struct msghdr` with the bytes and the descriptors.
-fn header(files: &mut Files<'_>, message: &Message, numbers: &[u32]) -> u64 {
-    const SOL_SOCKET: u32 = 1;
-    const SCM_RIGHTS: u32 = 1;
-    let bytes = files.program.data(&message.bytes);
-    let vector = files.program.words(&[bytes, message.bytes.len() as u64]);
-    if numbers.is_empty() {
-        return files.program.words(&[0, 0, vector, 1, 0, 0, 0]);
-    }
-    let mut control = Vec::with_capacity(16 + 4 * numbers.len());
-    control.extend((16 + 4 * numbers.len() as u64).to_le_bytes());
-    control.extend(SOL_SOCKET.to_le_bytes());
-    control.extend(SCM_RIGHTS.to_le_bytes());
-    numbers.iter().for_each(|number| control.extend(number.to_le_bytes()));
-    let len = control.len().next_multiple_of(8) as u64;
-    control.resize(len as usize, 0);
-    let control = files.program.data(&control);
-    files.program.words(&[0, 0, vector, 1, control, len, 0])
 }
