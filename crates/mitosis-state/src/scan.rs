@@ -1,7 +1,7 @@
 //! Which descriptors name which open file descriptions (done while the parent is stopped).
 
 use crate::StateError;
-use mitosis_sys::{SysError, procfs, ptrace};
+use mitosis_sys::{SysError, kcmp, procfs};
 
 /// One descriptor of the parent.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ pub fn scan(pid: i32) -> Result<Vec<Group>, StateError> {
         let open = OpenFd { number: fd, cloexec: bits & O_CLOEXEC != 0 };
         let mut same = None;
         for (at, group) in groups.iter().enumerate().filter(|(_, g)| g.link == link) {
-            if ptrace::same_file(pid, group.first(), fd).map_err(fail)? {
+            if kcmp::same_file(pid, group.first(), fd).map_err(fail)? {
                 same = Some(at);
                 break;
             }

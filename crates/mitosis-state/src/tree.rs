@@ -10,7 +10,7 @@ use crate::net;
 use crate::scan::{duplicate, scan};
 use crate::{Group, OpenFd, StateError};
 use mitosis_descriptor::{Gift, OpenFile};
-use mitosis_sys::{procfs, ptrace};
+use mitosis_sys::{kcmp, procfs};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -213,7 +213,7 @@ fn descriptions(members: &[Held]) -> Result<Vec<Description>, (i32, StateError)>
                 }
                 let (a, b) = ((members[other].pid, theirs.first()), (member.pid, group.first()));
                 let fail = |source| (member.pid, StateError::Sys { fd: group.first(), source });
-                if ptrace::same_file_of(a, b).map_err(fail)? {
+                if kcmp::same_file_of(a, b).map_err(fail)? {
                     found = Some(candidate);
                     break;
                 }

@@ -50,7 +50,7 @@ fn watched(
     let likely = context.groups.iter().filter(|group| of(group)).map(|_| target);
     let others = context.groups.iter().filter(|group| !of(group)).map(Group::first);
     for candidate in likely.chain(others) {
-        if mitosis_sys::ptrace::watches_file(context.pid, epoll, (target, nth), candidate)? {
+        if mitosis_sys::kcmp::watches_file(context.pid, epoll, (target, nth), candidate)? {
             return Ok(Some(candidate));
         }
     }
