@@ -19,6 +19,7 @@ mod limits;
 mod memory;
 mod rare;
 mod refuse;
+mod region;
 mod serve;
 mod shadow;
 mod shared;
