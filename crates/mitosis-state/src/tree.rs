@@ -5,7 +5,8 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::{gift, pidfd_of};
+use crate::kinds::gift;
+use crate::look::pidfd_of;
 use crate::net;
 use crate::scan::{duplicate, scan};
 use crate::{Group, OpenFd, StateError};
