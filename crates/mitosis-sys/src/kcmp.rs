@@ -2,25 +2,30 @@
 //! what `/proc` shows of them may be equal without that.
 
 use crate::SysError;
+use std::cmp::Ordering;
 
-/// Whether two descriptors of a process name one open file description (kcmp(2), KCMP_FILE).
+/// An order of open file descriptions, by a descriptor of each: pid and number (kcmp(2), KCMP_FILE).
+/// It means nothing but that equal is the same; it is there so that one among many is found quickly.
 ///
 /// # Errors
-/// EPERM, ESRCH, ENOSYS.
-pub fn same_file(pid: i32, a: u32, b: u32) -> Result<bool, SysError> {
+/// EPERM, ESRCH, EBADF, ENOSYS.
+pub fn order(a: (i32, u32), b: (i32, u32)) -> Result<Ordering, SysError> {
     // SAFETY: plain integers.
-    let r = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 0, a, b) };
-    if r < 0 { Err(SysError::last("kcmp", pid)) } else { Ok(r == 0) }
+    match unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) } {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        r if r < 0 => Err(SysError::last("kcmp", a.0)),
+        r => Err(SysError::Unexpected(format!("kcmp of files says {r}"))),
+    }
 }
 
-/// As [`same_file`], for descriptors of two processes: pid and number of each.
+/// Whether descriptors of two processes, pid and number of each, name one open file description.
 ///
 /// # Errors
-/// As [`same_file`].
+/// As [`order`].
 pub fn same_file_of(a: (i32, u32), b: (i32, u32)) -> Result<bool, SysError> {
-    // SAFETY: plain integers.
-    let r = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, 0, a.1, b.1) };
-    if r < 0 { Err(SysError::last("kcmp", a.0)) } else { Ok(r == 0) }
+    Ok(order(a, b)? == Ordering::Equal)
 }
 
 /// Whether two processes have one memory, or one table of open files (`CLONE_VM`, `CLONE_FILES`).
