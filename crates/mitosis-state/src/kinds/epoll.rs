@@ -114,7 +114,7 @@ pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), Sta
             }
             None => {
                 files.close(watch.fd);
-                files.used.remove(&watch.fd);
+                files.used.remove(watch.fd);
             }
         }
     }

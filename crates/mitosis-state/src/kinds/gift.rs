@@ -49,7 +49,7 @@ pub(super) fn exchange(all: &[OpenFile], files: &mut Files<'_>) -> Result<(), St
     }
     for &fd in &place.temporary {
         files.close(fd);
-        files.used.remove(&fd);
+        files.used.remove(fd);
     }
     let mut wanted = Vec::new();
     for file in all.iter().filter(|file| file.kind == KIND.number) {
