@@ -1,5 +1,7 @@
 //! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
 
+mod late;
+
 use crate::listeners::Share;
 use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
@@ -116,6 +118,8 @@ struct Child {
     shares: Vec<Share>,
     /// The main process exited; its namespace may be kept for a seed.
     exited: Option<i32>,
+    /// Since when it has been seen that it exited, before its guard has told.
+    late: Option<Instant>,
     end: Option<(End, Instant)>,
     /// Somebody writes down why it ends.
     announced: bool,
@@ -209,6 +213,7 @@ impl Children {
             guard,
             shares,
             exited: None,
+            late: None,
             end: None,
             announced: false,
             stats: None,
@@ -257,6 +262,13 @@ impl Children {
     /// The log of the newest child with this pid.
     pub fn log_of(&self, pid: i32) -> Option<PathBuf> {
         Self::by_pid(&self.table(), pid).map(|child| child.start.log.clone())
+    }
+
+    /// The logs of those that run.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let table = self.table();
+        let live = table.values().filter(|child| child.end.is_none() && child.start.main.is_none());
+        live.map(|child| child.start.log.clone()).collect()
     }
 
     /// The start record of a child.

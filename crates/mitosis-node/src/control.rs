@@ -289,7 +289,7 @@ fn logs(node: &Node, connection: &mut Connection, pid: i32) -> Result<(), Gone> 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => File::open("/dev/null"),
         opened => opened,
     };
-    match opened.and_then(|file| Ok((file.metadata()?.len(), file))) {
+    match opened.and_then(|file| Ok((crate::logs::begin(&file)?, file))) {
         Ok((bytes, file)) => {
             Ok(connection.send(&Reply::Log(LogInfo { pid, bytes }), &[file.as_fd()])?)
         }

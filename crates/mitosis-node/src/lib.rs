@@ -21,6 +21,7 @@ mod habits;
 mod hashes;
 mod listeners;
 mod log;
+mod logs;
 mod memory;
 mod node;
 mod pager;

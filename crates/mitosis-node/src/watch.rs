@@ -122,6 +122,8 @@ pub(crate) fn time(node: &Node) {
         shadows(node);
         node.note("keep a working set", node.seeds.make_images());
         expiry(node);
+        node.children.late(Instant::now());
+        crate::logs::trim(node);
         for start in node.children.prune(Instant::now()) {
             if let Some(pager) = node.pager.now() {
                 // The pager forgets by itself in time; this is only earlier.
