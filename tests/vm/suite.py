@@ -50,8 +50,8 @@ def flags(name):
         for line in source:
             if line.startswith("/* Prepared with "):
                 words = line.removeprefix("/* Prepared with ").removesuffix(" */\n").split()
-                if words[0] == "--privileged":
-                    said["privileged"] = True
+                if words[0] in ("--privileged", "--tree"):
+                    said[words[0].strip("-")] = True
                 elif words[0] == "--content-max":
                     said["content_max"] = int(words[1]) << 20
                 else:
@@ -64,7 +64,11 @@ class Child:
         self.node, self.started = node, started
 
     def ask(self, line):
-        return self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
+        said = self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
+        if not said.startswith("no answer"):
+            return said
+        rows = [row for row in self.node.request(children=None)[1] if row["pid"] == self.started["pid"]]
+        return f"{said}; {[(row['state'], row['exit'], row['reason']) for row in rows[-1:]]}"
 
     def end(self):
         self.node.request(kill={"pid": self.started["pid"], "signal": 9})
