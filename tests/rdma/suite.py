@@ -39,8 +39,8 @@ class Node(lab.Node):
             found.append((fields[0], int(fields[11]) + int(fields[12])))
         return found
 
-    def fork(self, ref, transport):
-        child = self.json("fork", "--detach", "--transport", transport, "-", input=ref)
+    def fork(self, ref, transport, *flags):
+        child = self.json("fork", "--detach", "--transport", transport, *flags, "-", input=ref)
         return Child(self, child["children"][0])
 
     def seed(self, seed):
@@ -292,6 +292,57 @@ def a_shadow_that_cannot_be_asked_is_copied(owner, node):
     until("an empty cgroup", lambda: agent.ask(run=["rmdir", cgroup])["status"] == 0)
 
 
+def a_shadow_registers_and_makes_children(owner, node):
+    """The same shadow is visited to register its memory, and takes orders for children of its own."""
+    agent = owner.agent
+    pid = parent(agent, "mother")
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+
+    def here(when):
+        child = owner.fork(prepared["ref"], "auto", "--via", "shadow")
+        check(child.row()["via"] == "shadow", child.row())
+        child.verify()
+        child.end()
+        print("children of a shadow", when, flush=True)
+
+    here("before it registers")
+    far = node.fork(prepared["ref"], "rdma")
+    far.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= PAGES - 4096 and pinned(agent, shadow) > 0, seed)
+    here("after it has registered")
+    # One that lives meanwhile, whose memory is the shadow's until somebody writes.
+    near = owner.fork(prepared["ref"], "auto", "--via", "shadow")
+    far.verify()
+    row = far.row()
+    check(row["pages_rdma"] > 0 and row["rdma_note"] is None, row)
+    near.verify()
+    for child in (far, near):
+        child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"children of a shadow: {row['pages_rdma']} pages of it by RDMA meanwhile, all words right")
+
+
+def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
+    """While it registers it answers nothing for some pings, and then all that it was asked."""
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    for _ in range(2):
+        owner.signal("STOP")
+        time.sleep(2)
+        owner.signal("CONT")
+        time.sleep(0.3)
+    child.registered(PAGES)
+    child.verify()
+    row = child.row()
+    check(row["state"] == "running" and row["pages_rdma"] > 0, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print("slow owner: asked once, answered once")
+
+
 def pages_of_a_file_that_only_the_owner_has(owner, node):
     agent = owner.agent
     pid = parent(agent, "mapper", "/tmp/words")
@@ -433,6 +484,8 @@ def suite(first, middle, last, everyone):
     descriptors_are_read(owner, node, prepared)
     what_is_not_registered_comes_over_tcp(small, node, pid)
     a_shadow_registers_what_it_has_for_itself(owner, node)
+    a_shadow_registers_and_makes_children(owner, node)
+    an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)
     a_shadow_that_cannot_be_asked_is_copied(owner, node)

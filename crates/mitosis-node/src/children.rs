@@ -117,7 +117,7 @@ struct Child {
     guard: Option<Guarded>,
     shares: Vec<Share>,
     /// The main process exited; its namespace may be kept for a seed.
-    exited: Option<i32>,
+    exited: Option<End>,
     /// Since when it has been seen that it exited, before its guard has told.
     late: Option<Instant>,
     end: Option<(End, Instant)>,
@@ -150,11 +150,7 @@ pub(crate) fn shell_status(end: &End) -> i32 {
 
 impl Child {
     fn exit(&self) -> Option<End> {
-        match (&self.end, self.exited) {
-            (Some((end, _)), _) => Some(end.clone()),
-            (None, Some(status)) => Some(End { status: Some(status), reason: None }),
-            (None, None) => None,
-        }
+        self.end.as_ref().map(|(end, _)| end).or(self.exited.as_ref()).cloned()
     }
 
     fn row(&self) -> ChildRow {
@@ -288,11 +284,11 @@ impl Children {
 
     /// The main process of a child exited; its namespace may stay for a seed. Returns what it was
     /// started as, the first time.
-    pub fn exited(&self, id: u64, status: i32) -> Option<Start> {
+    pub fn exited(&self, id: u64, end: End) -> Option<Start> {
         let mut table = self.table();
         let running = |child: &&mut Child| child.end.is_none() && child.exited.is_none();
         let child = table.get_mut(&id).filter(running)?;
-        child.exited = Some(status);
+        child.exited = Some(end);
         child.pidfd = None;
         // Under the lock: who finds that it has ended finds its addresses free.
         child.shares.clear();
@@ -325,8 +321,8 @@ impl Children {
         }
         let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
         // One that exited earlier was not ended by what ended its kept namespace.
-        let (end, told) = match child.exited {
-            Some(status) => (End { status: Some(status), reason: None }, true),
+        let (end, told) = match child.exited.take() {
+            Some(exited) => (exited, true),
             None => (end, false),
         };
         child.end = Some((end.clone(), Instant::now()));
@@ -439,6 +435,10 @@ mod tests {
         }
     }
 
+    fn exit(status: i32) -> End {
+        End { status: Some(status), reason: None }
+    }
+
     #[test]
     fn exit_statuses_are_a_shells() {
         let end = |status| End { status, reason: None };
@@ -466,7 +466,7 @@ mod tests {
     fn the_end_of_a_kept_namespace_is_not_the_childs() {
         let children = Children::default();
         children.add(start(1, 5), None, None, Vec::new());
-        children.exited(1, 3 << 8);
+        children.exited(1, exit(3 << 8));
         children.ended(1, End { status: None, reason: Some("pager died".into()) });
         let end = children.wait(5, Duration::ZERO).flatten().unwrap();
         assert_eq!((end.exit, end.reason), (3, None));
@@ -476,8 +476,8 @@ mod tests {
     fn an_end_is_told_in_words_and_when_it_is_known() {
         let children = Children::default();
         children.add(start(1, 5), None, None, Vec::new());
-        assert!(children.exited(1, 9).is_some());
-        assert!(children.exited(1, 9).is_none());
+        assert!(children.exited(1, exit(9)).is_some());
+        assert!(children.exited(1, exit(9)).is_none());
         let ended = children.ended(1, End { status: None, reason: Some("seed revoked".into()) });
         assert!(ended.unwrap().news.is_none(), "it was told already");
         children.add(start(2, 6), None, None, Vec::new());
