@@ -173,9 +173,8 @@ pub(crate) fn stop(
 ) -> Result<StoppedProcess, CaptureError> {
     let mut process = stop_some(pid, deadline, |_| true)?;
     for _ in 0..LET_GO_MAX {
-        let inside = |thread: &Stopped| {
-            thread.regs().is_ok_and(|regs| (start..end).contains(&regs.rip))
-        };
+        let inside =
+            |thread: &Stopped| thread.regs().is_ok_and(|regs| (start..end).contains(&regs.rip));
         let (inside, outside): (Vec<_>, _) = process.threads.drain(..).partition(inside);
         process.threads = outside;
         if inside.is_empty() {
