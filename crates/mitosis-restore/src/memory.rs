@@ -428,8 +428,12 @@ impl<'a> Memory<'a> {
         let api = program.words(&[UFFD_API, UFFD_EVENTS, 0]);
         let what = "register: UFFDIO_API";
         program.call(List::Build, IOCTL, &[uffd, UFFDIO_API, api], what, Detail::None);
-        for area in &self.areas {
-            let (start, len) = (area.start.addr(), area.count << 12);
+        // One call for areas without a gap between them, of however many mappings they are.
+        let touch =
+            |a: &Area, b: &Area| a.start.0 + a.count == b.start.0 && !a.grows_down && !b.grows_down;
+        for areas in self.areas.chunk_by(touch) {
+            let (start, pages) = (areas[0].start.addr(), areas.iter().map(|area| area.count));
+            let len = pages.sum::<u64>() << 12;
             let range = program.words(&[start, len, UFFDIO_REGISTER_MODE_MISSING, 0]);
             let detail = Detail::Range(start, start + len);
             let args = [uffd, UFFDIO_REGISTER, range];

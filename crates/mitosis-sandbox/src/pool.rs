@@ -1,6 +1,7 @@
 //! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
 use crate::{Groups, Guard, GuardImage, Network, SandboxError};
+use mitosis_sys::spawn::Lane;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -150,19 +151,19 @@ impl Pool {
     /// # Errors
     /// No thread, or no memory for the guard's program.
     pub fn new(config: PoolConfig, pager: OwnedFd) -> Result<Pool, SandboxError> {
-        let image = Arc::new(GuardImage::new()?);
+        let image = GuardImage::new()?;
         let node = Shelf { least: config.node_net, ..Shelf::default() };
         let state = Mutex::new(State { node, ..State::default() });
         let shared = Arc::new(Shared { state, taken: Condvar::new(), made: Condvar::new() });
-        let pager = Arc::new(pager);
         let PoolConfig { own_net, groups, .. } = config;
         let mut pool = Pool { shared, own_least: own_net, groups, makers: Vec::new() };
         for _ in 0..MAKERS {
-            let (shared, image, pager) = (pool.shared.clone(), image.clone(), pager.clone());
+            let shared = pool.shared.clone();
+            let mut lane = Lane::new(image.as_fd(), Some(pager.as_fd()))?;
             let groups = pool.groups.clone();
             let maker = std::thread::Builder::new()
                 .name("guard-pool".into())
-                .spawn(move || make(&shared, &image, &pager, groups.as_ref()))
+                .spawn(move || make(&shared, &mut lane, groups.as_ref()))
                 .map_err(|e| SandboxError::NotReady(e.to_string()))?;
             pool.makers.push(maker);
         }
@@ -214,7 +215,7 @@ impl Pool {
 }
 
 /// Makes what is wanted, and ends what nobody wants any more, until the pool is closed.
-fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Groups>) {
+fn make(shared: &Shared, lane: &mut Lane, groups: Option<&Groups>) {
     let mut state = shared.lock();
     let mut rested = true;
     while !state.closed {
@@ -245,7 +246,7 @@ fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Gr
         let Some(network) = state.wanted() else { continue };
         state.shelf(network).making += 1;
         drop(state);
-        let made = Guard::start(image, pager.as_fd(), network, groups);
+        let made = Guard::start(lane, network, groups);
         state = shared.lock();
         let shelf = state.shelf(network);
         shelf.making -= 1;
