@@ -132,6 +132,8 @@ pub(crate) struct Children {
     table: Mutex<BTreeMap<u64, Child>>,
     /// Ends of children that are not in the table: told before whoever starts them adds them.
     early: Mutex<VecDeque<(u64, End)>>,
+    /// What the pager said of these at the end.
+    early_stats: Mutex<VecDeque<ChildStats>>,
     changed: Condvar,
 }
 
@@ -204,6 +206,12 @@ impl Children {
         guard: Option<Guarded>,
         shares: Vec<Share>,
     ) {
+        // The table first, so that `update` finds the one or the other.
+        let mut table = self.table();
+        let mut early = self.early_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = early.iter().position(|stats| stats.child == ChildId(start.id));
+        let stats = at.and_then(|at| early.remove(at));
+        drop(early);
         let child = Child {
             pidfd,
             guard,
@@ -212,10 +220,10 @@ impl Children {
             late: None,
             end: None,
             announced: false,
-            stats: None,
+            stats,
             start,
         };
-        self.table().insert(child.start.id, child);
+        table.insert(child.start.id, child);
     }
 
     /// The end of a child that was told before it was added.
@@ -341,8 +349,17 @@ impl Children {
         let mut table = self.table();
         for one in stats {
             let ChildId(id) = one.child;
-            if let Some(child) = table.get_mut(&id) {
-                child.stats = Some(one);
+            match table.get_mut(&id) {
+                Some(child) => child.stats = Some(one),
+                None if one.state == mitosis_pager::ChildState::Ended => {
+                    let early = self.early_stats.lock();
+                    let mut early = early.unwrap_or_else(PoisonError::into_inner);
+                    if early.len() == EARLY_MAX {
+                        early.pop_front();
+                    }
+                    early.push_back(one);
+                }
+                None => {}
             }
         }
     }
@@ -389,6 +406,29 @@ impl Children {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Some(None);
+            }
+            let waited = self.changed.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How many run.
+    pub fn running(&self) -> usize {
+        let table = self.table();
+        table.values().filter(|c| c.start.main.is_none() && c.exit().is_none()).count()
+    }
+
+    /// The raw status of the main process of a child that exited by itself, if that is told within `limit`.
+    pub fn exit_status(&self, id: u64, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        loop {
+            if let Some(end) = table.get(&id)?.exit() {
+                return end.status;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
             }
             let waited = self.changed.wait_timeout(table, left);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -228,6 +228,7 @@ fn info(node: &Node) -> NodeInfo {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         pager_pid: node.pager.now().and_then(|pager| i32::try_from(pager.client.pid()).ok()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        children: node.children.running(),
     }
 }
 

@@ -571,7 +571,7 @@ impl Templates {
 fn settle(node: &Node, reference: &Reference) {
     let seed = reference.seed.to_string();
     let fetched = || {
-        let stats = node.pager.now()?.client.stats().ok()?;
+        let stats = node.pager.now()?.client.stats_of_running().ok()?;
         let of_seed = stats.iter().filter(|child| child.seed == seed);
         Some(of_seed.map(|child| child.bytes_fetched).sum::<u64>() / PAGE_SIZE)
     };
