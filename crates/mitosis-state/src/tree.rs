@@ -19,6 +19,9 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Device and inode of a file, as `/proc/PID/maps` has them.
 pub type FileKey = (String, u64);
 
+/// Parts of shared memory: first offset, and one past the last.
+pub type Ranges = BTreeMap<FileKey, Vec<(u64, u64)>>;
+
 /// What a member has, seen while it stands still.
 #[derive(Debug)]
 pub struct Held {
@@ -27,8 +30,8 @@ pub struct Held {
     groups: Vec<Group>,
     /// What is common to descriptions that must be made together.
     objects: Vec<Option<Object>>,
-    /// Shared memory without a path that it maps.
-    mapped: BTreeSet<FileKey>,
+    /// Shared memory without a path, and which parts of it it maps.
+    mapped: Ranges,
 }
 
 /// What a member makes, gets and hands over.
@@ -48,6 +51,11 @@ pub struct Share {
     pub open: BTreeSet<FileKey>,
     /// Shared memory that it maps and an earlier member makes.
     pub memory_from: BTreeMap<FileKey, u32>,
+    /// Shared memory that it makes, since it has it open, and only later members map.
+    pub made: BTreeSet<FileKey>,
+    /// Of the files without a path that it makes, the parts that any member maps: those are fetched as
+    /// memory.
+    pub mapped: Ranges,
 }
 
 /// What descriptions can have in common.
@@ -75,9 +83,13 @@ impl Held {
         let table = |source| StateError::Sys { fd: u32::MAX, source };
         let own = procfs::ranges(pid).map_err(table)?;
         let pathless = |name: &str| name.ends_with(" (deleted)") && !name.starts_with("/[aio]");
-        let is_shared = |m: &procfs::Mapping| m.perms[3] == b's' && m.inode != 0;
-        let shared = own.into_iter().filter(|m| is_shared(m) && pathless(&m.name));
-        let mapped = shared.map(|m| (m.dev, m.inode)).collect();
+        let is_object = |m: &procfs::Mapping| m.inode != 0 || m.name.starts_with(SYSV);
+        let is_shared = |m: &procfs::Mapping| m.perms[3] == b's' && is_object(m);
+        let mut mapped = Ranges::new();
+        for m in own.iter().filter(|m| is_shared(m) && pathless(&m.name)) {
+            let range = (m.offset, m.offset + (m.end - m.start));
+            mapped.entry(mapping_key(m)).or_default().push(range);
+        }
         let looker = Looker::new(pid)?;
         let objects = groups.iter().map(|group| looker.object(group)).collect::<Result<_, _>>()?;
         Ok(Held { pid, groups, objects, mapped })
@@ -151,6 +163,16 @@ pub fn file_key(device: u64, inode: u64) -> FileKey {
     (format!("{major:02x}:{minor:02x}"), inode)
 }
 
+/// How the kernel names System V memory (ipc/shm.c).
+pub const SYSV: &str = "/SYSV";
+
+/// Device and inode of what is mapped. Of System V memory the inode is its id (ipc/shm.c), which other
+/// shared memory without a path may have for its inode, too.
+pub fn mapping_key(mapping: &procfs::Mapping) -> FileKey {
+    let sysv = mapping.name.starts_with(SYSV);
+    (if sysv { SYSV.into() } else { mapping.dev.clone() }, mapping.inode)
+}
+
 /// One description, wherever it is named.
 struct Description {
     /// Member and index of the group there, ascending.
@@ -192,7 +214,7 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
     for ((from, to, _), fd) in gifts {
         shares[from].gifts.push(Gift { fd, to: to as u32 });
     }
-    memory(members, &mut shares, &makers)?;
+    memory(members, &mut shares, &makers);
     Ok(shares)
 }
 
@@ -242,7 +264,7 @@ fn makers(members: &[Held], descriptions: &[Description]) -> HashMap<Object, usi
         }
     }
     for (member, held) in members.iter().enumerate() {
-        for key in &held.mapped {
+        for key in held.mapped.keys() {
             // Only what descriptors name too: the rest is nobody's business here.
             if let Some(maker) = makers.get_mut(&Object::File(key.clone())) {
                 *maker = member.min(*maker);
@@ -316,38 +338,31 @@ fn free_number(groups: &[Group]) -> u32 {
     highest.map_or(3, |highest| highest + 1).max(3)
 }
 
-/// Shared memory is made by the first member that maps it.
-fn memory(
-    members: &[Held],
-    shares: &mut [Share],
-    makers: &HashMap<Object, usize>,
-) -> Result<(), (i32, StateError)> {
+/// Shared memory is made by the first member that maps it or has it open.
+fn memory(members: &[Held], shares: &mut [Share], makers: &HashMap<Object, usize>) {
     let mut mappers: BTreeMap<&FileKey, Vec<usize>> = BTreeMap::new();
     for (member, held) in members.iter().enumerate() {
-        for key in &held.mapped {
+        for key in held.mapped.keys() {
             mappers.entry(key).or_default().push(member);
         }
     }
     for (key, mappers) in mappers {
-        let named = makers.get(&Object::File(key.clone()));
-        let first = mappers[0];
-        if let Some(&maker) = named {
-            if maker != first {
-                let what = "a file without a path that later members map and it does not";
-                let group = members[maker].groups.iter().zip(&members[maker].objects);
-                let group = group.into_iter().find(|(_, o)| **o == Some(Object::File(key.clone())));
-                let fd = group.map_or(u32::MAX, |(group, _)| group.first());
-                let what = what.into();
-                return Err((members[maker].pid, StateError::Refused { fd, what, hint: "" }));
+        let named = makers.get(&Object::File(key.clone())).copied();
+        let maker = named.unwrap_or(mappers[0]);
+        if named.is_some() {
+            let parts = mappers.iter().flat_map(|&member| members[member].mapped[key].clone());
+            shares[maker].mapped.insert(key.clone(), parts.collect());
+        }
+        if maker != mappers[0] {
+            shares[maker].made.insert(key.clone());
+        }
+        for &member in &mappers {
+            if named.is_some() || mappers.len() > 1 {
+                shares[member].open.insert(key.clone());
             }
-            shares[first].open.insert(key.clone());
-        }
-        if mappers.len() > 1 {
-            shares[first].open.insert(key.clone());
-        }
-        for &other in &mappers[1..] {
-            shares[other].memory_from.insert(key.clone(), first as u32);
+            if member != maker {
+                shares[member].memory_from.insert(key.clone(), maker as u32);
+            }
         }
     }
-    Ok(())
 }

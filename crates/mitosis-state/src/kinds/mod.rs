@@ -47,6 +47,8 @@ pub struct Capture<'a> {
     pub content_max: u64,
     /// All members of its tree: pids as this node and as they themselves see them.
     pub members: &'a [(i32, i32)],
+    /// In a tree: which parts of what it makes any member maps.
+    mapped: Option<&'a tree::Ranges>,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     connections: OnceCell<Vec<tcp::Connection>>,
@@ -66,6 +68,7 @@ impl<'a> Capture<'a> {
             stopped,
             content_max,
             members: &[],
+            mapped: None,
             pidfd: pidfd_of(pid)?,
             diag: OnceCell::new(),
             connections: OnceCell::new(),
@@ -109,15 +112,19 @@ impl<'a> Capture<'a> {
 
     /// Mappings that are shared, of a file with this device and inode: what is mapped is fetched as
     /// memory.
-    fn shared_mappings(&self, device: u64, inode: u64) -> impl Iterator<Item = (u64, u64)> {
+    fn shared_mappings(&self, device: u64, inode: u64) -> Vec<(u64, u64)> {
+        let key = tree::file_key(device, inode);
+        if let Some(mapped) = self.mapped {
+            return mapped.get(&key).cloned().unwrap_or_default();
+        }
         let all = self.shared.get_or_init(|| {
             let mut all = mitosis_sys::procfs::ranges(self.pid).unwrap_or_default();
             all.retain(|mapping| mapping.perms[3] == b's');
             all
         });
-        let (device, inode) = tree::file_key(device, inode);
-        let same = all.iter().filter(move |m| m.inode == inode && m.dev == device);
+        let same = all.iter().filter(|mapping| tree::mapping_key(mapping) == key);
         same.map(|mapping| (mapping.offset, mapping.offset + (mapping.end - mapping.start)))
+            .collect()
     }
 
     /// The unix socket at the other end of the unix socket with this inode, by its inode.
@@ -203,6 +210,7 @@ pub fn capture_member(
 ) -> Result<Vec<OpenFile>, StateError> {
     let mut context = Capture::new(pid, &share.groups, true, content_max)?;
     context.members = &share.members;
+    context.mapped = Some(&share.mapped);
     let one = |(at, group): (usize, &Group)| match share.gets.get(&at) {
         Some(gift) => Ok(gift.clone()),
         None => capture_one(&context, group),
