@@ -3,12 +3,12 @@
 use crate::tree::{Captured, Look, Place};
 use crate::{CaptureError, Member};
 use mitosis_descriptor::{
-    Backing, Descriptor, Gift, OpenObject, PageIndex, PageRun, Session, Vpn, Zombie,
+    Backing, Descriptor, Gift, Kin, OpenObject, PageIndex, PageRun, Session, Vpn, Zombie, births,
 };
 use mitosis_state::tree::FileKey;
 use mitosis_sys::procfs::Status;
 use mitosis_sys::ptrace;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// Index among those that live of a place; one that lives.
 pub(crate) fn living(places: &[Place], at: usize) -> usize {
@@ -46,6 +46,7 @@ pub(crate) fn join(
         let place = &mut member.seeded.descriptor.rare.tree.place;
         place.session = session;
         if let Some(share) = &member.seeded.share {
+            place.terminal = share.terminal;
             place.gifts.clone_from(&share.gifts);
             place.temporary.clone_from(&share.temporary);
         }
@@ -76,40 +77,20 @@ fn apart(members: &[Member]) -> Result<(), CaptureError> {
 /// Groups and sessions as a child will have them: the root leads its own.
 fn sessions(places: &[Place], looks: &[Look]) -> Result<Vec<Session>, CaptureError> {
     let root = looks[0];
-    let by_pid: HashMap<i32, usize> = looks.iter().enumerate().map(|(at, l)| (l.pid, at)).collect();
     let of = |look: &Look| Session {
         session: if look.session == root.session { root.pid } else { look.session },
         group: if look.group == root.group { root.pid } else { look.group },
     };
     let sessions: Vec<Session> = looks.iter().map(of).collect();
-    for (at, session) in sessions.iter().enumerate() {
-        let refused = |why: String| CaptureError::Refused { pid: places[at].pid, why };
-        let Some(parent) = places[at].parent else { continue };
-        let leads = session.session == looks[at].pid;
-        let inherited = session.session == sessions[parent].session;
-        // Born before its parent began a session of its own.
-        let before = inherited_by(&sessions, places, looks, parent) == Some(session.session);
-        if !leads && !inherited && !before {
-            let why = format!("is in session {}, which is none of its tree's", session.session);
-            return Err(refused(why));
-        }
-        let leader = by_pid.get(&session.group).map(|leader| &sessions[*leader]);
-        if leader.is_none_or(|leader| leader.session != session.session) {
-            let why = format!(
-                "is in process group {}, whose leader is none of its session in the tree",
-                session.group
-            );
-            return Err(refused(why));
-        }
-    }
+    let kin = places.iter().zip(looks).zip(&sessions).map(|((place, look), session)| Kin {
+        pid: look.pid,
+        parent: place.parent.unwrap_or(0),
+        session: *session,
+        zombie: place.zombie,
+    });
+    let kin: Vec<Kin> = kin.collect();
+    births(&kin).map_err(|(at, why)| CaptureError::Refused { pid: places[at].pid, why })?;
     Ok(sessions)
-}
-
-/// The session that a process had when it was born, if it has begun one of its own since.
-fn inherited_by(sessions: &[Session], places: &[Place], looks: &[Look], at: usize) -> Option<i32> {
-    let leads = sessions[at].session == looks[at].pid;
-    let parent = places[at].parent.filter(|_| leads)?;
-    Some(sessions[parent].session)
 }
 
 /// Shared memory is one member's to make: the others get it from there. Each part is filled by the

@@ -35,6 +35,7 @@ mod run;
 mod spool;
 mod store;
 mod template;
+mod terminals;
 mod time;
 mod trail;
 mod tree;

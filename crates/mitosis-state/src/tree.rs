@@ -5,11 +5,11 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::{gift, pidfd_of};
+use crate::kinds::{gift, pidfd_of, terminal::controlling};
 use crate::net;
 use crate::scan::{duplicate, scan};
 use crate::{Group, OpenFd, StateError};
-use mitosis_descriptor::{Gift, OpenFile};
+use mitosis_descriptor::{Gift, OpenFile, Terminal};
 use mitosis_sys::{procfs, ptrace};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -32,6 +32,30 @@ pub struct Held {
     objects: Vec<Option<Object>>,
     /// Shared memory without a path, and which parts of it it maps.
     mapped: Ranges,
+    session: SessionOf,
+}
+
+/// What a member's session is, by numbers of this node.
+#[derive(Debug)]
+struct SessionOf {
+    leads: bool,
+    group: i32,
+    /// Its group as it sees it itself.
+    inner_group: i32,
+    /// The pseudo-terminal that controls it, and the group in the foreground of that.
+    terminal: Option<(u32, i32)>,
+}
+
+impl SessionOf {
+    fn read(pid: i32) -> Result<SessionOf, mitosis_sys::SysError> {
+        let stat = procfs::stat(pid)?;
+        let field = |number| procfs::stat_field(&stat, number) as i32;
+        let group = field(5);
+        let inner = procfs::Status::read(pid)?.numbers("NSpgid", 10).last().copied();
+        let inner_group = inner.map_or(group, |inner| inner as i32);
+        let terminal = controlling(pid).map(|index| (index, field(8)));
+        Ok(SessionOf { leads: field(6) == pid, group, inner_group, terminal })
+    }
 }
 
 /// What a member makes, gets and hands over.
@@ -47,6 +71,8 @@ pub struct Share {
     pub gifts: Vec<Gift>,
     /// Numbers that are not its own.
     pub temporary: Vec<u32>,
+    /// What controls the session that it leads in a child.
+    pub terminal: Option<Terminal>,
     /// Shared memory that must stay open when it has been mapped: others get it, or name it too.
     pub open: BTreeSet<FileKey>,
     /// Shared memory that it maps and an earlier member makes.
@@ -92,7 +118,8 @@ impl Held {
         }
         let looker = Looker::new(pid)?;
         let objects = groups.iter().map(|group| looker.object(group)).collect::<Result<_, _>>()?;
-        Ok(Held { pid, groups, objects, mapped })
+        let session = SessionOf::read(pid).map_err(table)?;
+        Ok(Held { pid, groups, objects, mapped, session })
     }
 }
 
@@ -215,6 +242,7 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
         shares[from].gifts.push(Gift { fd, to: to as u32 });
     }
     memory(members, &mut shares, &makers);
+    terminals(members, &mut shares);
     Ok(shares)
 }
 
@@ -364,5 +392,27 @@ fn memory(members: &[Held], shares: &mut [Share], makers: &HashMap<Object, usize
                 shares[member].memory_from.insert(key.clone(), maker as u32);
             }
         }
+    }
+}
+
+/// Sessions that a pseudo-terminal of the tree controls. The root leads its session in a child.
+fn terminals(members: &[Held], shares: &mut [Share]) {
+    for (at, (member, share)) in members.iter().zip(shares).enumerate() {
+        let session = &member.session;
+        let Some((index, shown)) = session.terminal.filter(|_| at == 0 || session.leads) else {
+            continue;
+        };
+        let is_master = |group: &Group| group.link.ends_with("ptmx");
+        let holds = |member: &Held| {
+            let mut ends = member.groups.iter().zip(&member.objects);
+            ends.any(|(group, o)| is_master(group) && *o == Some(Object::Terminal(index)))
+        };
+        if !members.iter().any(holds) {
+            continue;
+        }
+        let shown = members.iter().find(|one| one.session.group == shown && shown > 0);
+        let others = shown.filter(|one| one.session.group != session.group);
+        let foreground = others.map_or(0, |one| one.session.inner_group);
+        share.terminal = Some(Terminal { index, foreground });
     }
 }

@@ -104,6 +104,11 @@ impl<'a> Capture<'a> {
         self.members.iter().find(other).map(|(_, inner)| *inner)
     }
 
+    /// Whether it is one of several processes of a tree.
+    fn in_tree(&self) -> bool {
+        self.mapped.is_some()
+    }
+
     /// The parent's pid in its own pid namespace.
     fn inner_pid(&self) -> Option<i32> {
         let status = mitosis_sys::procfs::Status::read(self.pid).ok()?;
@@ -272,6 +277,7 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
+    terminal::foreground(context);
     for file in told {
         notice::plan(file, context);
     }
