@@ -5,7 +5,7 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::{gift, pidfd_of, terminal::controlling};
+use crate::kinds::{epoll::Watch, gift, pidfd_of, terminal::controlling};
 use crate::net;
 use crate::scan::{duplicate, scan};
 use crate::{Group, OpenFd, StateError};
@@ -15,6 +15,8 @@ use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
+
+mod watches;
 
 /// Device and inode of a file, as `/proc/PID/maps` has them.
 pub type FileKey = (String, u64);
@@ -79,6 +81,8 @@ pub struct Share {
     pub memory_from: BTreeMap<FileKey, u32>,
     /// Shared memory that it makes, since it has it open, and only later members map.
     pub made: BTreeSet<FileKey>,
+    /// What it registers in epoll instances, by their numbers in it.
+    pub(crate) watches: BTreeMap<u32, Vec<Watch>>,
     /// Of the files without a path that it makes, the parts that any member maps: those are fetched as
     /// memory.
     pub mapped: Ranges,
@@ -230,14 +234,16 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
             group.inside = object.as_ref().is_some_and(|object| inside.contains(object));
         }
     }
-    // By whom, to whom, as which of the receiver's: it takes them in its own order.
-    let mut gifts: BTreeMap<(usize, usize, usize), u32> = BTreeMap::new();
+    let mut gifts = Gifts::new();
+    let mut made = Vec::with_capacity(descriptions.len());
     for description in &descriptions {
-        let Some(&(first, at)) = description.holders.first() else { continue };
+        let (first, at) = description.holders[0];
         let object = members[first].objects[at].as_ref();
         let maker = object.and_then(|object| makers.get(object).copied()).unwrap_or(first);
-        hand_over(members, &mut shares, &mut gifts, description, maker);
+        let number = hand_over(members, &mut shares, &mut gifts, description, maker);
+        made.push((maker, number));
     }
+    watches::divide(members, &descriptions, &made, &mut shares, &mut gifts)?;
     for ((from, to, _), fd) in gifts {
         shares[from].gifts.push(Gift { fd, to: to as u32 });
     }
@@ -328,18 +334,20 @@ fn inside(members: &[Held], descriptions: &[Description]) -> BTreeSet<Object> {
     ends.into_iter().filter(|(_, ends)| several(ends)).map(|(object, _)| object.clone()).collect()
 }
 
-/// Lets `maker` have the description, and all others that name it get it from there.
+/// What is handed over, as which number of the giver: by whom, to whom, as which of the receiver's
+/// descriptions. It takes them in its own order.
+type Gifts = BTreeMap<(usize, usize, usize), u32>;
+
+/// Lets `maker` have the description, and all others that name it get it from there. Gives its number at
+/// the maker.
 fn hand_over(
     members: &[Held],
     shares: &mut [Share],
-    gifts: &mut BTreeMap<(usize, usize, usize), u32>,
+    gifts: &mut Gifts,
     description: &Description,
     maker: usize,
-) {
+) -> u32 {
     let own = description.holders.iter().find(|(member, _)| *member == maker);
-    if own.is_some() && description.holders.len() == 1 {
-        return;
-    }
     let number = match own {
         Some(&(_, at)) => members[maker].groups[at].first(),
         None => {
@@ -356,9 +364,10 @@ fn hand_over(
     };
     for &(member, at) in description.holders.iter().filter(|(member, _)| *member != maker) {
         gifts.insert((maker, member, at), number);
-        let file = gift::file(&members[member].groups[at], maker as u32);
+        let file = gift::file(&members[member].groups[at], maker as u32, Vec::new());
         shares[member].gets.insert(at, file);
     }
+    number
 }
 
 fn free_number(groups: &[Group]) -> u32 {

@@ -49,6 +49,8 @@ pub struct Capture<'a> {
     pub members: &'a [(i32, i32)],
     /// In a tree: which parts of what it makes any member maps.
     mapped: Option<&'a tree::Ranges>,
+    /// In a tree: what it registers in the epoll instances that it makes, by their numbers.
+    watches: Option<&'a std::collections::BTreeMap<u32, Vec<epoll::Watch>>>,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     connections: OnceCell<Vec<tcp::Connection>>,
@@ -69,6 +71,7 @@ impl<'a> Capture<'a> {
             content_max,
             members: &[],
             mapped: None,
+            watches: None,
             pidfd: pidfd_of(pid)?,
             diag: OnceCell::new(),
             connections: OnceCell::new(),
@@ -216,6 +219,7 @@ pub fn capture_member(
     let mut context = Capture::new(pid, &share.groups, true, content_max)?;
     context.members = &share.members;
     context.mapped = Some(&share.mapped);
+    context.watches = Some(&share.watches);
     let one = |(at, group): (usize, &Group)| match share.gets.get(&at) {
         Some(gift) => Ok(gift.clone()),
         None => capture_one(&context, group),
@@ -268,6 +272,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
     }
+    for file in files.iter().filter(|file| file.kind == gift::KIND.number) {
+        gift::register(file, context)?;
+    }
     for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
         inotify::watch(file, context)?;
     }
@@ -277,6 +284,7 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
+    gift::close_temporary(context);
     terminal::foreground(context);
     for file in told {
         notice::plan(file, context);
@@ -286,7 +294,11 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
 
 /// The highest number that a file has in a child, or that is used in passing.
 pub fn highest_number(file: &OpenFile) -> u32 {
-    let passing = if file.kind == epoll::KIND.number { epoll::highest(file) } else { 0 };
+    let passing = match file.kind {
+        kind if kind == epoll::KIND.number => epoll::highest(file),
+        kind if kind == gift::KIND.number => gift::highest(file),
+        _ => 0,
+    };
     file.fds.iter().map(|(number, _)| *number).max().unwrap_or(0).max(passing)
 }
 
