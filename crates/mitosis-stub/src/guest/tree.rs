@@ -77,17 +77,17 @@ pub fn grow(
     if !temporary {
         add(&board.joined, 1);
     }
+    await_number(&board.joined, &board.staying, table, count, me);
     // Those of a zombie end before it does, too.
     let gone = reap_temporary(table, count, me);
     add(&board.gone, gone);
     if own.flags & TREE_ZOMBIE != 0 {
         end(&own);
     }
-    await_number(&board.joined, &board.staying);
     if temporary {
         exit(0);
     }
-    await_number(&board.gone, &board.temporary);
+    await_number(&board.gone, &board.temporary, table, count, me);
     await_zombies(table, count, me);
     if own.flags & TREE_ADOPTS != 0 {
         adopt(false);
@@ -125,14 +125,47 @@ fn add(number: &AtomicU32, more: u32) {
 }
 
 /// Waits until a number is as high as another one, which does not change. Whoever makes the tree
-/// bounds it in time.
-fn await_number(number: &AtomicU32, wanted: &AtomicU32) {
+/// bounds it in time; that a child has been killed meanwhile is seen sooner.
+fn await_number(number: &AtomicU32, wanted: &AtomicU32, table: i32, count: u32, me: u32) {
+    const A_MOMENT: [u64; 2] = [0, 50_000_000];
+    const ETIMEDOUT: i64 = -110;
     loop {
         let now = number.load(Ordering::Acquire);
         if now >= wanted.load(Ordering::Relaxed) {
             return;
         }
-        syscall!(sys::FUTEX, number.as_ptr(), FUTEX_WAIT, now, 0);
+        let moment = A_MOMENT;
+        let result = syscall!(sys::FUTEX, number.as_ptr(), FUTEX_WAIT, now, moment.as_ptr());
+        if result == ETIMEDOUT {
+            look_after(table, count, me);
+        }
+    }
+}
+
+/// Ends with any child that was to live: so does the parent, and at last the root, of which the guard
+/// tells.
+fn look_after(table: i32, count: u32, me: u32) {
+    const P_PID: u64 = 1;
+    const EXITED_NOHANG_NOWAIT: u64 = 4 | 1 | 0x0100_0000;
+    // Where `siginfo_t` has `si_pid`, in words.
+    const SI_PID: usize = 2;
+    let mut index = me + 1;
+    while index < count {
+        let entry = read(table, index);
+        if entry.heir == me && entry.flags & (TREE_ZOMBIE | TREE_TEMPORARY) == 0 {
+            let mut info = MaybeUninit::<[u64; 16]>::uninit();
+            // SAFETY: within the array; an integer.
+            let pid = unsafe { (info.as_mut_ptr() as *mut u64).add(SI_PID) };
+            // SAFETY: as above.
+            unsafe { *pid = 0 };
+            let args = (entry.pid, info.as_mut_ptr(), EXITED_NOHANG_NOWAIT);
+            let result = syscall!(sys::WAITID, P_PID, args.0, args.1, args.2, 0);
+            // SAFETY: as above; the kernel has written there or not.
+            if result == 0 && unsafe { pid.read_volatile() } as u32 != 0 {
+                exit(FAILED);
+            }
+        }
+        index += 1;
     }
 }
 

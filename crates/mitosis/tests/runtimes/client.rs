@@ -27,6 +27,9 @@ pub enum Protocol {
     Redis,
     /// nginx: the state is a text of its configuration and its counter of requests.
     Nginx,
+    /// PostgreSQL: the state is a parameter of the server and a sequence that is not logged, which is
+    /// counted in its shared memory.
+    Postgres,
 }
 
 /// An answer. Its third part, the work, has been found right.
@@ -51,6 +54,7 @@ impl Protocol {
             Self::Fn => parse(&function(node)?),
             Self::Redis => redis(node),
             Self::Nginx => nginx(node),
+            Self::Postgres => postgres(node),
         };
         answer.map_err(|error| format!("{}: {error}", node.name()))
     }
@@ -61,6 +65,11 @@ impl Protocol {
             let secret = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
             let text = exchange(connect(node)?, &format!("SET secret {secret}\r\n"), "+OK")?;
             return if text.starts_with("+OK") { Ok(()) } else { Err(text) };
+        }
+        if self == Self::Postgres {
+            query(node, "CREATE UNLOGGED SEQUENCE IF NOT EXISTS count")?;
+            // From here on nothing is written to the cluster's files.
+            query(node, "CHECKPOINT")?;
         }
         Ok(())
     }
@@ -134,6 +143,35 @@ fn redis(node: &Node) -> Result<Answer, String> {
         [count, _, secret, work, "+OK"] if work.strip_prefix(':') == Some(WORK) => {
             let count = count.trim_start_matches(':').parse();
             Ok(Answer { secret: secret.into(), count: count.map_err(|_| text.clone())? })
+        }
+        _ => Err(format!("a wrong answer: {text}")),
+    }
+}
+
+/// A statement over a connection of its own, by the protocol of PostgreSQL (version 3, "Message Formats").
+fn query(node: &Node, statement: &str) -> Result<String, String> {
+    let sized = |text: String| {
+        let len = text.len() as u32 + 4;
+        String::from_utf8(len.to_be_bytes().to_vec()).unwrap() + &text
+    };
+    let begin = sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0".to_owned());
+    let ask = sized(format!("{statement}\0"));
+    let question = format!("{begin}Q{ask}X{}", sized(String::new()));
+    let text = exchange(connect(node)?, &question, "")?;
+    // The last message before the end of the connection: ready, and in no transaction.
+    if text.ends_with("Z\0\0\0\x05I") { Ok(text) } else { Err(format!("{statement}: {text}")) }
+}
+
+fn postgres(node: &Node) -> Result<Answer, String> {
+    let text = query(
+        node,
+        "SELECT '{' || current_setting('cluster_name') || ' ' || nextval('count') || ' ' \
+         || (SELECT sum(i * i) FROM generate_series(0, 999) i) || '}'",
+    )?;
+    let answer = text.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0));
+    match answer.map(|answer| answer.split(' ').collect::<Vec<_>>()).as_deref() {
+        Some([secret, count, WORK]) => {
+            Ok(Answer { secret: (*secret).into(), count: count.parse().map_err(|_| text.clone())? })
         }
         _ => Err(format!("a wrong answer: {text}")),
     }
