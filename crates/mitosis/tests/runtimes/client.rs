@@ -86,9 +86,13 @@ fn connect(node: &Node) -> Result<Box<dyn Stream>, String> {
 }
 
 /// Sends `question` and reads until `end` has come with what follows it at once, or all of it.
-fn exchange(mut stream: Box<dyn Stream>, question: &str, end: &str) -> Result<String, String> {
+fn exchange(
+    mut stream: Box<dyn Stream>,
+    question: impl AsRef<[u8]>,
+    end: &str,
+) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("no answer: {error}");
-    stream.write_all(question.as_bytes()).map_err(failed)?;
+    stream.write_all(question.as_ref()).map_err(failed)?;
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&all);
@@ -150,13 +154,10 @@ fn redis(node: &Node) -> Result<Answer, String> {
 
 /// A statement over a connection of its own, by the protocol of PostgreSQL (version 3, "Message Formats").
 fn query(node: &Node, statement: &str) -> Result<String, String> {
-    let sized = |text: String| {
-        let len = text.len() as u32 + 4;
-        String::from_utf8(len.to_be_bytes().to_vec()).unwrap() + &text
-    };
-    let begin = sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0".to_owned());
-    let ask = sized(format!("{statement}\0"));
-    let question = format!("{begin}Q{ask}X{}", sized(String::new()));
+    let sized = |text: &str| [&(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
+    let begin = sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0");
+    let question = [begin, b"Q".to_vec(), sized(&format!("{statement}\0")), b"X".to_vec(), sized("")];
+    let question = question.concat();
     let text = exchange(connect(node)?, &question, "")?;
     // The last message before the end of the connection: ready, and in no transaction.
     if text.ends_with("Z\0\0\0\x05I") { Ok(text) } else { Err(format!("{statement}: {text}")) }
