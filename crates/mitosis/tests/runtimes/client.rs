@@ -54,9 +54,26 @@ impl Protocol {
             Self::Fn => parse(&function(node)?),
             Self::Redis => redis(node),
             Self::Nginx => nginx(node),
-            Self::Postgres => postgres(node),
+            Self::Postgres => query(node, ANSWER).and_then(|text| postgres(&text)),
         };
         answer.map_err(|error| format!("{}: {error}", node.name()))
+    }
+
+    /// Asks as one of the clients that do so without a pause: over one connection, where each would be a
+    /// process of the server.
+    pub fn ask_again(self, node: &Node, kept: &mut Option<Box<dyn Stream>>) -> Result<Answer, String> {
+        if self != Self::Postgres {
+            return self.ask(node);
+        }
+        if kept.is_none() {
+            let mut stream = connect(node)?;
+            stream.write_all(&greeting()).map_err(|e| e.to_string())?;
+            until_ready(&mut stream)?;
+            *kept = Some(stream);
+        }
+        let stream = kept.as_mut().ok_or("no connection")?;
+        stream.write_all(&statement(ANSWER)).map_err(|e| e.to_string())?;
+        postgres(&until_ready(stream)?)
     }
 
     /// Gives a server its state, where it has none of its own.
@@ -75,7 +92,8 @@ impl Protocol {
     }
 }
 
-trait Stream: Read + Write {}
+/// A connection.
+pub trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 fn connect(node: &Node) -> Result<Box<dyn Stream>, String> {
@@ -152,27 +170,50 @@ fn redis(node: &Node) -> Result<Answer, String> {
     }
 }
 
-/// A statement over a connection of its own, by the protocol of PostgreSQL (version 3, "Message Formats").
-fn query(node: &Node, statement: &str) -> Result<String, String> {
-    let sized = |text: &str| [&(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
-    let begin = sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0");
-    let question = [begin, b"Q".to_vec(), sized(&format!("{statement}\0")), b"X".to_vec(), sized("")];
-    let question = question.concat();
-    let text = exchange(connect(node)?, &question, "")?;
-    // The last message before the end of the connection: ready, and in no transaction.
-    if text.ends_with("Z\0\0\0\x05I") { Ok(text) } else { Err(format!("{statement}: {text}")) }
+/// What PostgreSQL is asked.
+const ANSWER: &str = "SELECT '{' || current_setting('cluster_name') || ' ' || nextval('count') || ' ' \
+                      || (SELECT sum(i * i) FROM generate_series(0, 999) i) || '}'";
+
+/// The last message of an answer of it: ready, and in no transaction.
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+/// A body with its length ("Message Formats", version 3).
+fn sized(text: &str) -> Vec<u8> {
+    [&(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat()
 }
 
-fn postgres(node: &Node) -> Result<Answer, String> {
-    let text = query(
-        node,
-        "SELECT '{' || current_setting('cluster_name') || ' ' || nextval('count') || ' ' \
-         || (SELECT sum(i * i) FROM generate_series(0, 999) i) || '}'",
-    )?;
+fn greeting() -> Vec<u8> {
+    sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0")
+}
+
+fn statement(text: &str) -> Vec<u8> {
+    [b"Q".to_vec(), sized(&format!("{text}\0"))].concat()
+}
+
+fn until_ready(stream: &mut Box<dyn Stream>) -> Result<String, String> {
+    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+    while !all.ends_with(READY) {
+        match stream.read(&mut piece) {
+            Ok(0) => return Err(format!("closed: {}", String::from_utf8_lossy(&all))),
+            Ok(n) => all.extend_from_slice(&piece[..n]),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(String::from_utf8_lossy(&all).into_owned())
+}
+
+/// A statement over a connection of its own.
+fn query(node: &Node, text: &str) -> Result<String, String> {
+    let question = [greeting(), statement(text), b"X".to_vec(), sized("")].concat();
+    let said = exchange(connect(node)?, question, "")?;
+    if said.as_bytes().ends_with(READY) { Ok(said) } else { Err(format!("{text}: {said}")) }
+}
+
+fn postgres(text: &str) -> Result<Answer, String> {
     let answer = text.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0));
     match answer.map(|answer| answer.split(' ').collect::<Vec<_>>()).as_deref() {
         Some([secret, count, WORK]) => {
-            Ok(Answer { secret: (*secret).into(), count: count.parse().map_err(|_| text.clone())? })
+            Ok(Answer { secret: (*secret).into(), count: count.parse().map_err(|_| text.to_owned())? })
         }
         _ => Err(format!("a wrong answer: {text}")),
     }

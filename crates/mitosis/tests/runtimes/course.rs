@@ -90,8 +90,9 @@ fn stage(
     let done = AtomicU64::new(0);
     let node = lab.node(0);
     let client = || -> Result<(), String> {
+        let mut kept = None;
         while !stop.load(Ordering::Relaxed) {
-            protocol.ask(node).map_err(|e| format!("a client of the parent: {e}"))?;
+            protocol.ask_again(node, &mut kept).map_err(|e| format!("a client of the parent: {e}"))?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
