@@ -210,7 +210,8 @@ fn query(node: &Node, text: &str) -> Result<String, String> {
 }
 
 fn postgres(text: &str) -> Result<Answer, String> {
-    let answer = text.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0));
+    // What comes before may be any bytes: a key by which a query is cancelled.
+    let answer = text.rsplit_once('}').and_then(|(all, _)| Some(all.rsplit_once('{')?.1));
     match answer.map(|answer| answer.split(' ').collect::<Vec<_>>()).as_deref() {
         Some([secret, count, WORK]) => {
             Ok(Answer { secret: (*secret).into(), count: count.parse().map_err(|_| text.to_owned())? })
