@@ -134,7 +134,14 @@ fn kinds() {
         ("epoll", vec![4, 0, 5, 1, 0, 1, 5, 0]),
         // An epoll instance that member 1 of a tree makes, in which this one registers an eventfd.
         ("gift", vec![40, 0, 6, 1, 1, 1, 1, 5, 1, 3, 0, 2, 7, 1]),
-        ("terminal", [[35, 2, 11, 3, 1, 0, 5, 16, 0, 0, 0, 0, 0, 0], [35, 2, 11, 3, 0, 0, 5, 16, 0, 0, 0, 0, 0, 1]].concat()),
+        (
+            "terminal",
+            [
+                [35, 2, 11, 3, 1, 0, 5, 16, 0, 0, 0, 0, 0, 0],
+                [35, 2, 11, 3, 0, 0, 5, 16, 0, 0, 0, 0, 0, 1],
+            ]
+            .concat(),
+        ),
         ("listener", vec![5, 0, 17, 9, 0, 127, 0, 0, 1, 144, 63, 1, 128, 32, 0, 1, 0, 0, 0, 0]),
         (
             "pipe",

@@ -6,7 +6,8 @@
 //! so this works for shadows of an earlier daemon too, if that was of the same version.
 
 use crate::CaptureError;
-use crate::inject::{DATA_BYTES, start};
+use crate::inject::start;
+use crate::region::DATA_BYTES;
 use mitosis_stub::abi::{Calls, ENTRY_CALLS, calls_stage};
 use mitosis_sys::SysError;
 use mitosis_sys::ptrace::{Metronome, Running};

@@ -1,7 +1,7 @@
 //! Everything that can be read from the shadow while the parent already runs again.
 
-use crate::inject::Injected;
 use crate::refuse::Facts;
+use crate::region::Injected;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};

@@ -19,6 +19,7 @@ mod limits;
 mod memory;
 mod rare;
 mod refuse;
+mod region;
 mod serve;
 mod shadow;
 mod shared;
@@ -347,7 +348,7 @@ fn freeze(
     clock: &mut Clock,
 ) -> Result<Frozen, CaptureError> {
     place.with_parent();
-    let mut process = stop::stop(planted.pid, deadline)?;
+    let mut process = stop::stop(planted.pid, planted.gadget.vdso, deadline)?;
     looks.reach(planted.pid, Point::Stopped)?;
     clock.lap(Phase::Stop);
     let stood_at = Clocks::now();

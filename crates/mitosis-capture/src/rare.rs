@@ -1,8 +1,8 @@
 //! What few processes have: guard regions, memory policies, protection keys, values of prctl(2).
 
 use crate::CaptureError;
-use crate::inject::Injected;
 use crate::memory::Memory;
+use crate::region::Injected;
 use crate::stop::Taken;
 use mitosis_descriptor::{MemoryPolicy, ProcessValues, Rare, ThreadValues};
 use mitosis_stub::abi::CaptureThread;

@@ -8,8 +8,8 @@
 use crate::CaptureError;
 use crate::gadget::check;
 use mitosis_descriptor::{OpenObject, SharedObject};
-use mitosis_state::tree::{FileKey, mapping_key};
 pub(crate) use mitosis_state::tree::SYSV;
+use mitosis_state::tree::{FileKey, mapping_key};
 use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
 use mitosis_sys::SysError;
 use mitosis_sys::procfs::{self, Mapping};

@@ -6,8 +6,8 @@ use mitosis_descriptor::{
     Backing, Descriptor, Gift, Kin, OpenObject, PageIndex, PageRun, Session, Vpn, Zombie, births,
 };
 use mitosis_state::tree::FileKey;
+use mitosis_sys::kcmp;
 use mitosis_sys::procfs::Status;
-use mitosis_sys::ptrace;
 use std::collections::HashSet;
 
 /// Index among those that live of a place; one that lives.
@@ -66,7 +66,7 @@ fn apart(members: &[Member]) -> Result<(), CaptureError> {
         if depth(member.pid) != depth(root.pid) && depth(member.pid) != 0 && depth(root.pid) != 0 {
             return Err(refused("is in another pid namespace than the root of its tree".into()));
         }
-        if ptrace::shares_memory_or_files(parent.pid, member.pid).unwrap_or(false) {
+        if kcmp::shares_memory_or_files(parent.pid, member.pid).unwrap_or(false) {
             let why = format!("shares its memory or its table of open files with {}", parent.pid);
             return Err(refused(why));
         }

@@ -1,8 +1,8 @@
 //! Threads that stand in the vdso when they are stopped.
 //!
 //! Its code goes with its kernel. A child on another one has that code's functions, but nobody can
-//! go on in the middle of them there; so the thread is led out, an instruction at a time, while all
-//! others stand still.
+//! go on in the middle of them there. Most come out by themselves when they are let go on for a moment
+//! (see `stop.rs`); what is left is led out, an instruction at a time, while all others stand still.
 
 use crate::CaptureError;
 use crate::stop::StoppedProcess;

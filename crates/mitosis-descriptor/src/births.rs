@@ -132,9 +132,8 @@ impl<'a> Family<'a> {
             }
             Some(leader) if self.kin[leader].zombie => Ok(leader),
             Some(leader) => {
-                let same = |one: &Birth| {
-                    one.kin.is_none() && one.parent == leader && !one.leads_group
-                };
+                let same =
+                    |one: &Birth| one.kin.is_none() && one.parent == leader && !one.leads_group;
                 let there = self.born.iter().position(same);
                 Ok(there.unwrap_or_else(|| {
                     let pid = self.spare();
@@ -309,7 +308,8 @@ mod tests {
     #[test]
     fn what_cannot_be_made_is_refused() {
         // Between the leader and who has adopted is another one that adopts.
-        let two = [kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(9, 1, 9, 9), kin(10, 0, 9, 9), kin(11, 1, 9, 9)];
+        let two =
+            [kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(9, 1, 9, 9), kin(10, 0, 9, 9), kin(11, 1, 9, 9)];
         assert!(births(&two).is_err());
         // The leader of the group is in another one.
         let left = [kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(7, 0, 6, 5)];

@@ -29,7 +29,5 @@ pub use ipc::{Ipc, IpcObject, MessageQueue, Segment, Semaphores};
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange, PageRun, Vpn};
 pub use phase::Phase;
 pub use reference::{Reference, ReferenceError, Secret, SeedId};
-pub use tree::{
-    Gift, MEMBERS_MAX, Member, Place, Session, TERMINAL_MAX, Terminal, Tree, Zombie,
-};
+pub use tree::{Gift, MEMBERS_MAX, Member, Place, Session, TERMINAL_MAX, Terminal, Tree, Zombie};
 pub use validate::Limits;

@@ -6,7 +6,7 @@ use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::{move_away, reopen, start_ticks};
-use crate::registry::{Seed, SeedParts};
+use crate::seed::{Seed, SeedParts};
 use crate::store::SeedRecord;
 use mitosis_descriptor::{Limits, Reference, decode};
 use mitosis_pager::{ChildId, ChildState};

@@ -5,7 +5,7 @@ use crate::habits::Places;
 use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
-use crate::registry::{Seed, SeedParts};
+use crate::seed::{Seed, SeedParts};
 use crate::store::SeedRecord;
 use crate::{millis, spool};
 use mitosis_capture::{CaptureError, Captured, Inherited, InheritedPages, Member, Options, Seeded};

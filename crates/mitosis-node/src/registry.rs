@@ -1,416 +1,23 @@
-//! The seeds of this node: who may fork them, who reads them, when they end.
+//! All seeds of this node, and who may fork and read them.
 
 use crate::error::NodeError;
-use crate::habits::{Habits, Places};
-use crate::memory::{Memory, Place};
-use crate::rdma::OfSeed;
-use crate::trail::{BEGINNING, Room, Trail};
-use crate::working_set::Part;
-use mitosis_descriptor::{Secret, SeedId, Vpn};
-use mitosis_proto::{Bound, SeedRow};
-use mitosis_transport::rdma::{Export, Exporter};
-use mitosis_transport::wire::WORKING_SET_FIRST;
-
-use mitosis_transport::{Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
+use crate::habits::Habits;
+use crate::memory::Place;
+use crate::reader::Reader;
+use crate::seed::{Seed, Step};
+use crate::trail::Room;
+use mitosis_descriptor::{Secret, SeedId};
+use mitosis_proto::SeedRow;
+use mitosis_transport::rdma::Exporter;
+use mitosis_transport::{Lease, OpenSeed, Refused, SeedService, SeedState};
 use std::collections::HashMap;
-use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-/// How long an expired seed serves pages at most.
-const EXPIRING_MAX: Duration = Duration::from_secs(60);
-/// How long it serves at least: a child started in time may be about to connect.
-const EXPIRING_MIN: Duration = Duration::from_secs(2);
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
-/// How long another node may start children without asking again: what `seed rm` may have to wait.
-const LEASE: Duration = Duration::from_millis(500);
 /// Most seeds of a node.
 pub(crate) const SEEDS_MAX: usize = 4096;
-
-/// What can change about a seed.
-#[derive(Clone, Debug)]
-struct Life {
-    state: SeedState,
-    reason: Option<String>,
-    bound: Bound,
-    expired_at: Option<SystemTime>,
-    idle_since: Option<SystemTime>,
-    /// When the last lease is over.
-    leased: Option<Instant>,
-}
-
-/// A seed of this node.
-#[derive(Debug)]
-pub(crate) struct Seed {
-    /// Public id.
-    pub id: SeedId,
-    /// The capability.
-    pub secret: Secret,
-    /// Name given by the caller.
-    pub name: Option<String>,
-    /// Pid of the parent, as the host sees it.
-    pub parent_pid: i32,
-    /// When it was made.
-    pub created: SystemTime,
-    /// When it expires.
-    pub expires: Option<SystemTime>,
-    /// The encoded descriptor, with this seed as owner 0.
-    pub descriptor: Arc<[u8]>,
-    /// Pages that hold data.
-    pub pages_total: u64,
-    /// Its own pages, and those of its mapped files.
-    pub memory: Memory,
-    /// Of a process of a tree that is not its root: the root's seed.
-    pub tree: Option<SeedId>,
-    /// The child of this node whose namespace it lives in, when the parent is one.
-    pub home: Option<u64>,
-    life: Mutex<Life>,
-    readers: AtomicU64,
-    forks: AtomicU64,
-    /// Where in such processes which page is.
-    places: Places,
-    /// What its children will need, as far as anybody has shown.
-    trail: Mutex<Trail>,
-    /// The beginning of that in files: what the first child on a node waits for, and all of it.
-    images: Mutex<Images>,
-}
-
-/// Beginnings of a trail, each with its pages in a file in memory.
-#[derive(Debug, Default)]
-struct Images {
-    first: Option<Arc<Part>>,
-    whole: Option<Arc<Part>>,
-}
-
-impl Images {
-    fn pages(&self) -> usize {
-        [&self.first, &self.whole].into_iter().flatten().map(|part| part.pages.len()).sum()
-    }
-}
-
-/// The unchanging part of a seed.
-pub(crate) struct SeedParts {
-    pub id: SeedId,
-    pub secret: Secret,
-    pub name: Option<String>,
-    pub parent_pid: i32,
-    pub created: SystemTime,
-    pub expires: Option<SystemTime>,
-    pub descriptor: Arc<[u8]>,
-    pub pages_total: u64,
-    pub memory: Memory,
-    pub tree: Option<SeedId>,
-    pub home: Option<u64>,
-    pub bound: Bound,
-    pub places: Places,
-}
-
-impl Seed {
-    /// A seed that can be forked.
-    pub fn new(parts: SeedParts) -> Seed {
-        let life = Life {
-            state: SeedState::Alive,
-            reason: None,
-            bound: parts.bound,
-            expired_at: None,
-            idle_since: None,
-            leased: None,
-        };
-        Seed {
-            id: parts.id,
-            secret: parts.secret,
-            name: parts.name,
-            parent_pid: parts.parent_pid,
-            created: parts.created,
-            expires: parts.expires,
-            descriptor: parts.descriptor,
-            pages_total: parts.pages_total,
-            memory: parts.memory,
-            tree: parts.tree,
-            home: parts.home,
-            life: Mutex::new(life),
-            readers: AtomicU64::new(0),
-            forks: AtomicU64::new(0),
-            places: parts.places,
-            trail: Mutex::new(Trail::new()),
-            images: Mutex::default(),
-        }
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Its state now. A seed past its time counts as expiring even before anybody has noted it.
-    pub fn state(&self) -> SeedState {
-        match self.life().state {
-            SeedState::Alive if self.expires.is_some_and(|end| end <= SystemTime::now()) => {
-                SeedState::Expiring
-            }
-            state => state,
-        }
-    }
-
-    /// Sets where the seed stands with regard to the parent's pid namespace.
-    pub fn set_bound(&self, bound: Bound) {
-        self.life().bound = bound;
-    }
-
-    /// Where it stands.
-    pub fn bound(&self) -> Bound {
-        self.life().bound
-    }
-
-    /// Ends its life in `state`; its pages are nowhere from now on. Returns where they were.
-    pub fn end(&self, state: SeedState, reason: &str) -> Place {
-        {
-            let mut life = self.life();
-            life.state = state;
-            life.reason = Some(reason.to_owned());
-        }
-        *self.images() = Images::default();
-        self.memory.replace(Place::Gone(reason.to_owned()))
-    }
-
-    /// Lets another node start children without asking, for [`LEASE`], not beyond its own time.
-    ///
-    /// # Errors
-    /// It is not alive any more.
-    fn lease(&self) -> Result<Lease, Refused> {
-        let working_set = self.trail_pages() as u32;
-        let mut life = self.life();
-        if life.state != SeedState::Alive {
-            return Err(Refused);
-        }
-        let left = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
-        let time = self.expires.map_or(LEASE, |end| left(end).min(LEASE));
-        life.leased = Some(Instant::now() + time);
-        Ok(Lease { time, working_set })
-    }
-
-    /// When the last lease of a seed that has ended is over.
-    pub fn leased(&self) -> Option<Instant> {
-        self.life().leased
-    }
-
-    /// An earlier daemon may have given leases.
-    pub fn adopted(&self) {
-        self.life().leased = Some(Instant::now() + LEASE);
-    }
-
-    fn known(&self) -> MutexGuard<'_, Trail> {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn trail_pages(&self) -> usize {
-        self.known().pages().len()
-    }
-
-    /// What its children will need, in the order in which it became known.
-    fn trail(&self) -> Vec<u64> {
-        let mut trail = self.known();
-        trail.look(&self.memory);
-        trail.pages().to_vec()
-    }
-
-    /// The part of the working set that a node wants, ascending.
-    pub fn working_set(&self, want: Want) -> Vec<u64> {
-        want.part(self.trail())
-    }
-
-    fn images(&self) -> MutexGuard<'_, Images> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first pages of the working set in a file in memory, at most `most` of them, if there is
-    /// such a file.
-    pub fn image(&self, most: usize) -> Option<Arc<Part>> {
-        // Of a long working set only the beginning is in a file.
-        if most > BEGINNING && self.trail_pages() > BEGINNING {
-            return None;
-        }
-        let images = self.images();
-        let fits = |part: &&Arc<Part>| part.pages.len() <= most;
-        let first = || images.first.as_ref().filter(|_| most <= WORKING_SET_FIRST);
-        images.whole.as_ref().filter(fits).or_else(|| first().filter(fits)).cloned()
-    }
-
-    /// Makes these files, or larger ones, as far as `room` pages are enough: the beginning that the
-    /// parent's writes or other seeds of its program suggest, and all that children have told. The
-    /// seed's memory never changes, so the files stay right as long as the seed lives.
-    ///
-    /// # Errors
-    /// No memory, or the seed has ended.
-    pub fn make_images(&self, room: usize) -> Result<(), NodeError> {
-        let have = |part: &Option<Arc<Part>>| part.as_ref().map_or(0, |part| part.pages.len());
-        let (have_first, have_whole) = {
-            let images = self.images();
-            (have(&images.first), have(&images.whole))
-        };
-        let (first, whole) = {
-            let mut trail = self.known();
-            // Now, so that the next fork need not.
-            trail.look(&self.memory);
-            // Mostly nothing: this is looked at four times a second, for each seed.
-            let more = |pages: &[u64], have: usize| {
-                let wanted = pages.len() > have && pages.len() - have <= room;
-                wanted.then(|| pages.to_vec())
-            };
-            let (first, whole) = (trail.pages(), trail.beginning());
-            let first = first.get(..WORKING_SET_FIRST).unwrap_or(first);
-            let whole = more(whole, have_whole).filter(|_| trail.told());
-            (more(first, have_first), whole)
-        };
-        let make = |pages: Option<Vec<u64>>| {
-            let made = pages.map(|mut pages| {
-                pages.sort_unstable();
-                Part::read(self, pages).map(Arc::new)
-            });
-            made.transpose()
-        };
-        let (first, whole) = (make(first)?, make(whole)?);
-        let mut images = self.images();
-        // A seed that has ended meanwhile keeps nothing.
-        if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
-            images.first = first.or(images.first.take());
-            images.whole = whole.or(images.whole.take());
-        }
-        Ok(())
-    }
-
-    /// Number of open readers.
-    pub fn readers(&self) -> u64 {
-        self.readers.load(Ordering::Acquire)
-    }
-
-    /// What becomes of it at `now`, given whether a child of this very node still needs it.
-    fn advance(&self, now: SystemTime, needed_here: bool) -> Step {
-        let Some(expires) = self.expires.filter(|end| *end <= now) else { return Step::Nothing };
-        let mut life = self.life();
-        if life.state == SeedState::Lost {
-            return Step::End;
-        }
-        if life.expired_at.is_none() {
-            life.expired_at = Some(now);
-            life.state = SeedState::Expiring;
-            return Step::Announce;
-        }
-        if needed_here || self.readers() > 0 {
-            life.idle_since = None;
-        } else {
-            life.idle_since.get_or_insert(now);
-        }
-        let over = now.duration_since(expires).unwrap_or_default();
-        let idle = life.idle_since.map(|since| now.duration_since(since).unwrap_or_default());
-        let unused = idle.is_some_and(|idle| idle >= EXPIRING_MIN / 2) && over >= EXPIRING_MIN;
-        if unused || over >= EXPIRING_MAX { Step::End } else { Step::Nothing }
-    }
-
-    /// Its row in `seed ls`.
-    pub fn row(&self) -> SeedRow {
-        let state = match self.state() {
-            SeedState::Alive => mitosis_proto::SeedState::Alive,
-            SeedState::Expiring => mitosis_proto::SeedState::Expiring,
-            SeedState::Lost | SeedState::Revoked => mitosis_proto::SeedState::Lost,
-        };
-        let now = SystemTime::now();
-        let ms = |time: Duration| time.as_millis() as u64;
-        let (reason, bound) = {
-            let life = self.life();
-            (life.reason.clone(), life.bound)
-        };
-        SeedRow {
-            seed: self.id.to_string(),
-            name: self.name.clone(),
-            state,
-            reason,
-            bound,
-            parent_pid: self.parent_pid,
-            shadow_pid: match self.memory.place() {
-                Place::Shadow(shadow) => Some(shadow.pid),
-                _ => None,
-            },
-            age_ms: ms(now.duration_since(self.created).unwrap_or_default()),
-            ttl_left_ms: self.expires.map(|end| ms(end.duration_since(now).unwrap_or_default())),
-            pages_total: self.pages_total,
-            pages_owned: self.memory.pages_owned(),
-            descriptor_bytes: self.descriptor.len() as u64,
-            readers: self.readers(),
-            forks: self.forks.load(Ordering::Relaxed),
-            pages_rdma: 0,
-            pages_rdma_shadow: 0,
-            rdma_registrations: 0,
-            rdma_copied_bytes: 0,
-            rdma_register_us: 0,
-            rdma_note: None,
-            working_set: self.trail_pages() as u64,
-        }
-    }
-}
-
-/// What time does to a seed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Step {
-    /// Nothing.
-    Nothing,
-    /// Its time is over: tell those who depend on it.
-    Announce,
-    /// Nobody depends on it any more, or not for too long.
-    End,
-}
-
-/// A seed opened by one connection.
-struct Reader(Arc<Seed>, Result<Arc<Exporter>, String>, Arc<Habits>, Arc<Room>);
-
-impl OpenSeed for Reader {
-    fn read(&self, source: Vpn, count: u32, out: &mut [u8]) -> Result<(), ReadError> {
-        if self.0.life().state == SeedState::Revoked {
-            return Err(ReadError::Revoked);
-        }
-        self.0.memory.read(source, count, out)
-    }
-    fn learn(&self, pages: &[u64]) {
-        // Whoever tells of others would spoil every fork that follows.
-        let pages: Vec<u64> =
-            pages.iter().copied().filter(|page| self.0.memory.owns(*page)).collect();
-        let known = {
-            let mut trail = self.0.known();
-            let before = trail.beginning().len();
-            trail.learn(&pages, &self.3);
-            let known = trail.beginning();
-            (known.len() > before).then(|| known.to_vec())
-        };
-        if let Some(known) = known {
-            self.2.learn(&self.0.places, &known);
-        }
-    }
-    fn trail(&self) -> Vec<u64> {
-        self.0.trail()
-    }
-    fn told(&self) -> bool {
-        self.0.known().told()
-    }
-    fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
-        self.0.image(most).map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
-    }
-    fn rdma(&self) -> Result<Arc<Export>, String> {
-        let exporter = self.1.as_ref().map_err(String::clone)?;
-        let (owned, learned) = (self.0.memory.owned(), self.0.trail());
-        let memory = Arc::new(OfSeed(Arc::clone(&self.0)));
-        exporter.export(self.0.id, owned, &learned, memory).map_err(|e| e.to_string())
-    }
-    fn state(&self) -> SeedState {
-        self.0.state()
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 /// All seeds of a node.
 #[derive(Default)]
@@ -518,7 +125,7 @@ impl Registry {
         {
             return Err(Refused);
         }
-        seed.forks.fetch_add(1, Ordering::Relaxed);
+        seed.forked();
         Ok(seed)
     }
 
@@ -580,16 +187,21 @@ impl SeedService for Registry {
     fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused> {
         // A lost seed opens, so that its reader learns what happened; it reads nothing.
         let seed = self.find(seed, secret)?;
-        seed.readers.fetch_add(1, Ordering::AcqRel);
         let (habits, room) = (Arc::clone(&self.habits), Arc::clone(&self.room));
-        Ok(Arc::new(Reader(seed, Registry::rdma(self), habits, room)))
+        Ok(Arc::new(Reader::new(seed, Registry::rdma(self), habits, room)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mitosis_descriptor::PAGE_SIZE;
+    use crate::habits::Places;
+    use crate::memory::Memory;
+    use crate::seed::SeedParts;
+    use mitosis_descriptor::{PAGE_SIZE, Vpn};
+    use mitosis_proto::Bound;
+    use mitosis_transport::ReadError;
+    use std::time::Duration;
 
     fn seed(number: u8, ttl: Option<Duration>) -> Arc<Seed> {
         let created = SystemTime::now();

@@ -4,7 +4,7 @@
 use crate::error::NodeError;
 use crate::recipe::Recipe;
 use mitosis_descriptor::{Phase, TERMINAL_MAX};
-use mitosis_state::Provided;
+use mitosis_restore::Provided;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use crate::children::End;
 use crate::memory::Place;
 use crate::node::Node;
 use crate::pager::{Pager, events};
-use crate::registry::Step;
+use crate::seed::Step;
 use mitosis_pager::{ChildId, ChildState, Event, PagerEvents};
 use mitosis_transport::SeedState;
 use std::sync::Arc;
@@ -156,7 +156,7 @@ fn expiry(node: &Node) {
     let stats = node.pager.now().and_then(|pager| pager.client.stats().ok()).unwrap_or_default();
     let running = stats.iter().filter(|one| one.state == ChildState::Running);
     let owners: Vec<&String> = running.flat_map(|one| &one.owners).collect();
-    let needed = |seed: &crate::registry::Seed| {
+    let needed = |seed: &crate::seed::Seed| {
         let id = seed.id.to_string();
         owners.iter().any(|owner| owner.ends_with(&id))
     };

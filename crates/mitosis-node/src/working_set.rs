@@ -6,7 +6,7 @@
 //! node finds them without asking anybody but for the right to be.
 
 use crate::error::NodeError;
-use crate::registry::Seed;
+use crate::seed::Seed;
 use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
 use mitosis_transport::wire::{WORKING_SET_FIRST, WORKING_SET_MAX};
 use mitosis_transport::{ControlClient, Incoming, Want};

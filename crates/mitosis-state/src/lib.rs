@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod files;
 pub mod kinds;
+mod look;
 pub mod net;
 pub mod options;
 mod prescan;

@@ -5,12 +5,13 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::{epoll::Watch, gift, pidfd_of, terminal::controlling};
+use crate::kinds::{epoll::Watch, gift, terminal::controlling};
+use crate::look::pidfd_of;
 use crate::net;
-use crate::scan::{duplicate, scan};
+use crate::scan::{duplicate, place, scan};
 use crate::{Group, OpenFd, StateError};
 use mitosis_descriptor::{Gift, OpenFile, Terminal};
-use mitosis_sys::{procfs, ptrace};
+use mitosis_sys::{kcmp, procfs};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -258,26 +259,17 @@ fn descriptions(members: &[Held]) -> Result<Vec<Description>, (i32, StateError)>
     let mut by_link: HashMap<&str, Vec<usize>> = HashMap::new();
     for (number, member) in members.iter().enumerate() {
         for (at, group) in member.groups.iter().enumerate() {
-            let candidates = by_link.entry(&group.link).or_default();
-            let mut found = None;
-            for &candidate in candidates.iter() {
-                let (other, theirs) = all[candidate].holders[0];
-                let theirs = &members[other].groups[theirs];
-                // Cheap to know, and never true of one description.
-                if other == number || theirs.flags != group.flags || theirs.pos != group.pos {
-                    continue;
-                }
-                let (a, b) = ((members[other].pid, theirs.first()), (member.pid, group.first()));
-                let fail = |source| (member.pid, StateError::Sys { fd: group.first(), source });
-                if ptrace::same_file_of(a, b).map_err(fail)? {
-                    found = Some(candidate);
-                    break;
-                }
-            }
-            match found {
-                Some(candidate) => all[candidate].holders.push((number, at)),
-                None => {
-                    candidates.push(all.len());
+            let alike = by_link.entry(&group.link).or_default();
+            let order = |description: usize| {
+                let (other, theirs) = all[description].holders[0];
+                let theirs = members[other].groups[theirs].first();
+                kcmp::order((members[other].pid, theirs), (member.pid, group.first()))
+            };
+            let fail = |source| (member.pid, StateError::Sys { fd: group.first(), source });
+            match place(alike, order).map_err(fail)? {
+                Ok(found) => all[alike[found]].holders.push((number, at)),
+                Err(place) => {
+                    alike.insert(place, all.len());
                     all.push(Description { holders: vec![(number, at)] });
                 }
             }

@@ -8,6 +8,7 @@ pub mod cpu;
 mod error;
 pub mod floors;
 pub mod ipc;
+pub mod kcmp;
 pub mod kernel;
 pub mod mqueue;
 pub mod openfile;

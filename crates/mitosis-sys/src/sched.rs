@@ -130,21 +130,33 @@ impl Patience {
     /// From now on.
     #[must_use]
     pub fn begin() -> Patience {
-        set_policy(libc::SCHED_BATCH);
+        set_policy(libc::SCHED_BATCH, 0);
         Patience { of_this_thread: std::marker::PhantomData }
     }
 }
 
 impl Drop for Patience {
     fn drop(&mut self) {
-        set_policy(libc::SCHED_OTHER);
+        as_others();
     }
 }
 
-fn set_policy(policy: i32) {
-    let parameters = libc::sched_param { sched_priority: 0 };
+/// Puts the calling thread before all that are not of real-time (`SCHED_FIFO`, sched(7)): when it
+/// wakes, or comes to another CPU, it runs at once, and not at the end of somebody's slice. Gives
+/// whether that is allowed (CAP_SYS_NICE; with groups of real-time, a share of it).
+pub fn before_others() -> bool {
+    set_policy(libc::SCHED_FIFO, 1)
+}
+
+/// Ends [`before_others`].
+pub fn as_others() {
+    set_policy(libc::SCHED_OTHER, 0);
+}
+
+fn set_policy(policy: i32, priority: i32) -> bool {
+    let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: reads `parameters`; 0 is the calling thread.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) == 0 }
 }
 
 /// CPUs of this machine that are online.

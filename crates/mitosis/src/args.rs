@@ -1,10 +1,18 @@
 //! The command line. Help, completions and man pages all come from these definitions.
 
+mod fork;
+mod node;
+mod values;
+
+pub use fork::{Fork, Transport};
+pub use node::{Node, NodeRun};
+pub use values::duration;
+
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use values::signal;
 
 /// Remote fork: a running process continues on another node.
 #[derive(Parser, Debug)]
@@ -124,96 +132,6 @@ pub struct Check {
     pub output: Output,
 }
 
-/// `node`.
-#[derive(Subcommand, Debug)]
-pub enum Node {
-    /// Run the daemon of one node in the foreground
-    Run(Box<NodeRun>),
-    /// End all children and seeds of a node, its pager and its daemon
-    Stop {
-        #[command(flatten)]
-        socket: Socket,
-    },
-}
-
-/// `node run`. Everything can also stand in the file of `--config`, as `flag = value` lines.
-#[derive(Args, Debug, Default)]
-pub struct NodeRun {
-    /// Name of the node
-    #[arg(long, env = "MITOSIS_NODE_NAME")]
-    pub name: Option<String>,
-    /// Where to serve pages to other nodes
-    #[arg(long, value_name = "ADDR:PORT", env = "MITOSIS_NODE_LISTEN")]
-    pub listen: Option<SocketAddr>,
-    /// Address that references name, where other nodes find this one [default: --listen]
-    #[arg(long, value_name = "HOST:PORT", env = "MITOSIS_NODE_ADVERTISE")]
-    pub advertise: Option<String>,
-    /// A node whose seeds are forked here; a connection to it stands before it is needed. Several times, or
-    /// with commas
-    #[arg(
-        long = "peer",
-        value_name = "HOST:PORT",
-        env = "MITOSIS_NODE_PEERS",
-        value_delimiter = ','
-    )]
-    pub peers: Vec<String>,
-    /// Control socket [default: /run/mitosis/NAME.sock]
-    #[arg(long, value_name = "PATH", env = "MITOSIS_SOCKET")]
-    pub socket: Option<PathBuf>,
-    /// State: seeds and logs [default: /var/lib/mitosis/NAME]
-    #[arg(long, value_name = "DIR", env = "MITOSIS_NODE_STATE_DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// File with settings; flags and environment win over it
-    #[arg(long, value_name = "FILE", env = "MITOSIS_NODE_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Longest time a touched page may be missing before the child is killed [default: 5s]
-    #[arg(long, value_name = "TIME", env = "MITOSIS_NODE_PAGE_TIMEOUT", value_parser = duration)]
-    pub page_timeout: Option<Duration>,
-    /// How long children outlive their daemon [default: 60s]
-    #[arg(long, value_name = "TIME", env = "MITOSIS_NODE_LINGER", value_parser = duration)]
-    pub linger: Option<Duration>,
-    /// Longest time the threads of a parent may take to stop [default: 2s]
-    #[arg(long, value_name = "TIME", env = "MITOSIS_NODE_STOP_TIMEOUT", value_parser = duration)]
-    pub stop_timeout: Option<Duration>,
-    /// MiB of memory that must be available for another child; with less than twice that there are no
-    /// templates [default: 1/32 of the memory]
-    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_MEMORY_MIN_MIB")]
-    pub memory_min_mib: Option<u64>,
-    /// Most children at a time [default: any number]
-    #[arg(long, value_name = "N", env = "MITOSIS_NODE_CHILDREN_MAX",
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub children_max: Option<u64>,
-    /// MiB of memory that each child may use, in a control group of its own [default: any]
-    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_CHILD_MEMORY_MIB",
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub child_memory_mib: Option<u64>,
-    /// Processes and threads that each child may have, its guard included [default: any]
-    #[arg(long, value_name = "N", env = "MITOSIS_NODE_CHILD_PIDS",
-          value_parser = clap::value_parser!(u64).range(2..))]
-    pub child_pids: Option<u64>,
-    /// Guards held ready for children [default: 4]
-    #[arg(long, value_name = "N", env = "MITOSIS_NODE_POOL")]
-    pub pool: Option<usize>,
-    /// How children get their pages unless their fork says otherwise; tcp forbids RDMA to and from
-    /// this node [default: auto]
-    #[arg(long, env = "MITOSIS_NODE_TRANSPORT")]
-    pub transport: Option<Transport>,
-    /// RDMA device [default: the first with an active port]
-    #[arg(long, value_name = "NAME[:PORT[:GID]]", env = "MITOSIS_RDMA_DEVICE")]
-    pub rdma_device: Option<String>,
-    /// Most MiB pinned for other nodes' RDMA reads [default: 1024]
-    #[arg(long, value_name = "MIB", env = "MITOSIS_NODE_RDMA_LIMIT_MIB")]
-    pub rdma_limit_mib: Option<u64>,
-    /// Where pages are when other nodes read them by RDMA: copy (memory of the daemon), shadow (where
-    /// they are, even if the kernel has to copy what is shared with the parent), or auto (where they are
-    /// if that costs no copy) [default: auto]
-    #[arg(long, value_name = "WHERE", env = "MITOSIS_NODE_RDMA_MEMORY")]
-    pub rdma_memory: Option<mitosis_transport::rdma::Pinning>,
-    /// What to log: error, warn, info or debug [default: info]
-    #[arg(long, value_name = "LEVEL", env = "MITOSIS_NODE_LOG_LEVEL")]
-    pub log_level: Option<String>,
-}
-
 /// `prepare`.
 #[derive(Args, Debug)]
 pub struct Prepare {
@@ -240,93 +158,6 @@ pub struct Prepare {
     pub socket: Socket,
     #[command(flatten)]
     pub output: Output,
-}
-
-/// `fork`.
-#[derive(Args, Debug)]
-pub struct Fork {
-    /// Reference of the seed; `-` reads it from standard input, `@FILE` from a file
-    #[arg(value_name = "REF")]
-    pub reference: String,
-    /// Number of children
-    #[arg(long, env = "MITOSIS_FORK_COUNT", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub count: u32,
-    /// Do not wait: standard output and error of the children go to their logs
-    #[arg(long, env = "MITOSIS_FORK_DETACH", value_parser = FalseyValueParser::new())]
-    pub detach: bool,
-    /// Fetch the rest in the background, then need no other node
-    #[arg(long, env = "MITOSIS_FORK_INDEPENDENT", value_parser = FalseyValueParser::new())]
-    pub independent: bool,
-    /// A new pid instead of the parent's; always so for a parent that was pid 1
-    #[arg(long, env = "MITOSIS_FORK_NEW_PID", value_parser = FalseyValueParser::new())]
-    pub new_pid: bool,
-    /// Host name of the child
-    #[arg(long, value_name = "NAME", env = "MITOSIS_FORK_HOSTNAME")]
-    pub hostname: Option<String>,
-    /// Network namespace: the node's, or one of the child's own
-    #[arg(long, env = "MITOSIS_FORK_NET", default_value = "node")]
-    pub net: Net,
-    /// Fetch pages when touched, or all at once
-    #[arg(long, env = "MITOSIS_FORK_PAGING", default_value = "lazy")]
-    pub paging: Paging,
-    /// How the child is made
-    #[arg(long, env = "MITOSIS_FORK_VIA", default_value = "auto")]
-    pub via: Via,
-    /// How pages are fetched
-    #[arg(long, env = "MITOSIS_FORK_TRANSPORT", default_value = "auto")]
-    pub transport: Transport,
-    /// What the program calls before it goes on, to draw other random numbers than its siblings
-    #[arg(long, env = "MITOSIS_FORK_HOOKS", default_value = "auto")]
-    pub hooks: Hooks,
-    #[command(flatten)]
-    pub socket: Socket,
-    #[command(flatten)]
-    pub output: Output,
-}
-
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $help:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-        pub enum $name { $(#[doc = $help] $variant),* }
-        impl From<$name> for mitosis_proto::$name {
-            fn from(value: $name) -> mitosis_proto::$name {
-                match value { $($name::$variant => mitosis_proto::$name::$variant),* }
-            }
-        }
-    };
-}
-
-choice! {
-    /// `--net`.
-    Net { Node = "The node's; children of one seed share its listening sockets", Own = "One of its own" }
-}
-choice! {
-    /// `--paging`.
-    Paging { Lazy = "When touched", Eager = "All at once" }
-}
-choice! {
-    /// `--hooks`.
-    Hooks { Auto = "All that its program and runtime have", None = "Nothing" }
-}
-choice! {
-    /// `--via`.
-    Via {
-        Auto = "The best there is",
-        Shadow = "Copy of the shadow, on the seed's own node",
-        Template = "Copy of a template on this node, made if there is none",
-        Direct = "Built from the descriptor",
-    }
-}
-choice! {
-    /// `--transport`.
-    Transport {
-        Auto = "Local for pages of this very daemon, else RDMA where both nodes have it, else TCP",
-        Rdma = "One-sided RDMA reads; an error where they cannot be had",
-        Tcp = "TCP",
-        Local = "Only pages of this very daemon",
-    }
 }
 
 /// `seed`.
@@ -449,54 +280,6 @@ pub struct Pager {
     pub rdma_device: Option<String>,
 }
 
-/// A time such as `250ms`, `90s`, `10m`, `2h` or `1d`; a bare number is seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "want a time such as 90s, 10m or 2h")?;
-    let unit_ms: u64 = match &text[digits.len()..] {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        unit => return Err(format!("unknown unit {unit:?}: want ms, s, m, h or d")),
-    };
-    match number.checked_mul(unit_ms) {
-        Some(0) => Err("the time must not be zero".into()),
-        Some(ms) if ms <= 366 * 86_400_000 => Ok(Duration::from_millis(ms)),
-        _ => Err("more than a year".into()),
-    }
-}
-
-/// A signal by number, `NAME` or `SIGNAME`.
-fn signal(text: &str) -> Result<i32, String> {
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err("want 1 to 64".into()) };
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let names = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ABRT", 6),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("TSTP", 20),
-        ("WINCH", 28),
-    ];
-    let found = names.iter().find(|(known, _)| *known == name);
-    found.map(|(_, number)| *number).ok_or_else(|| format!("unknown signal {text:?}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,23 +303,5 @@ mod tests {
             command.get_subcommands().for_each(walk);
         }
         walk(&Cli::command());
-    }
-
-    #[test]
-    fn times() {
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
-        for bad in ["", "m", "-1s", "1w", "0s", "99999999999999999999s", "400d", "1.5s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn signals() {
-        assert_eq!(signal("SIGTERM"), Ok(15));
-        assert_eq!(signal("hup"), Ok(1));
-        assert_eq!(signal("9"), Ok(9));
-        assert!(signal("0").is_err() && signal("65").is_err() && signal("NOPE").is_err());
     }
 }

@@ -221,8 +221,13 @@ pub fn family() -> Descriptor {
     let mut root = process_of(42, 42, 42);
     let ipc = IpcObject { id: 9, ..IpcObject::default() };
     root.rare.ipc.semaphores = vec![Semaphores { ipc, values: vec![1, 0] }];
-    root.open_files =
-        vec![OpenFile { kind: 3, flags: 2, fds: vec![(5, false)], body: vec![0, 0], signals: None }];
+    root.open_files = vec![OpenFile {
+        kind: 3,
+        flags: 2,
+        fds: vec![(5, false)],
+        body: vec![0, 0],
+        signals: None,
+    }];
     root.rare.tree.place.gifts = vec![Gift { fd: 5, to: 2 }];
     root.rare.tree.place.memory_to =
         [(0, 1), (1, 1), (0, 2), (1, 2)].map(|(fd, to)| Gift { fd, to }).to_vec();

@@ -71,7 +71,7 @@ fn watched(
     let others = context.groups.iter().filter(|group| !of(group)).map(Group::first);
     for candidate in likely.chain(others) {
         let (instance, file) = ((context.pid, epoll), (context.pid, candidate));
-        if mitosis_sys::ptrace::watches_file(instance, (target, nth), file)? {
+        if mitosis_sys::kcmp::watches_file(instance, (target, nth), file)? {
             return Ok(Some(candidate));
         }
     }

@@ -6,7 +6,7 @@ use crate::program::{Detail, List};
 use crate::scan::{OpenFd, group_of};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
-use mitosis_sys::{procfs, ptrace};
+use mitosis_sys::{kcmp, procfs};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -41,7 +41,7 @@ fn one(context: &Capture<'_>, socket: &Group, fd: &OwnedFd) -> Result<Passed, St
     let link = procfs::link(us, &format!("fd/{number}")).map_err(fail)?;
     for group in context.groups.iter().filter(|group| group.link == link) {
         let there = context.place(group);
-        if ptrace::same_file_of(there, (us, number)).map_err(fail)? {
+        if kcmp::same_file_of(there, (us, number)).map_err(fail)? {
             return Ok(Passed::Open(group.first()));
         }
     }

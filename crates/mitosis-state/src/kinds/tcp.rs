@@ -5,14 +5,14 @@
 //! connection of its own with what was on it, over its loopback: at the same addresses where these
 //! can be had, else at others.
 
-use super::{Capture, Files, Kind, decode, encode, inet_socket, inode_of, unasked};
+use super::{Capture, Files, Kind, decode, encode, inode_of, unasked};
 use crate::net::{self, Address};
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::sockopt as raw;
-use rustix::net::{AddressFamily, RecvFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SocketType, ipproto, sockopt};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
@@ -51,8 +51,7 @@ pub struct Connection {
 const QUEUE_BYTES_MAX: usize = 256 << 10;
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    let (kind, protocol) = (SocketType::STREAM, rustix::net::ipproto::TCP);
-    let Some((socket, family)) = inet_socket(context, group, kind, protocol)? else {
+    let Some((socket, family)) = tcp_socket(context, group)? else {
         return Ok(None);
     };
     let what = |e| unasked(group, e);
@@ -67,11 +66,32 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         None => None,
     };
     let peer = peer.map_or_else(|| "nobody yet".into(), |peer| peer.to_string());
-    let mut options = options::changed(&socket, family, kind).map_err(what)?;
+    let mut options = options::changed(&socket, family, SocketType::STREAM).map_err(what)?;
     // Cannot be set once there is an address, and does not matter any more.
     options.retain(|option| (option.level, option.name) != options::V6ONLY);
     let v6 = family == AddressFamily::INET6;
     encode(KIND.number, &Body { v6, peer, options, own }).map(Some)
+}
+/// The group's socket and its address family, when it is one of TCP. One of Multipath TCP counts as
+/// that, which is what a child gets.
+///
+/// # Errors
+/// Refused when the socket cannot be asked.
+fn tcp_socket(
+    context: &Capture<'_>,
+    group: &Group,
+) -> Result<Option<(OwnedFd, AddressFamily)>, StateError> {
+    if inode_of(&group.link, "socket").is_none() {
+        return Ok(None);
+    }
+    let socket = context.duplicate(group)?;
+    let what = |e| unasked(group, e);
+    let family = sockopt::socket_domain(&socket).map_err(what)?;
+    let inet = family == AddressFamily::INET || family == AddressFamily::INET6;
+    let protocol = sockopt::socket_protocol(&socket).map_err(what)?;
+    let its = protocol == Some(ipproto::TCP) || protocol == Some(ipproto::MPTCP);
+    let same = sockopt::socket_type(&socket).map_err(what)? == SocketType::STREAM && its;
+    Ok((inet && same).then_some((socket, family)))
 }
 
 /// What of `struct tcp_info` (linux/tcp.h) is asked.

@@ -6,7 +6,7 @@ use super::{Description, Gifts, Held, Share, free_number};
 use crate::kinds::epoll::{self, Watch};
 use crate::kinds::gift;
 use crate::{Group, OpenFd, StateError};
-use mitosis_sys::ptrace;
+use mitosis_sys::kcmp;
 use std::collections::HashMap;
 
 /// Where a member has a description that it only borrows: its number, by member and description.
@@ -77,7 +77,7 @@ fn watched(
     for candidate in likely.into_iter().chain(others) {
         let (member, at) = descriptions[candidate].holders[0];
         let file = (members[member].pid, members[member].groups[at].first());
-        if ptrace::watches_file(instance, (target, nth), file)? {
+        if kcmp::watches_file(instance, (target, nth), file)? {
             return Ok(Some(candidate));
         }
     }

@@ -70,11 +70,12 @@ fn clocks_of_children_go_on_where_those_of_their_parents_are() {
     let second = prepare(&b, first.pid, &[]);
     let third = fork_one(&c, &second.reference, &[]);
     assert_eq!(ask(c.node(), "verify 1"), "right", "a grandchild: shifts add up");
-    let again = fork_one(&c, &seed.reference, &["--net", "own"]);
     let namespace = |pid: u32| std::fs::read_link(c.node().proc_dir(pid).join("ns/time")).unwrap();
     assert_ne!(namespace(third.pid), namespace(1));
-    let sibling = fork_one(&c, &seed.reference, &["--net", "own"]);
-    assert_eq!(namespace(again.pid), namespace(sibling.pid), "one namespace for a pair of nodes");
+    // An answer that took long leaves the difference of the clocks vague: the next may be held against
+    // a better one, and begin anew.
+    let space = || namespace(fork_one(&c, &seed.reference, &["--net", "own"]).pid);
+    until("one namespace for a pair of nodes", SOON, || (space() == space()).then_some(()));
     let fourth = prepare(&c, third.pid, &[]);
     // Back where the clocks come from.
     drop(_parent);

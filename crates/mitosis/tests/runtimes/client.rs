@@ -61,7 +61,11 @@ impl Protocol {
 
     /// Asks as one of the clients that do so without a pause: over one connection, where each would be a
     /// process of the server.
-    pub fn ask_again(self, node: &Node, kept: &mut Option<Box<dyn Stream>>) -> Result<Answer, String> {
+    pub fn ask_again(
+        self,
+        node: &Node,
+        kept: &mut Option<Box<dyn Stream>>,
+    ) -> Result<Answer, String> {
         if self != Self::Postgres {
             return self.ask(node);
         }
@@ -213,9 +217,10 @@ fn postgres(text: &str) -> Result<Answer, String> {
     // What comes before may be any bytes: a key by which a query is cancelled.
     let answer = text.rsplit_once('}').and_then(|(all, _)| Some(all.rsplit_once('{')?.1));
     match answer.map(|answer| answer.split(' ').collect::<Vec<_>>()).as_deref() {
-        Some([secret, count, WORK]) => {
-            Ok(Answer { secret: (*secret).into(), count: count.parse().map_err(|_| text.to_owned())? })
-        }
+        Some([secret, count, WORK]) => Ok(Answer {
+            secret: (*secret).into(),
+            count: count.parse().map_err(|_| text.to_owned())?,
+        }),
         _ => Err(format!("a wrong answer: {text}")),
     }
 }

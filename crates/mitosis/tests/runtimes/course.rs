@@ -92,7 +92,9 @@ fn stage(
     let client = || -> Result<(), String> {
         let mut kept = None;
         while !stop.load(Ordering::Relaxed) {
-            protocol.ask_again(node, &mut kept).map_err(|e| format!("a client of the parent: {e}"))?;
+            protocol
+                .ask_again(node, &mut kept)
+                .map_err(|e| format!("a client of the parent: {e}"))?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

@@ -1,0 +1,78 @@
+//! What few processes have. It is together, so that nearly all descriptors pay some bytes for all of it.
+
+use serde::{Deserialize, Serialize};
+
+/// What few processes have: nearly always empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Rare {
+    /// Guard regions (`MADV_GUARD_INSTALL`): first byte and one past the last. Sorted, disjoint.
+    pub guards: Vec<(u64, u64)>,
+    /// Values of prctl(2) for the process.
+    pub values: ProcessValues,
+    /// The same for its threads, in their order; empty when all are as usual.
+    pub threads: Vec<ThreadValues>,
+    /// Memory policies of ranges (`mbind(2)`). Sorted, disjoint.
+    pub policies: Vec<(u64, u64, MemoryPolicy)>,
+    /// Shared objects that are open files as well.
+    pub open_objects: Vec<OpenObject>,
+    /// Protection keys of ranges (`pkey_mprotect(2)`), 1 to 15. Sorted, disjoint. Not those that the
+    /// kernel gives to what can only be executed.
+    pub keys: Vec<(u64, u64, u8)>,
+    /// System V objects.
+    pub ipc: crate::Ipc,
+    /// Contexts of asynchronous I/O (`io_setup(2)`) in which nothing waits. Sorted, disjoint.
+    pub rings: Vec<Ring>,
+    /// The processes below it.
+    pub tree: crate::Tree,
+}
+
+/// The ring of a context of asynchronous I/O, whose address is its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ring {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Events for which it has room.
+    pub events: u32,
+}
+
+/// Values that prctl(2) keeps for a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessValues {
+    /// `PR_GET_MDWE`: bits that forbid making executable what was writable.
+    pub mdwe: u32,
+    /// `PR_GET_MEMORY_MERGE`.
+    pub merge: bool,
+    /// `ARCH_GET_XCOMP_PERM` beyond what every process has: register state asked for (AMX).
+    pub xcomp: u64,
+}
+
+/// Values that belong to a thread.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ThreadValues {
+    /// `PR_GET_TIMERSLACK`, in nanoseconds; 0 for the usual one.
+    pub slack_ns: u64,
+    /// `PR_MCE_KILL_GET`; 2 (`PR_MCE_KILL_DEFAULT`) for the usual one.
+    pub mce_kill: u8,
+    /// `set_mempolicy(2)`.
+    pub policy: MemoryPolicy,
+}
+
+/// A memory policy (set_mempolicy(2)).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*` with its flags; 0 for none.
+    pub mode: u32,
+    /// Memory nodes, one bit each.
+    pub nodes: Vec<u64>,
+}
+
+/// A shared object that descriptors name too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OpenObject {
+    /// Index into [`crate::Descriptor::shared`].
+    pub object: u32,
+    /// Device and inode it had on the parent's node: what the kinds of open file know it by.
+    pub file: (u64, u64),
+}

@@ -1,0 +1,139 @@
+//! What the capture of an open file may look at: the parent, its descriptions and, asked once and only
+//! if somebody wants to know, its connections and mappings.
+
+use crate::kinds::epoll::Watch;
+use crate::kinds::tcp;
+use crate::{Group, StateError, net, scan::duplicate, tree};
+use mitosis_sys::procfs;
+use rustix::io::Errno;
+use rustix::process::PidfdFlags;
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What a kind's capture may look at.
+pub struct Capture<'a> {
+    /// The parent, as this node sees it.
+    pub pid: i32,
+    /// All its descriptions.
+    pub groups: &'a [Group],
+    /// It stands still: what is queued may be looked at in ways that a running one could notice.
+    pub stopped: bool,
+    /// Bytes of a file without a path that are taken along.
+    pub content_max: u64,
+    /// All members of its tree: pids as this node and as they themselves see them.
+    pub members: &'a [(i32, i32)],
+    /// In a tree: which parts of what it makes any member maps.
+    pub(crate) mapped: Option<&'a tree::Ranges>,
+    /// In a tree: what it registers in the epoll instances that it makes, by their numbers.
+    pub(crate) watches: Option<&'a BTreeMap<u32, Vec<Watch>>>,
+    pidfd: OwnedFd,
+    diag: OnceCell<OwnedFd>,
+    pub(crate) connections: OnceCell<Vec<tcp::Connection>>,
+    shared: OnceCell<Vec<procfs::Mapping>>,
+}
+
+impl<'a> Capture<'a> {
+    pub(crate) fn new(
+        pid: i32,
+        groups: &'a [Group],
+        stopped: bool,
+        content_max: u64,
+    ) -> Result<Capture<'a>, StateError> {
+        Ok(Capture {
+            pid,
+            groups,
+            stopped,
+            content_max,
+            members: &[],
+            mapped: None,
+            watches: None,
+            pidfd: pidfd_of(pid)?,
+            diag: OnceCell::new(),
+            connections: OnceCell::new(),
+            shared: OnceCell::new(),
+        })
+    }
+
+    /// A duplicate of the description's lowest descriptor.
+    ///
+    /// # Errors
+    /// pidfd_getfd(2).
+    pub fn duplicate(&self, group: &Group) -> Result<OwnedFd, StateError> {
+        match group.holder {
+            None => duplicate(self.pidfd.as_fd(), group.first()),
+            Some((pid, fd)) => duplicate(pidfd_of(pid)?.as_fd(), fd),
+        }
+    }
+
+    /// The process that names the description, and its number there.
+    pub fn place(&self, group: &Group) -> (i32, u32) {
+        group.holder.unwrap_or((self.pid, group.first()))
+    }
+
+    /// `/proc/PID/fd/N` of the description.
+    pub(crate) fn path(&self, group: &Group) -> String {
+        let (pid, fd) = self.place(group);
+        format!("/proc/{pid}/fd/{fd}")
+    }
+
+    /// Pid in its own pid namespace of another member of the tree.
+    pub(crate) fn inner_pid_of(&self, pid: i32) -> Option<i32> {
+        let other = |member: &&(i32, i32)| member.0 == pid && pid != self.pid;
+        self.members.iter().find(other).map(|(_, inner)| *inner)
+    }
+
+    /// Whether it is one of several processes of a tree.
+    pub(crate) fn in_tree(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// The parent's pid in its own pid namespace.
+    pub(crate) fn inner_pid(&self) -> Option<i32> {
+        let status = procfs::Status::read(self.pid).ok()?;
+        status.numbers("NSpid", 10).last().map(|pid| *pid as i32)
+    }
+
+    /// Mappings that are shared, of a file with this device and inode: what is mapped is fetched as
+    /// memory.
+    pub(crate) fn shared_mappings(&self, device: u64, inode: u64) -> Vec<(u64, u64)> {
+        let key = tree::file_key(device, inode);
+        if let Some(mapped) = self.mapped {
+            return mapped.get(&key).cloned().unwrap_or_default();
+        }
+        let all = self.shared.get_or_init(|| {
+            let mut all = procfs::ranges(self.pid).unwrap_or_default();
+            all.retain(|mapping| mapping.perms[3] == b's');
+            all
+        });
+        let same = all.iter().filter(|mapping| tree::mapping_key(mapping) == key);
+        same.map(|mapping| (mapping.offset, mapping.offset + (mapping.end - mapping.start)))
+            .collect()
+    }
+
+    /// The unix socket at the other end of the unix socket with this inode, by its inode.
+    pub(crate) fn unix_peer(&self, inode: u64) -> Result<Option<u64>, Errno> {
+        if self.diag.get().is_none() {
+            let _ = self.diag.set(net::diag_socket(self.pid)?);
+        }
+        let diag = self.diag.get().ok_or(Errno::BADF)?;
+        match net::unix_peer(diag, inode as u32) {
+            // It says the same of a socket elsewhere and of unix sockets altogether.
+            Err(Errno::NOENT) if !net::knows_unix_peers() => Err(Errno::PROTONOSUPPORT),
+            peer => Ok(peer?.map(u64::from)),
+        }
+    }
+}
+
+/// A pidfd of a process.
+///
+/// # Errors
+/// [`StateError::Sys`].
+pub(crate) fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
+    let table = |e| StateError::Sys {
+        fd: u32::MAX,
+        source: mitosis_sys::SysError::io("pidfd_open", pid, e),
+    };
+    let process = rustix::process::Pid::from_raw(pid).ok_or_else(|| table(Errno::SRCH))?;
+    rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)
+}
