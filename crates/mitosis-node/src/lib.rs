@@ -38,6 +38,7 @@ mod seed;
 mod spool;
 mod store;
 mod template;
+mod terminals;
 mod time;
 mod trail;
 mod tree;

@@ -12,7 +12,8 @@ const CHROOT: u16 = 161;
 const UMASK: u16 = 95;
 const MPROTECT: u16 = 10;
 const CLOSE_RANGE: u16 = 436;
-/// Attached descriptors end below this distance from the base.
+/// Attached descriptors end below this distance from the base; so does what is kept, if it is no more
+/// than usual.
 const PARK_DISTANCE: u32 = 300;
 /// What is attached to a template's child besides what its open files ask for.
 const ATTACHED: u32 = 16;
@@ -23,7 +24,7 @@ fn parking(descriptor: &Descriptor, fd_base: u32, part: Part) -> u32 {
     let near = part == Part::Rest && descriptor.rare.open_objects.is_empty();
     let files = descriptor.open_files.len() as u32;
     let distance = if near { files + ATTACHED } else { PARK_DISTANCE };
-    fd_base + distance.min(PARK_DISTANCE)
+    fd_base + distance.min(PARK_DISTANCE).max(if near { 0 } else { shared::kept_end(descriptor) })
 }
 
 pub(crate) fn plan(
@@ -48,7 +49,7 @@ pub(crate) fn plan(
         used: Numbers::default(),
         all: Vec::new(),
         place: request.tree.map(|_| &descriptor.rare.tree.place),
-        objects: shared::open_objects(descriptor, fd_base)?,
+        objects: shared::open_objects(descriptor, fd_base),
         generic: &node.generic_groups,
         spare_pid: spare_pid(descriptor, request),
         new_pid: request.new_pid,

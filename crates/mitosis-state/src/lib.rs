@@ -52,6 +52,8 @@ pub enum Provided {
     PlaceTable,
     /// A socket to another member of the process tree, by its number.
     Member(u32),
+    /// The master of a pseudo-terminal of the process tree, by its number.
+    Terminal(u32),
     /// The time namespace in which the child's clocks continue its parent's.
     TimeNamespace,
 }

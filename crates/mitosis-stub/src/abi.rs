@@ -81,7 +81,8 @@ pub mod guard_message {
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
     /// Node to guard: make the processes of a tree. Attached: a file with `a` [`super::TreeEntry`]s,
-    /// the root first, then for each that is to live a socket on which its own FORK comes.
+    /// the root first, then for each that is to live a socket on which its own FORK comes, and if `b`
+    /// is 1 a file system of pseudo-terminals for them.
     pub const FORK_TREE: u32 = 19;
     /// Guard to node: ready for an order.
     pub const READY: u32 = 17;
@@ -131,18 +132,22 @@ pub struct TreeEntry {
     pub pid: i32,
     /// The process group to join, once it is there; 0 for the one that it is born in.
     pub group: i32,
-    /// Index of its parent: smaller than its own.
+    /// Index of the process that makes it: smaller than its own.
     pub parent: u32,
+    /// Index of the one whose child it is when those have ended that do so.
+    pub heir: u32,
     /// `TREE_*`.
     pub flags: u32,
     /// Of a zombie, how it ended, as `waitpid(2)` gives it.
     pub status: u32,
     /// Index among those that live.
     pub order: u32,
+    /// Number of the pseudo-terminal that controls the session which it begins, plus one; 0 for none.
+    pub terminal: u32,
 }
 
 /// Bytes of a [`TreeEntry`].
-pub const TREE_ENTRY: usize = 24;
+pub const TREE_ENTRY: usize = 32;
 /// Most processes of a tree.
 pub const TREE_MAX: usize = 64;
 /// [`TreeEntry::flags`]: it begins a session of its own.
@@ -151,8 +156,12 @@ pub const TREE_LEADS_SESSION: u32 = 1;
 pub const TREE_LEADS_GROUP: u32 = 2;
 /// [`TreeEntry::flags`]: it is born before its parent begins a session of its own.
 pub const TREE_BEFORE: u32 = 4;
-/// [`TreeEntry::flags`]: it ends at once.
+/// [`TreeEntry::flags`]: it ends, and is not waited for.
 pub const TREE_ZOMBIE: u32 = 8;
+/// [`TreeEntry::flags`]: it ends when all have joined their groups, and nobody hears of it.
+pub const TREE_TEMPORARY: u32 = 16;
+/// [`TreeEntry::flags`]: orphans of those that it makes become its own.
+pub const TREE_ADOPTS: u32 = 32;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
 /// attached fds the last two are the guard's pidfd and the node's end of its control socket, for [`FD_GUARD_QUEUE`]; the
