@@ -126,6 +126,10 @@ impl Session {
             let header = self.header()?;
             let body = self.body(header.length as usize)?;
             self.answer(header, &body)?;
+            // One packet can ask for hundreds of descriptors, which are not to be here all at once.
+            if self.output.used >= OUTPUT_KEPT {
+                self.send()?;
+            }
         }
     }
 

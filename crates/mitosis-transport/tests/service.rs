@@ -381,6 +381,32 @@ fn nonsense_ends_its_connection_only() {
     assert_eq!(see(&mut source, 1).unwrap(), [Seen::Pong]);
 }
 
+/// Of nodes, too, that hold a capability: their wishes cost the owner no memory.
+#[test]
+fn hundreds_of_descriptors_that_are_asked_for_at_once_are_not_held_at_once() {
+    const ASKED: usize = 600;
+    let node = start(ServerConfig::default());
+    let hello =
+        wire::control(Header::new(Kind::Hello), &wire::Hello { version: wire::VERSION }).unwrap();
+    let access = wire::Access { seed: SEED, secret: SECRET };
+    let ask = wire::ForkAsk { access, have: 0, want: 0, inline: u32::MAX };
+    let ask = wire::control(Header::new(Kind::Fork), &ask).unwrap();
+    let mut stream = TcpStream::connect(node.address).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(&[hello.clone(), ask.repeat(ASKED)].concat()).unwrap();
+    let mut left = hello.len() + ASKED * (wire::HEADER + 300_000);
+    let mut buffer = vec![0; 1 << 20];
+    while left > 0 {
+        let got = stream.read(&mut buffer).unwrap();
+        assert_ne!(got, 0, "{left} bytes are missing");
+        left -= got;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 100 << 10, "{peak} KiB for answers of {} KiB", ASKED * 300);
+}
+
 #[test]
 fn connections_are_bounded_and_must_greet() {
     let config = ServerConfig {
