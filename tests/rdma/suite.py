@@ -544,7 +544,11 @@ def main():
             items = {item["name"]: item for item in json.loads(agent.run(
                 MITOSIS, "check", "-o", "json"))}
             check(items["rdma"]["verdict"] == "ok", items["rdma"])
-        if RESULTS == "placement":
+        if RESULTS == "transports":
+            everyone += [Node(first, "owner", 7001), Node(middle, "node", 7003)]
+            prepared = everyone[0].prepare(parent(first, "parent"))
+            print("lab-result:", json.dumps(bench(*everyone, prepared)), flush=True)
+        elif RESULTS == "placement":
             everyone.append(Node(middle, "node", 7003))
             print("lab-result:", json.dumps(placements(first, everyone[0])), flush=True)
         else:
