@@ -325,6 +325,39 @@ def a_shadow_registers_and_makes_children(owner, node):
     print(f"children of a shadow: {row['pages_rdma']} pages of it by RDMA meanwhile, all words right")
 
 
+def huge_pages(agent, pid):
+    """MiB of a process in transparent pages of 2 MiB."""
+    lines = agent.read(f"/proc/{pid}/smaps").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")) >> 10
+
+
+def pages_of_2_mib_stay_whole(owner, node):
+    """They are registered as such where they are, and read in long stretches."""
+    agent = owner.agent
+    pid = parent(agent, "huge", "huge")
+    had = huge_pages(agent, pid)
+    check(had >= MIB - 2, "the parent has", had, "MiB of huge pages")
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= had * 256, seed)
+    # One for each 16 MiB of address space, however it lies; and what is not huge.
+    check(seed["rdma_registrations"] <= MIB // 16 + 12, seed)
+    check(huge_pages(agent, shadow) >= had, "split in the shadow:", huge_pages(agent, shadow), had)
+    child.verify()
+    row = child.row()
+    check(row["pages_rdma"] > PAGES // 2 and row["rdma_note"] is None, row)
+    # Not one READ for each page.
+    check(row["faults"] < PAGES // 16, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"pages of 2 MiB: {had} MiB of them registered whole, {seed['rdma_registrations']} registrations,"
+          f" {row['pages_rdma']} pages by RDMA in {row['faults']} faults")
+
+
 def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
     """While it registers it answers nothing for some pings, and then all that it was asked."""
     prepared = owner.prepare(pid)
@@ -485,6 +518,7 @@ def suite(first, middle, last, everyone):
     what_is_not_registered_comes_over_tcp(small, node, pid)
     a_shadow_registers_what_it_has_for_itself(owner, node)
     a_shadow_registers_and_makes_children(owner, node)
+    pages_of_2_mib_stay_whole(owner, node)
     an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)
@@ -510,7 +544,11 @@ def main():
             items = {item["name"]: item for item in json.loads(agent.run(
                 MITOSIS, "check", "-o", "json"))}
             check(items["rdma"]["verdict"] == "ok", items["rdma"])
-        if RESULTS == "placement":
+        if RESULTS == "transports":
+            everyone += [Node(first, "owner", 7001), Node(middle, "node", 7003)]
+            prepared = everyone[0].prepare(parent(first, "parent"))
+            print("lab-result:", json.dumps(bench(*everyone, prepared)), flush=True)
+        elif RESULTS == "placement":
             everyone.append(Node(middle, "node", 7003))
             print("lab-result:", json.dumps(placements(first, everyone[0])), flush=True)
         else:

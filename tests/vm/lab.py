@@ -57,10 +57,13 @@ class Agent:
             self.ask(run=["kill", "-9", str(pid)])
 
     def end(self):
-        """Ends what it has started, and the agent."""
-        self.release()
-        self.file.write('{"run": ["end"]}\n')
-        self.file.flush()
+        """Ends what it has started, and the agent, if that still answers."""
+        try:
+            self.release()
+            self.file.write('{"run": ["end"]}\n')
+            self.file.flush()
+        except (AssertionError, OSError, ValueError) as error:
+            print("no end of", self.address, error, flush=True)
 
 
 class Node:
