@@ -2,6 +2,7 @@
 
 use crate::error::NodeError;
 use crate::habits::{Habits, Places};
+use crate::kept::Kept;
 use crate::memory::{Memory, Place};
 use crate::rdma::OfSeed;
 use crate::trail::{BEGINNING, Room, Trail};
@@ -11,7 +12,9 @@ use mitosis_proto::{Bound, SeedRow};
 use mitosis_transport::rdma::{Export, Exporter};
 use mitosis_transport::wire::WORKING_SET_FIRST;
 
-use mitosis_transport::{Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want};
+use mitosis_transport::{
+    InFile, Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want,
+};
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +27,8 @@ const EXPIRING_MAX: Duration = Duration::from_secs(60);
 const EXPIRING_MIN: Duration = Duration::from_secs(2);
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
+/// What of these is left to beginnings, is not taken for all that is fetched along trails.
+const TRAILS_PAGES_MAX: usize = IMAGE_PAGES_MAX / 4 * 3;
 /// How long another node may start children without asking again: what `seed rm` may have to wait.
 const LEASE: Duration = Duration::from_millis(500);
 /// Most seeds of a node.
@@ -82,11 +87,14 @@ pub(crate) struct Seed {
 struct Images {
     first: Option<Arc<Part>>,
     whole: Option<Arc<Part>>,
+    /// What is fetched along the trail.
+    kept: Kept,
 }
 
 impl Images {
     fn pages(&self) -> usize {
-        [&self.first, &self.whole].into_iter().flatten().map(|part| part.pages.len()).sum()
+        let parts = [&self.first, &self.whole].into_iter().flatten();
+        parts.map(|part| part.pages.len()).sum::<usize>() + self.kept.pages()
     }
 }
 
@@ -280,6 +288,35 @@ impl Seed {
         Ok(())
     }
 
+    /// Puts what children have told into the file that is sent along the trail, as far as `room`
+    /// pages are enough; gives it up if it is not used, or if memory is `short`. One thread does this.
+    ///
+    /// # Errors
+    /// As [`Seed::make_images`].
+    fn keep_trail(&self, room: usize, short: bool) -> Result<(), NodeError> {
+        let told = |trail: &Trail| if trail.told() { trail.pages().len() } else { 0 };
+        // One lock after the other.
+        let length = told(&self.known());
+        {
+            let kept = &mut self.images().kept;
+            if short {
+                *kept = Kept::default();
+            }
+            kept.sweep();
+            if short || !kept.wants(length) {
+                return Ok(());
+            }
+        }
+        let trail = self.known().pages().to_vec();
+        let Some(addition) = self.images().kept.lacks(&trail, room)? else { return Ok(()) };
+        addition.read(self)?;
+        let mut images = self.images();
+        if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
+            images.kept.add(&addition);
+        }
+        Ok(())
+    }
+
     /// Number of open readers.
     pub fn readers(&self) -> u64 {
         self.readers.load(Ordering::Acquire)
@@ -382,6 +419,7 @@ impl OpenSeed for Reader {
             let known = trail.beginning();
             (known.len() > before).then(|| known.to_vec())
         };
+        self.0.images().kept.used();
         if let Some(known) = known {
             self.2.learn(&self.0.places, &known);
         }
@@ -394,6 +432,9 @@ impl OpenSeed for Reader {
     }
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.0.image(most).map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
+    }
+    fn kept(&self, pages: &[u64]) -> Option<InFile> {
+        self.0.images().kept.find(pages)
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {
         let exporter = self.1.as_ref().map_err(String::clone)?;
@@ -522,18 +563,22 @@ impl Registry {
         Ok(seed)
     }
 
-    /// Puts what children have told into files, within a bound on all of them together.
+    /// Puts what children have told into files, within a bound on all of them together. If memory is
+    /// `short` only the beginnings are there.
     ///
     /// # Errors
     /// The last failure; the others were tried all the same.
-    pub fn make_images(&self) -> Result<(), NodeError> {
+    pub fn make_images(&self, short: bool) -> Result<(), NodeError> {
         let seeds = self.all();
         let pages = |seed: &Arc<Seed>| seed.images().pages();
         let mut all: usize = seeds.iter().map(pages).sum();
         let mut result = Ok(());
         for seed in &seeds {
             let before = pages(seed);
-            let made = seed.make_images(IMAGE_PAGES_MAX.saturating_sub(all));
+            let left = |most: usize| most.saturating_sub(all);
+            let made = seed
+                .make_images(left(IMAGE_PAGES_MAX))
+                .and_then(|()| seed.keep_trail(left(TRAILS_PAGES_MAX), short));
             // A seed that ends meanwhile gives all of them back.
             all = (all + pages(seed)).saturating_sub(before);
             if made.is_err() && seed.state() == SeedState::Alive {
@@ -581,6 +626,7 @@ impl SeedService for Registry {
         // A lost seed opens, so that its reader learns what happened; it reads nothing.
         let seed = self.find(seed, secret)?;
         seed.readers.fetch_add(1, Ordering::AcqRel);
+        seed.images().kept.used();
         let (habits, room) = (Arc::clone(&self.habits), Arc::clone(&self.room));
         Ok(Arc::new(Reader(seed, Registry::rdma(self), habits, room)))
     }

@@ -52,7 +52,7 @@ impl Part {
     }
 }
 
-fn memory_file() -> Result<File, NodeError> {
+pub(crate) fn memory_file() -> Result<File, NodeError> {
     let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
     let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
     Ok(file.map_err(failed)?.into())
@@ -337,7 +337,7 @@ impl Come<'_> {
 }
 
 /// Reads pages of a seed of this node.
-fn read(
+pub(crate) fn read(
     seed: &Seed,
     pages: &[u64],
     mut write: impl FnMut(usize, &[u8]) -> std::io::Result<()>,

@@ -15,6 +15,15 @@ pub struct Lease {
     pub working_set: u32,
 }
 
+/// Pages in a file.
+#[derive(Clone, Debug)]
+pub struct InFile {
+    /// The file.
+    pub file: Arc<std::fs::File>,
+    /// Where they are in it, in their order: first page and number of pages.
+    pub stretches: Vec<(u32, u32)>,
+}
+
 /// Whether a seed's pages can still be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SeedState {
@@ -96,6 +105,11 @@ pub trait OpenSeed: Send + Sync {
     /// file that holds them one after the other.
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<std::fs::File>)> {
         let _ = most;
+        None
+    }
+
+    /// Where these pages are in a file in memory that never changes, if all of them are in one.
+    fn kept(&self, _pages: &[u64]) -> Option<InFile> {
         None
     }
 
