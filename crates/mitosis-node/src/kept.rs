@@ -1,50 +1,40 @@
-//! The trail of a seed in a file in memory: who fetches along it is sent pages of that file, which costs
-//! this side no copy, where reading the shadow costs three.
+//! The trail of a seed in memory: who fetches along it is sent pages from there, which costs this side one
+//! copy, where reading the shadow costs three.
 //!
-//! Children's pagers ask for the trail in parts of [`GATHERED`] pages, each ascending; so the file
-//! holds such parts one behind the other, and most questions are answered by one stretch of it. The file
-//! only grows: pages that are being sent are pages of the file, and must never change.
+//! Children's pagers ask for the trail in parts of [`GATHERED`] pages, each ascending; so it is kept in
+//! such parts, and most questions are answered by one stretch of one of them. A part is never changed, since
+//! it may be about to be sent: one that was not full is replaced.
 
 use crate::error::NodeError;
 use crate::registry::Seed;
-use crate::working_set::{memory_file, read};
-use mitosis_descriptor::PAGE_SIZE;
-use mitosis_transport::{InFile, wire::GATHERED};
+use crate::working_set::read;
+use mitosis_transport::{KeptPages, wire::GATHERED};
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the file of a seed is kept that nobody opens or reads.
+/// How long the trail of a seed is kept that nobody opens or reads.
 const UNUSED: Duration = Duration::from_secs(20);
 /// Pages by which a trail must have grown.
 const GROWN: usize = 32;
 /// Most pages added at a time: a twentieth of a second.
 const ADDED: usize = 16 << 10;
-/// Pages that a stretch has at least, on average: for less, a call for each costs more than copying.
-const STRETCH: usize = 8;
 
-/// The file of one seed.
+/// What is kept of one seed.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    file: Option<Arc<File>>,
-    /// Where in the file each page is.
-    places: HashMap<u64, u32>,
-    /// How much of the trail is in it.
-    covered: usize,
-    /// Pages of the file, those that are in it twice included.
-    length: usize,
+    parts: Vec<Arc<[u8]>>,
+    /// Where each page is: the part, and the place in it.
+    places: HashMap<u64, (u32, u32)>,
     used: Option<Instant>,
 }
 
-/// What is to be added to a file.
+/// What is to be added.
 pub(crate) struct Addition {
-    file: Arc<File>,
-    /// From here on.
-    at: usize,
-    pages: Vec<u64>,
-    covered: usize,
+    /// The part with which it begins.
+    first: usize,
+    /// The pages of each part.
+    pages: Vec<Vec<u64>>,
 }
 
 impl Kept {
@@ -55,7 +45,7 @@ impl Kept {
 
     /// Pages that it takes.
     pub fn pages(&self) -> usize {
-        self.length
+        self.places.len()
     }
 
     /// Gives it up if nobody has used it for long.
@@ -65,58 +55,53 @@ impl Kept {
         }
     }
 
-    /// Where pages are in the file, if all of them are, in stretches that are worth it.
-    pub fn find(&mut self, pages: &[u64]) -> Option<InFile> {
-        let file = self.file.as_ref()?;
-        let mut stretches: Vec<(u32, u32)> = Vec::new();
+    /// Pages in their order, if all of them are here.
+    pub fn find(&mut self, pages: &[u64]) -> Option<Vec<KeptPages>> {
+        let mut stretches: Vec<(u32, u32, u32)> = Vec::new();
         for page in pages {
-            let place = *self.places.get(page)?;
+            let (part, place) = *self.places.get(page)?;
             match stretches.last_mut() {
-                Some((first, count)) if *first + *count == place => *count += 1,
-                _ => stretches.push((place, 1)),
+                Some((of, _, end)) if (*of, *end) == (part, place) => *end += 1,
+                _ => stretches.push((part, place, place + 1)),
             }
         }
-        if stretches.len() > pages.len().div_ceil(STRETCH) {
-            return None;
-        }
-        let found = InFile { file: Arc::clone(file), stretches };
         self.used();
-        Some(found)
+        let kept = stretches.into_iter().map(|(part, first, end)| {
+            let memory = Arc::clone(self.parts.get(part as usize)?);
+            KeptPages::new(memory, first as usize..end as usize)
+        });
+        kept.collect()
     }
 
     /// Whether it is worth looking what it lacks of a trail of `length` pages.
     pub fn wants(&self, length: usize) -> bool {
-        self.used.is_some() && length >= self.covered + GROWN
+        self.used.is_some() && length >= self.pages() + GROWN
     }
 
-    /// What of a trail it lacks, as far as `room` pages are enough. The last part may be in it
-    /// already as far as it went then, and is added anew.
-    ///
-    /// # Errors
-    /// No memory, or no descriptor.
-    pub fn lacks(&mut self, trail: &[u64], room: usize) -> Result<Option<Addition>, NodeError> {
-        let from = self.covered / GATHERED * GATHERED;
+    /// What it lacks of a trail, as far as `room` pages are enough.
+    pub fn lacks(&self, trail: &[u64], room: usize) -> Option<Addition> {
+        let first = self.pages() / GATHERED;
         let most = ADDED.min(room / GATHERED * GATHERED);
         if !self.wants(trail.len()) || most == 0 {
-            return Ok(None);
+            return None;
         }
-        let covered = trail.len().min(from + most);
-        let mut pages = trail[from..covered].to_vec();
-        pages.chunks_mut(GATHERED).for_each(<[u64]>::sort_unstable);
-        let file = match &self.file {
-            Some(file) => Arc::clone(file),
-            None => Arc::clone(self.file.insert(Arc::new(memory_file()?))),
-        };
-        Ok(Some(Addition { file, at: self.length, pages, covered }))
+        let more = trail.chunks(GATHERED).skip(first).take(most / GATHERED);
+        let mut pages: Vec<Vec<u64>> = more.map(<[u64]>::to_vec).collect();
+        pages.iter_mut().for_each(|part| part.sort_unstable());
+        Some(Addition { first, pages })
     }
 
-    /// An addition is in the file. Not if the file is another one by now.
-    pub fn add(&mut self, addition: &Addition) {
-        if self.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, &addition.file)) {
-            let places = (addition.at as u32..).zip(&addition.pages);
-            self.places.extend(places.map(|(place, page)| (*page, place)));
-            self.length = addition.at + addition.pages.len();
-            self.covered = addition.covered;
+    /// The memory of an addition has been read. Not if anything has been given up meanwhile.
+    pub fn add(&mut self, addition: &Addition, memory: Vec<Arc<[u8]>>) {
+        if addition.first != self.pages() / GATHERED {
+            return;
+        }
+        self.parts.truncate(addition.first);
+        for (part, memory) in addition.pages.iter().zip(memory) {
+            let number = self.parts.len() as u32;
+            let places = part.iter().zip(0..);
+            self.places.extend(places.map(|(page, place)| (*page, (number, place))));
+            self.parts.push(memory);
         }
     }
 }
@@ -125,24 +110,43 @@ impl Addition {
     /// Reads it from the seed.
     ///
     /// # Errors
-    /// No memory, or the seed has ended.
-    pub fn read(&self, seed: &Seed) -> Result<(), NodeError> {
-        let place = |at: usize| (self.at + at) as u64 * PAGE_SIZE;
-        read(seed, &self.pages, |at, bytes| self.file.write_all_at(bytes, place(at)))
+    /// The seed has ended.
+    pub fn read(&self, seed: &Seed) -> Result<Vec<Arc<[u8]>>, NodeError> {
+        let part = |pages: &Vec<u64>| {
+            let mut bytes = Vec::new();
+            read(seed, pages, |_, more| {
+                bytes.extend_from_slice(more);
+                Ok(())
+            })?;
+            Ok(Arc::from(bytes))
+        };
+        self.pages.iter().map(part).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mitosis_descriptor::PAGE_SIZE;
 
+    /// Every page says which it is.
     fn grow(kept: &mut Kept, trail: &[u64], room: usize) -> bool {
-        let addition = kept.lacks(trail, room).unwrap();
-        addition.inspect(|addition| kept.add(addition)).is_some()
+        let Some(addition) = kept.lacks(trail, room) else { return false };
+        let page = |page: &u64| vec![*page as u8; PAGE_SIZE as usize];
+        let part = |pages: &Vec<u64>| pages.iter().flat_map(page).collect();
+        kept.add(&addition, addition.pages.iter().map(part).collect());
+        true
     }
 
-    fn find(kept: &mut Kept, pages: &[u64]) -> Option<Vec<(u32, u32)>> {
-        kept.find(pages).map(|found| found.stretches)
+    /// How many stretches hold these pages, which must be right.
+    fn find(kept: &mut Kept, pages: &[u64]) -> Option<usize> {
+        let found = kept.find(pages)?;
+        let bytes: Vec<u8> = found.iter().flat_map(|part| part.bytes().to_vec()).collect();
+        assert_eq!(bytes.len(), pages.len() * PAGE_SIZE as usize);
+        for (bytes, page) in bytes.chunks(PAGE_SIZE as usize).zip(pages) {
+            assert!(bytes.iter().all(|byte| *byte == *page as u8), "page {page}");
+        }
+        Some(found.len())
     }
 
     #[test]
@@ -153,37 +157,39 @@ mod tests {
         assert!(!grow(&mut kept, &trail, 1000), "nobody reads the seed");
         kept.used();
         assert!(grow(&mut kept, &trail, 1000));
-        for (number, part) in trail.chunks(GATHERED).enumerate() {
+        for part in trail.chunks(GATHERED) {
             let mut part = part.to_vec();
             part.sort_unstable();
-            let at = (number * GATHERED) as u32;
-            assert_eq!(find(&mut kept, &part), Some(vec![(at, part.len() as u32)]));
+            assert_eq!(find(&mut kept, &part), Some(1));
             // One that is not wanted any more divides it.
             part.remove(20);
-            let left = vec![(at, 20), (at + 21, part.len() as u32 - 20)];
-            assert_eq!(find(&mut kept, &part), Some(left));
+            assert_eq!(find(&mut kept, &part), Some(2));
         }
         assert_eq!(find(&mut kept, &[trail[0], 11]), None, "a page that is not there");
-        let scattered: Vec<u64> = trail.iter().copied().step_by(3).take(GATHERED).collect();
-        assert_eq!(find(&mut kept, &scattered), None);
+        let scattered: Vec<u64> = trail.iter().copied().step_by(3).collect();
+        assert_eq!(find(&mut kept, &scattered), Some(100));
     }
 
     #[test]
-    fn the_file_only_grows_and_within_its_room() {
+    fn it_grows_within_its_room_and_is_given_up() {
         let mut kept = Kept::default();
         kept.used();
         let trail: Vec<u64> = (0..1000).map(|n| n * 7).collect();
         assert!(grow(&mut kept, &trail[..200], 1000));
         assert!(!grow(&mut kept, &trail[..210], 1000), "not for a few pages");
+        let before = kept.find(&trail[GATHERED..200]).unwrap();
         assert!(grow(&mut kept, &trail[..256], 1000));
-        // The second part was there as far as 200; it is there anew behind that.
-        let second = find(&mut kept, &trail[GATHERED..2 * GATHERED]).unwrap();
-        assert_eq!(second, vec![(200, GATHERED as u32)]);
-        assert_eq!(kept.pages(), 200 + GATHERED);
-        assert!(grow(&mut kept, &trail, 300) && kept.covered == 2 * GATHERED + 2 * GATHERED);
+        assert_eq!((kept.pages(), kept.parts.len()), (256, 2));
+        assert_eq!(find(&mut kept, &trail[GATHERED..256]), Some(1));
+        assert_eq!(before[0].bytes()[0], trail[GATHERED] as u8, "it is being sent");
+        assert!(grow(&mut kept, &trail, 300));
+        assert_eq!(kept.pages(), 4 * GATHERED);
         assert!(!grow(&mut kept, &trail, GATHERED - 1));
+        // Given up while more was being read: that is not taken for the beginning.
+        let late = kept.lacks(&trail, 1000).unwrap();
         kept.used = Instant::now().checked_sub(2 * UNUSED);
         kept.sweep();
+        kept.add(&late, vec![Arc::from(vec![0; PAGE_SIZE as usize])]);
         assert_eq!((kept.pages(), find(&mut kept, &trail[..1])), (0, None));
     }
 }

@@ -13,7 +13,7 @@ use mitosis_transport::rdma::{Export, Exporter};
 use mitosis_transport::wire::WORKING_SET_FIRST;
 
 use mitosis_transport::{
-    InFile, Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want,
+    KeptPages, Lease, OpenSeed, ReadError, Refused, SeedService, SeedState, Want,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -308,11 +308,11 @@ impl Seed {
             }
         }
         let trail = self.known().pages().to_vec();
-        let Some(addition) = self.images().kept.lacks(&trail, room)? else { return Ok(()) };
-        addition.read(self)?;
+        let Some(addition) = self.images().kept.lacks(&trail, room) else { return Ok(()) };
+        let memory = addition.read(self)?;
         let mut images = self.images();
         if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
-            images.kept.add(&addition);
+            images.kept.add(&addition, memory);
         }
         Ok(())
     }
@@ -433,7 +433,7 @@ impl OpenSeed for Reader {
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.0.image(most).map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
     }
-    fn kept(&self, pages: &[u64]) -> Option<InFile> {
+    fn kept(&self, pages: &[u64]) -> Option<Vec<KeptPages>> {
         self.0.images().kept.find(pages)
     }
     fn rdma(&self) -> Result<Arc<Export>, String> {

@@ -52,7 +52,7 @@ impl Part {
     }
 }
 
-pub(crate) fn memory_file() -> Result<File, NodeError> {
+fn memory_file() -> Result<File, NodeError> {
     let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
     let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
     Ok(file.map_err(failed)?.into())

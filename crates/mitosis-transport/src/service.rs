@@ -1,8 +1,10 @@
 //! What a node offers to other nodes.
 
+use crate::wire::PAGE;
 use crate::{ReadError, Refused};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +17,24 @@ pub struct Lease {
     pub working_set: u32,
 }
 
-/// Pages in a file.
+/// Consecutive pages in memory that nothing changes any more.
 #[derive(Clone, Debug)]
-pub struct InFile {
-    /// The file.
-    pub file: Arc<std::fs::File>,
-    /// Where they are in it, in their order: first page and number of pages.
-    pub stretches: Vec<(u32, u32)>,
+pub struct KeptPages {
+    memory: Arc<[u8]>,
+    pages: Range<usize>,
+}
+
+impl KeptPages {
+    /// Some `pages` of those that `memory` holds; `None` if it does not hold them.
+    pub fn new(memory: Arc<[u8]>, pages: Range<usize>) -> Option<KeptPages> {
+        let fits = pages.start <= pages.end && pages.end <= memory.len() / PAGE;
+        fits.then_some(KeptPages { memory, pages })
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.memory[self.pages.start * PAGE..self.pages.end * PAGE]
+    }
 }
 
 /// Whether a seed's pages can still be had.
@@ -108,8 +121,8 @@ pub trait OpenSeed: Send + Sync {
         None
     }
 
-    /// Where these pages are in a file in memory that never changes, if all of them are in one.
-    fn kept(&self, _pages: &[u64]) -> Option<InFile> {
+    /// These pages in their order, if all of them are kept in memory.
+    fn kept(&self, _pages: &[u64]) -> Option<Vec<KeptPages>> {
         None
     }
 

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Send buffer of a connection: a working set fits, so that its owner need not wait for the reader.
-const SEND_BUFFER: usize = 4 << 20;
+/// Send buffer of a connection: what a first child waits for fits, so that its owner need not wait for the
+/// reader. Of more, both sides would have to get from memory what the cache still holds of less.
+const SEND_BUFFER: usize = 1 << 20;
 /// Most bytes of answers kept for reuse.
 const OUTPUT_KEPT: usize = 512 << 10;
 /// Bytes of requests taken in at a time.

@@ -2,11 +2,12 @@
 
 use super::{End, Session};
 use crate::wire::{self, Header, Kind};
-use crate::{InFile, OpenSeed, ReadError, SeedState};
+use crate::{KeptPages, OpenSeed, ReadError, SeedState};
 use mitosis_descriptor::Vpn;
 use rustix::fs::sendfile;
 use rustix::io::Errno;
 use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Write};
 use std::sync::Arc;
 
 /// Pages read and sent at a time: large enough to amortise the calls, small enough for the cache.
@@ -30,7 +31,7 @@ impl Session {
         }
     }
 
-    /// Sends pages one by one: from a file in memory what is kept there, the rest as it is read.
+    /// Sends pages one by one: what is kept in memory from there, the rest as it is read.
     pub(super) fn single(
         &mut self,
         tag: u64,
@@ -85,26 +86,34 @@ impl Session {
         Ok(true)
     }
 
-    /// The same from a file in memory, which costs no copy on this side.
+    /// The same of pages that are in memory, which are sent from where they are.
     fn kept(
         &mut self,
         tag: u64,
         done: u32,
         seed: &dyn OpenSeed,
-        kept: &InFile,
+        kept: &[KeptPages],
     ) -> Result<bool, End> {
         if let Err(error) = usable(seed.state()) {
             self.fail(tag, &error)?;
             return Ok(false);
         }
-        let count = kept.stretches.iter().map(|(_, count)| count).sum();
-        let length = count * wire::PAGE as u32;
+        let length = kept.iter().map(|part| part.bytes().len() as u32).sum();
+        let count = length / wire::PAGE as u32;
         let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
         self.output.push(&head.encode());
-        self.send_before()?;
-        for (first, count) in &kept.stretches {
-            self.send_file(&kept.file, u64::from(*first), u64::from(*count))?;
+        let parts = std::iter::once(self.output.filled()).chain(kept.iter().map(KeptPages::bytes));
+        let mut parts: Vec<IoSlice<'_>> = parts.map(IoSlice::new).collect();
+        let mut left = &mut parts[..];
+        while !left.is_empty() {
+            match self.stream.write_vectored(left) {
+                Ok(0) => return Err(End::Peer),
+                Ok(sent) => IoSlice::advance_slices(&mut left, sent),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
         }
+        self.output.used = 0;
         Ok(true)
     }
 
