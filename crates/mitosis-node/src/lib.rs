@@ -19,6 +19,7 @@ mod fork;
 mod generation;
 mod habits;
 mod hashes;
+mod kept;
 mod listeners;
 mod log;
 mod logs;

@@ -120,7 +120,7 @@ pub(crate) fn time(node: &Node) {
         }
         std::thread::sleep(TICK);
         shadows(node);
-        node.note("keep a working set", node.seeds.make_images());
+        node.note("keep a working set", node.seeds.make_images(node.admission.is_short()));
         expiry(node);
         node.children.late(Instant::now());
         crate::logs::trim(node);
