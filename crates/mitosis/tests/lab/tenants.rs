@@ -73,7 +73,7 @@ time.sleep(1000)";
         let logs = logs();
         (logs.ends_with("that was all\n") && logs.len() <= 64 << 20).then_some(())
     });
-    let dir = a.node().host_path(&format!("/var/lib/mitosis/{}/logs", a.node().name()));
+    let dir = a.node().host_path(format!("/var/lib/mitosis/{}/logs", a.node().name()));
     let files = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().metadata().unwrap());
     assert!(files.map(|meta| meta.blocks() * 512).sum::<u64>() <= 65 << 20);
 }
