@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .PHONY: all setup build test test-runtimes test-rdma test-rdma-quick bench-rdma test-vm \
-	test-vm-quick demo clean
+	test-vm-quick test-criu demo clean
 
 all: build
 
@@ -39,6 +39,10 @@ test-vm: build
 
 test-vm-quick: build
 	@scripts/vm/test.sh quick
+
+# The conformance programs under CRIU, for comparison, where one is on PATH: see docs/limits.md.
+test-criu:
+	@scripts/criu.sh
 
 demo: build
 	$${CARGO_TARGET_DIR:-target}/release/mitosis demo

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The suite between two kernels, in two emulated guests: test.sh [quick|PROGRAM,PROGRAM...]. Debian's own
-# kernel runs in one and another of Debian's in the other, which has cgroups of version 2 alone and a
+# The suite between two kernels, in two emulated guests: test.sh [quick|groups|PROGRAM,PROGRAM...]. Debian's
+# own kernel runs in one and another of Debian's in the other, which has cgroups of version 2 alone and a
 # clock seven hours ahead. See docs/kernels.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,6 +37,18 @@ suite() {
         "$work/b.log" || true
     cp "$work/b.log" "$LAB/${1%.py}.log"
 }
+# Control groups of version 2 alone, and of version 1; one guest after the other, for either needs no other.
+groups() {
+    echo "/usr/bin/python3 tests/vm/groups.py $mitosis $3" >"$work/$1.sh"
+    scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-300}" "$1:$2:cgroups=$3" || status=$?
+    grep -aE '^(groups|suite)' "$work/$1.log" || true
+    cp "$work/$1.log" "$LAB/groups-$3.log"
+}
+if [ "$names" = all ] || [ "$names" = quick ] || [ "$names" = groups ]; then
+    groups c other v2
+    groups d debian v1
+fi
+[ "$names" != groups ] || exit "$status"
 if [ "$names" = all ] || [ "$names" = quick ]; then
     suite cpus.py "$work/programs/vectors" a:debian b:debian:cpu=max,-avx2,-bmi2,-pku
 fi

@@ -4,12 +4,14 @@
  * each other, in an order that nobody guesses, and print the time of each.
  *
  * With the name of a file as second argument, which it fills with 8 MiB of such words and maps: SIGHUP:
- * read and check the first word of each MiB of it, and the second time all. */
+ * read and check the first word of each MiB of it, and the second time all. "huge" instead of a name: the
+ * memory is made of pages of 2 MiB. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,6 +52,7 @@ static void some(void) {
     printf(" wrong %lu\n", wrong);
 }
 
+#define HUGE (2ul << 20)
 #define FILE_WORDS (1ul << 20)
 static volatile uint64_t *file;
 
@@ -74,11 +77,13 @@ static int map(const char *name) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 2 && !map(argv[2])) return 1;
+    int huge = argc > 2 && !strcmp(argv[2], "huge");
+    if (argc > 2 && !huge && !map(argv[2])) return 1;
     words = (argc > 1 ? strtoull(argv[1], 0, 10) : 64) << 17;
-    memory = mmap(0, words * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return 1;
-    madvise((void *)memory, words * 8, MADV_NOHUGEPAGE);
+    char *at = mmap(0, words * 8 + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) return 1;
+    memory = (uint64_t *)(((uintptr_t)at + HUGE - 1) & -HUGE);
+    if (madvise((void *)memory, words * 8, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && huge) return 1;
     for (uint64_t n = 0; n < words; n++) memory[n] = word(n);
     sigset_t set;
     sigemptyset(&set);

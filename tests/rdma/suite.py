@@ -39,8 +39,8 @@ class Node(lab.Node):
             found.append((fields[0], int(fields[11]) + int(fields[12])))
         return found
 
-    def fork(self, ref, transport):
-        child = self.json("fork", "--detach", "--transport", transport, "-", input=ref)
+    def fork(self, ref, transport, *flags):
+        child = self.json("fork", "--detach", "--transport", transport, *flags, "-", input=ref)
         return Child(self, child["children"][0])
 
     def seed(self, seed):
@@ -292,6 +292,90 @@ def a_shadow_that_cannot_be_asked_is_copied(owner, node):
     until("an empty cgroup", lambda: agent.ask(run=["rmdir", cgroup])["status"] == 0)
 
 
+def a_shadow_registers_and_makes_children(owner, node):
+    """The same shadow is visited to register its memory, and takes orders for children of its own."""
+    agent = owner.agent
+    pid = parent(agent, "mother")
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+
+    def here(when):
+        child = owner.fork(prepared["ref"], "auto", "--via", "shadow")
+        check(child.row()["via"] == "shadow", child.row())
+        child.verify()
+        child.end()
+        print("children of a shadow", when, flush=True)
+
+    here("before it registers")
+    far = node.fork(prepared["ref"], "rdma")
+    far.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= PAGES - 4096 and pinned(agent, shadow) > 0, seed)
+    here("after it has registered")
+    # One that lives meanwhile, whose memory is the shadow's until somebody writes.
+    near = owner.fork(prepared["ref"], "auto", "--via", "shadow")
+    far.verify()
+    row = far.row()
+    check(row["pages_rdma"] > 0 and row["rdma_note"] is None, row)
+    near.verify()
+    for child in (far, near):
+        child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"children of a shadow: {row['pages_rdma']} pages of it by RDMA meanwhile, all words right")
+
+
+def huge_pages(agent, pid):
+    """MiB of a process in transparent pages of 2 MiB."""
+    lines = agent.read(f"/proc/{pid}/smaps").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")) >> 10
+
+
+def pages_of_2_mib_stay_whole(owner, node):
+    """They are registered as such where they are, and read in long stretches."""
+    agent = owner.agent
+    pid = parent(agent, "huge", "huge")
+    had = huge_pages(agent, pid)
+    check(had >= MIB - 2, "the parent has", had, "MiB of huge pages")
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= had * 256, seed)
+    # One for each 16 MiB of address space, however it lies; and what is not huge.
+    check(seed["rdma_registrations"] <= MIB // 16 + 12, seed)
+    check(huge_pages(agent, shadow) >= had, "split in the shadow:", huge_pages(agent, shadow), had)
+    child.verify()
+    row = child.row()
+    check(row["pages_rdma"] > PAGES // 2 and row["rdma_note"] is None, row)
+    # Not one READ for each page.
+    check(row["faults"] < PAGES // 16, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"pages of 2 MiB: {had} MiB of them registered whole, {seed['rdma_registrations']} registrations,"
+          f" {row['pages_rdma']} pages by RDMA in {row['faults']} faults")
+
+
+def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
+    """While it registers it answers nothing for some pings, and then all that it was asked."""
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    for _ in range(2):
+        owner.signal("STOP")
+        time.sleep(2)
+        owner.signal("CONT")
+        time.sleep(0.3)
+    child.registered(PAGES)
+    child.verify()
+    row = child.row()
+    check(row["state"] == "running" and row["pages_rdma"] > 0, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print("slow owner: asked once, answered once")
+
+
 def pages_of_a_file_that_only_the_owner_has(owner, node):
     agent = owner.agent
     pid = parent(agent, "mapper", "/tmp/words")
@@ -433,6 +517,9 @@ def suite(first, middle, last, everyone):
     descriptors_are_read(owner, node, prepared)
     what_is_not_registered_comes_over_tcp(small, node, pid)
     a_shadow_registers_what_it_has_for_itself(owner, node)
+    a_shadow_registers_and_makes_children(owner, node)
+    pages_of_2_mib_stay_whole(owner, node)
+    an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)
     a_shadow_that_cannot_be_asked_is_copied(owner, node)
@@ -457,7 +544,11 @@ def main():
             items = {item["name"]: item for item in json.loads(agent.run(
                 MITOSIS, "check", "-o", "json"))}
             check(items["rdma"]["verdict"] == "ok", items["rdma"])
-        if RESULTS == "placement":
+        if RESULTS == "transports":
+            everyone += [Node(first, "owner", 7001), Node(middle, "node", 7003)]
+            prepared = everyone[0].prepare(parent(first, "parent"))
+            print("lab-result:", json.dumps(bench(*everyone, prepared)), flush=True)
+        elif RESULTS == "placement":
             everyone.append(Node(middle, "node", 7003))
             print("lab-result:", json.dumps(placements(first, everyone[0])), flush=True)
         else:

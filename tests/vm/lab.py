@@ -6,6 +6,8 @@ import socket
 import time
 
 LIMIT = 90
+# An agent ends a command after 120 s itself.
+ANSWER = 180
 
 
 def check(good, *what):
@@ -19,7 +21,7 @@ class Agent:
         deadline = time.monotonic() + LIMIT
         while True:
             try:
-                self.socket = socket.create_connection((address, 9000), timeout=LIMIT)
+                self.socket = socket.create_connection((address, 9000), timeout=ANSWER)
                 break
             except OSError:
                 check(time.monotonic() < deadline, "no agent at", address)
@@ -28,9 +30,13 @@ class Agent:
         self.spawned = []
 
     def ask(self, **request):
-        self.file.write(json.dumps(request) + "\n")
-        self.file.flush()
-        return json.loads(self.file.readline())
+        try:
+            self.file.write(json.dumps(request) + "\n")
+            self.file.flush()
+            return json.loads(self.file.readline())
+        except (OSError, ValueError) as error:
+            # What comes after it would be the answer to this.
+            raise AssertionError(f"agent {self.address}: {str(request)[:200]}: {error}") from error
 
     def spawn(self, log, *argv):
         pid = self.ask(spawn=argv, log=log)["pid"]
@@ -51,10 +57,13 @@ class Agent:
             self.ask(run=["kill", "-9", str(pid)])
 
     def end(self):
-        """Ends what it has started, and the agent."""
-        self.release()
-        self.file.write('{"run": ["end"]}\n')
-        self.file.flush()
+        """Ends what it has started, and the agent, if that still answers."""
+        try:
+            self.release()
+            self.file.write('{"run": ["end"]}\n')
+            self.file.flush()
+        except (AssertionError, OSError, ValueError) as error:
+            print("no end of", self.address, error, flush=True)
 
 
 class Node:

@@ -50,8 +50,8 @@ def flags(name):
         for line in source:
             if line.startswith("/* Prepared with "):
                 words = line.removeprefix("/* Prepared with ").removesuffix(" */\n").split()
-                if words[0] == "--privileged":
-                    said["privileged"] = True
+                if words[0] in ("--privileged", "--tree"):
+                    said[words[0].strip("-")] = True
                 elif words[0] == "--content-max":
                     said["content_max"] = int(words[1]) << 20
                 else:
@@ -64,7 +64,11 @@ class Child:
         self.node, self.started = node, started
 
     def ask(self, line):
-        return self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
+        said = self.node.agent.ask(ask=line, port=PORT, netns=self.started["netns"])["said"]
+        if not said.startswith("no answer"):
+            return said
+        rows = [row for row in self.node.request(children=None)[1] if row["pid"] == self.started["pid"]]
+        return f"{said}; {[(row['state'], row['exit'], row['reason']) for row in rows[-1:]]}"
 
     def end(self):
         self.node.request(kill={"pid": self.started["pid"], "signal": 9})
@@ -151,9 +155,8 @@ def one_program(name, first, second):
         course.end()
 
 
-def conformance(names, first, second, locks):
-    """The programs one after another; what came of each."""
-    results = {}
+def conformance(names, first, second, locks, results):
+    """The programs one after another; what came of each is added to the results."""
     for name in names:
         since = time.monotonic()
         with locks[name]:
@@ -161,7 +164,6 @@ def conformance(names, first, second, locks):
         results[name] = result
         took = time.monotonic() - since
         print(f"program {first.name}-{second.name} {name} {took:.1f} s: {result}", flush=True)
-    return results
 
 
 def http_server(first, second):
@@ -224,12 +226,14 @@ class Way:
     def run(self):
         try:
             self.served = http_server(*self.nodes)
-            self.results = conformance(self.names, *self.nodes, self.locks)
-        except AssertionError as error:
+            conformance(self.names, *self.nodes, self.locks, self.results)
+            check(sorted(self.results) == sorted(self.names), "programs were left out")
+        except Exception as error:  # In a thread: it would be nobody's.
             self.error = error
         finally:
-            for node in self.nodes:
-                node.agent.release()
+            if self.error is None:
+                for node in self.nodes:
+                    node.agent.release()
 
     def wrong(self):
         """What came of it that was not expected."""

@@ -29,7 +29,7 @@ const PATIENCE_QUICK: Duration = Duration::from_secs(5);
 /// One part of it: adds its figures to the section.
 type Part = fn(&mut Bed<'_>, &mut Section) -> Result<(), BenchError>;
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("freeze", freeze::run),
     ("start", start::run),
     ("response", response::run),
@@ -42,6 +42,7 @@ const PARTS: [(&str, Part); 12] = [
     ("large", suite::large::run),
     ("learned", suite::learned::run),
     ("fdk", suite::fdk::run),
+    ("criu", suite::criu::run),
 ];
 
 /// So many of the first are `core`.

@@ -1,6 +1,7 @@
 //! What programs see: functions and synthetic parents, each beside what a platform does without the
 //! product, and beside a plain `fork()` of the same process.
 
+pub(crate) mod criu;
 pub(crate) mod fdk;
 pub(crate) mod large;
 pub(crate) mod learned;

@@ -2,7 +2,8 @@
 //! something that only the process itself can do.
 //!
 //! Only its registers are set, to an entry of the stub that is in its region since the fork; what it
-//! does there ends by itself, see `mitosis_stub`. The region is found by the address at which it sleeps,
+//! does there ends by itself, see `mitosis_stub`. Then it gets the registers that it had: one that makes
+//! children ([`serve`](crate::serve)) goes on waiting for orders. The region is found by the address at which it sleeps,
 //! so this works for shadows of an earlier daemon too, if that was of the same version.
 
 use crate::CaptureError;
@@ -97,7 +98,8 @@ fn visit(pid: i32, calls: &IoctlCalls<'_>) -> Result<Vec<(i64, Vec<u8>)>, Captur
     let running = Running::seize(pid).map_err(&fail)?;
     running.interrupt().map_err(&fail)?;
     let stopped = running.wait_stopped(Instant::now() + STOP).map_err(&fail)?;
-    let base = base(&mem, stopped.regs().map_err(&fail)?.rip).ok_or_else(|| {
+    let before = stopped.regs().map_err(&fail)?;
+    let base = base(&mem, before.rip).ok_or_else(|| {
         let why = "is a shadow of another version's, or not asleep".into();
         CaptureError::Refused { pid, why }
     })?;
@@ -127,8 +129,10 @@ fn visit(pid: i32, calls: &IoctlCalls<'_>) -> Result<Vec<(i64, Vec<u8>)>, Captur
     let done = hand_over(&running, &mem, &place, calls.file);
     // Stopped again, to be let go: it sleeps, or its calls take too long and go on.
     running.interrupt().map_err(&fail)?;
-    drop(running.wait_stopped(Instant::now() + STOP).map_err(&fail)?);
+    let stopped = running.wait_stopped(Instant::now() + STOP).map_err(&fail)?;
     done?;
+    stopped.set_regs(&before).map_err(&fail)?;
+    drop(stopped);
     let mut results = vec![0u8; calls.count * size_of::<i64>()];
     let read = |at, bytes: &mut [u8]| {
         mem.read_exact_at(bytes, at).map_err(|e| fail(SysError::io("read", "the shadow", e)))

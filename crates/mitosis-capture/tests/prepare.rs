@@ -2,6 +2,7 @@
 
 use mitosis_capture::{
     CaptureError, IoctlCalls, NoInheritance, Options, calls_max, ioctls, prepare, prepare_again,
+    serve,
 };
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -177,7 +178,7 @@ for line in sys.stdin:
     seeded.shadow.mem.read_exact_at(&mut byte, first).expect("the shadow's memory");
     // A visit does not meet it either, and leaves the shadow stopped.
     for _ in 0..2 {
-        asked_for_five_bytes(shadow);
+        asked_for_five_bytes(shadow, 0);
         becomes(shadow, 'T');
     }
     seeded.shadow.end();
@@ -195,8 +196,8 @@ fn becomes(pid: i32, wanted: char) {
     panic!("{pid} did not come to state {wanted}");
 }
 
-/// The shadow asks FIONREAD(2const) of a pipe of ours, twice.
-fn asked_for_five_bytes(shadow: i32) {
+/// The shadow asks FIONREAD(2const) of a pipe of ours, and has as many files open then.
+fn asked_for_five_bytes(shadow: i32, files: usize) {
     const FIONREAD: u64 = 0x541b;
     let (reader, writer) = rustix::pipe::pipe().expect("pipe");
     rustix::io::write(&writer, b"12345").expect("write");
@@ -214,7 +215,7 @@ fn asked_for_five_bytes(shadow: i32) {
     let fives: Vec<(i64, Vec<u8>)> = (0..3).map(|n| (0, vec![5, 0, 0, 0, n, n, n, n])).collect();
     assert_eq!(said, fives);
     let fds = std::fs::read_dir(format!("/proc/{shadow}/fd")).expect("fds").count();
-    assert_eq!(fds, 0, "the shadow keeps no file");
+    assert_eq!(fds, files, "the shadow keeps no file");
 }
 
 #[test]
@@ -225,7 +226,7 @@ fn a_shadow_makes_calls_and_sleeps_again() {
     let seeded = prepare(pid, &options(), &mut NoInheritance).expect("prepare");
     let shadow = seeded.shadow.pid;
     for _ in 0..3 {
-        asked_for_five_bytes(shadow);
+        asked_for_five_bytes(shadow, 0);
         becomes(shadow, 'S');
     }
     // Not of a process that is no shadow.
@@ -236,8 +237,45 @@ fn a_shadow_makes_calls_and_sleeps_again() {
     assert!(error.to_string().contains("shadow"), "{error}");
     assert!(calls_max(8) > 1000);
     drop(parent);
-    asked_for_five_bytes(shadow);
+    asked_for_five_bytes(shadow, 0);
     seeded.shadow.end();
+}
+
+/// A shadow that makes children, visited for its node to register its memory, waits for orders again.
+#[test]
+fn a_shadow_that_takes_orders_makes_calls_and_takes_orders_again() {
+    const RECVMSG: &str = "47 0x3 ";
+    const RT_SIGSUSPEND: &str = "130 ";
+    let parent = echo();
+    std::thread::sleep(Duration::from_millis(50));
+    let pid = parent.0.id() as i32;
+    let seeded = prepare(pid, &options(), &mut NoInheritance).expect("prepare");
+    let shadow = seeded.shadow.pid;
+    // It may have been visited before it takes orders, too.
+    asked_for_five_bytes(shadow, 0);
+    let region = (0x10_0000_0000, 48 << 20);
+    let process = (shadow, seeded.shadow.pidfd.as_fd());
+    let orders = serve(process, &seeded.descriptor, region).expect("orders");
+    for _ in 0..3 {
+        waits_in(shadow, RECVMSG);
+        asked_for_five_bytes(shadow, 1);
+    }
+    waits_in(shadow, RECVMSG);
+    drop(orders);
+    waits_in(shadow, RT_SIGSUSPEND);
+    seeded.shadow.end();
+}
+
+/// Waits until a process is in this system call, for a while.
+fn waits_in(pid: i32, call: &str) {
+    let now = || std::fs::read_to_string(format!("/proc/{pid}/syscall")).expect("syscall");
+    for _ in 0..500 {
+        if now().starts_with(call) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{pid} is not in {call} but in {}", now());
 }
 
 /// Root's processes can hide from nobody in /proc, but they can say that they want to.

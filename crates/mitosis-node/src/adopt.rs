@@ -143,7 +143,9 @@ pub(crate) fn children(node: &Node, pager: &Pager) {
                         node.children.ended(id, End { status, reason: one.reason.clone() });
                     }
                     // Its namespace is kept for a seed.
-                    (true, Some(status)) => drop(node.children.exited(id, status)),
+                    (true, status @ Some(_)) => {
+                        drop(node.children.exited(id, End { status, reason: None }));
+                    }
                     (true, None) => {}
                 }
             }

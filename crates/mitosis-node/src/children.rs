@@ -1,5 +1,7 @@
 //! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
 
+mod late;
+
 use crate::listeners::Share;
 use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
@@ -115,7 +117,9 @@ struct Child {
     guard: Option<Guarded>,
     shares: Vec<Share>,
     /// The main process exited; its namespace may be kept for a seed.
-    exited: Option<i32>,
+    exited: Option<End>,
+    /// Since when it has been seen that it exited, before its guard has told.
+    late: Option<Instant>,
     end: Option<(End, Instant)>,
     /// Somebody writes down why it ends.
     announced: bool,
@@ -128,6 +132,8 @@ pub(crate) struct Children {
     table: Mutex<BTreeMap<u64, Child>>,
     /// Ends of children that are not in the table: told before whoever starts them adds them.
     early: Mutex<VecDeque<(u64, End)>>,
+    /// What the pager said of these at the end.
+    early_stats: Mutex<VecDeque<ChildStats>>,
     changed: Condvar,
 }
 
@@ -146,11 +152,7 @@ pub(crate) fn shell_status(end: &End) -> i32 {
 
 impl Child {
     fn exit(&self) -> Option<End> {
-        match (&self.end, self.exited) {
-            (Some((end, _)), _) => Some(end.clone()),
-            (None, Some(status)) => Some(End { status: Some(status), reason: None }),
-            (None, None) => None,
-        }
+        self.end.as_ref().map(|(end, _)| end).or(self.exited.as_ref()).cloned()
     }
 
     fn row(&self) -> ChildRow {
@@ -204,17 +206,24 @@ impl Children {
         guard: Option<Guarded>,
         shares: Vec<Share>,
     ) {
+        // The table first, so that `update` finds the one or the other.
+        let mut table = self.table();
+        let mut early = self.early_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = early.iter().position(|stats| stats.child == ChildId(start.id));
+        let stats = at.and_then(|at| early.remove(at));
+        drop(early);
         let child = Child {
             pidfd,
             guard,
             shares,
             exited: None,
+            late: None,
             end: None,
             announced: false,
-            stats: None,
+            stats,
             start,
         };
-        self.table().insert(child.start.id, child);
+        table.insert(child.start.id, child);
     }
 
     /// The end of a child that was told before it was added.
@@ -259,6 +268,13 @@ impl Children {
         Self::by_pid(&self.table(), pid).map(|child| child.start.log.clone())
     }
 
+    /// The logs of those that run.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let table = self.table();
+        let live = table.values().filter(|child| child.end.is_none() && child.start.main.is_none());
+        live.map(|child| child.start.log.clone()).collect()
+    }
+
     /// The start record of a child.
     pub fn start_of(&self, id: u64) -> Option<Start> {
         self.table().get(&id).map(|child| child.start.clone())
@@ -276,11 +292,11 @@ impl Children {
 
     /// The main process of a child exited; its namespace may stay for a seed. Returns what it was
     /// started as, the first time.
-    pub fn exited(&self, id: u64, status: i32) -> Option<Start> {
+    pub fn exited(&self, id: u64, end: End) -> Option<Start> {
         let mut table = self.table();
         let running = |child: &&mut Child| child.end.is_none() && child.exited.is_none();
         let child = table.get_mut(&id).filter(running)?;
-        child.exited = Some(status);
+        child.exited = Some(end);
         child.pidfd = None;
         // Under the lock: who finds that it has ended finds its addresses free.
         child.shares.clear();
@@ -313,8 +329,8 @@ impl Children {
         }
         let child = table.get_mut(&id).filter(|child| child.end.is_none())?;
         // One that exited earlier was not ended by what ended its kept namespace.
-        let (end, told) = match child.exited {
-            Some(status) => (End { status: Some(status), reason: None }, true),
+        let (end, told) = match child.exited.take() {
+            Some(exited) => (exited, true),
             None => (end, false),
         };
         child.end = Some((end.clone(), Instant::now()));
@@ -333,8 +349,17 @@ impl Children {
         let mut table = self.table();
         for one in stats {
             let ChildId(id) = one.child;
-            if let Some(child) = table.get_mut(&id) {
-                child.stats = Some(one);
+            match table.get_mut(&id) {
+                Some(child) => child.stats = Some(one),
+                None if one.state == mitosis_pager::ChildState::Ended => {
+                    let early = self.early_stats.lock();
+                    let mut early = early.unwrap_or_else(PoisonError::into_inner);
+                    if early.len() == EARLY_MAX {
+                        early.pop_front();
+                    }
+                    early.push_back(one);
+                }
+                None => {}
             }
         }
     }
@@ -387,6 +412,29 @@ impl Children {
         }
     }
 
+    /// How many run.
+    pub fn running(&self) -> usize {
+        let table = self.table();
+        table.values().filter(|c| c.start.main.is_none() && c.exit().is_none()).count()
+    }
+
+    /// The raw status of the main process of a child that exited by itself, if that is told within `limit`.
+    pub fn exit_status(&self, id: u64, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        loop {
+            if let Some(end) = table.get(&id)?.exit() {
+                return end.status;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Forgets what is too old or too much; returns what was forgotten.
     pub fn prune(&self, now: Instant) -> Vec<Start> {
         let mut table = self.table();
@@ -427,6 +475,10 @@ mod tests {
         }
     }
 
+    fn exit(status: i32) -> End {
+        End { status: Some(status), reason: None }
+    }
+
     #[test]
     fn exit_statuses_are_a_shells() {
         let end = |status| End { status, reason: None };
@@ -454,7 +506,7 @@ mod tests {
     fn the_end_of_a_kept_namespace_is_not_the_childs() {
         let children = Children::default();
         children.add(start(1, 5), None, None, Vec::new());
-        children.exited(1, 3 << 8);
+        children.exited(1, exit(3 << 8));
         children.ended(1, End { status: None, reason: Some("pager died".into()) });
         let end = children.wait(5, Duration::ZERO).flatten().unwrap();
         assert_eq!((end.exit, end.reason), (3, None));
@@ -464,8 +516,8 @@ mod tests {
     fn an_end_is_told_in_words_and_when_it_is_known() {
         let children = Children::default();
         children.add(start(1, 5), None, None, Vec::new());
-        assert!(children.exited(1, 9).is_some());
-        assert!(children.exited(1, 9).is_none());
+        assert!(children.exited(1, exit(9)).is_some());
+        assert!(children.exited(1, exit(9)).is_none());
         let ended = children.ended(1, End { status: None, reason: Some("seed revoked".into()) });
         assert!(ended.unwrap().news.is_none(), "it was told already");
         children.add(start(2, 6), None, None, Vec::new());

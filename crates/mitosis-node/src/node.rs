@@ -229,8 +229,16 @@ impl Node {
 
     /// The main process of a child has exited: what it held is free, even if its namespace stays.
     pub fn child_exited(&self, id: u64, status: i32) {
-        if let Some(start) = self.children.exited(id, status).filter(|start| start.main.is_none()) {
-            let end = End { status: Some(status), reason: None };
+        let reason = self.children.start_of(id).and_then(|start| {
+            let of = if start.main.is_none() { &*start.groups } else { &[] };
+            let bytes = mitosis_sandbox::group::out_of_memory(of).filter(|_| status & 0x7f == 9)?;
+            let why = format!("killed: its control group was out of memory ({} MiB)", bytes >> 20);
+            self.append_reason(&start, &why);
+            Some(why)
+        });
+        let end = End { status: Some(status), reason };
+        let exited = self.children.exited(id, end.clone());
+        if let Some(start) = exited.filter(|start| start.main.is_none()) {
             self.log.info(format_args!("child {}: {end}", start.pid));
         }
     }
@@ -249,10 +257,10 @@ impl Node {
         }
     }
 
-    /// Takes over the pager's figures.
+    /// Takes over the pager's figures. Those of children that have ended came with their ends.
     pub fn refresh(&self) {
         if let Some(pager) = self.pager.now() {
-            match pager.client.stats() {
+            match pager.client.stats_of_running() {
                 Ok(stats) => self.children.update(stats),
                 Err(error) => self.log.debug(format_args!("pager: {error}")),
             }

@@ -4,7 +4,7 @@ use crate::plan::{Part, Request, Time, provided_base};
 use crate::{NodeFacts, RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
-use mitosis_state::{Detail, List, Program, Provided};
+use mitosis_state::{Detail, List, Numbers, Program, Provided};
 use std::collections::BTreeSet;
 
 const CHDIR: u16 = 80;
@@ -46,7 +46,7 @@ pub(crate) fn plan(
         high: parking(descriptor, fd_base, request.part),
         own_net: request.own_net,
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
-        used: BTreeSet::new(),
+        used: Numbers::default(),
         all: Vec::new(),
         place: request.tree.map(|_| &descriptor.rare.tree.place),
         objects: shared::open_objects(descriptor, fd_base),

@@ -177,6 +177,22 @@ pub fn remove(paths: &[PathBuf]) {
     }
 }
 
+/// The limit in bytes, if the kernel has ended a process of this group for want of memory: by what it has
+/// counted in `memory.events` of version 2, `memory.oom_control` of version 1.
+pub fn out_of_memory(paths: &[PathBuf]) -> Option<u64> {
+    let files = [("memory.events", "memory.max"), ("memory.oom_control", "memory.limit_in_bytes")];
+    let killed = |path: PathBuf| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+        count.is_some_and(|count: u64| count > 0)
+    };
+    let limit = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
+    paths.iter().find_map(|dir| {
+        let (_, max) = files.iter().find(|(counted, _)| killed(dir.join(counted)))?;
+        limit(dir.join(max))
+    })
+}
+
 const EBUSY: i32 = 16;
 
 fn make(dir: &Path) -> Result<(), SandboxError> {
@@ -279,6 +295,25 @@ mod tests {
     #[test]
     fn no_limits_no_groups() {
         assert!(Groups::new("test", Limits::default()).expect("nothing to do").is_none());
+    }
+
+    #[test]
+    fn a_group_out_of_memory_is_known_by_what_the_kernel_counts() {
+        let base = std::env::temp_dir().join(format!("mitosis-group-{}", std::process::id()));
+        let version1 = [("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")];
+        let version2 = [("memory.events", "low 0\nmax 12\noom 1\noom_kill 1\n")];
+        let clean = [("memory.events", "max 12\noom 1\noom_kill 0\n")];
+        let limits = [("memory.limit_in_bytes", "4096\n"), ("memory.max", "8192\n")];
+        for (files, expected) in [(version1, Some(4096)), (version2, Some(8192)), (clean, None)] {
+            fs::create_dir_all(&base).expect("directory");
+            for (name, text) in files.into_iter().chain(limits) {
+                fs::write(base.join(name), text).expect("file");
+            }
+            let found = out_of_memory(&[base.join("another"), base.clone()]);
+            fs::remove_dir_all(&base).expect("removed");
+            assert_eq!(found, expected);
+        }
+        assert_eq!(out_of_memory(&[]), None);
     }
 
     /// Where a controller is to be had, a process in a group is limited by it, and nothing stays.

@@ -42,7 +42,7 @@ pub const NAME_LETTER: usize = 8;
 pub const GUARD_CONTROL_FD: i32 = 3;
 /// File descriptor of the pidfd of the pager that the guard watches.
 pub const GUARD_PAGER_FD: i32 = 4;
-/// Number under which a guard keeps the read side of [`FD_GUARD_QUEUE`].
+/// Number under which a guard keeps its child's userfaultfd, or the read side of [`FD_GUARD_QUEUE`].
 pub const GUARD_QUEUE_FD: i32 = 15;
 /// First number under which a guard keeps safety copies of userfaultfds: above all others that it keeps,
 /// and low, for the kernel's table is as large as the highest number.
@@ -74,8 +74,9 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
-    /// Node to guard: a template makes the child: its pid will be `a`. The attached fd is the read
-    /// side of [`super::FD_GUARD_QUEUE`].
+    /// Child of a template to its guard, before it runs: keep the attached userfaultfd.
+    pub const HOLD_MAIN: u32 = 6;
+    /// Node to guard: a template makes the child: its pid will be `a`.
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
@@ -163,7 +164,7 @@ pub const TREE_TEMPORARY: u32 = 16;
 pub const TREE_ADOPTS: u32 = 32;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
-/// attached fds the last two are the guard's pidfd and the write side for [`FD_GUARD_QUEUE`]; the
+/// attached fds the last two are the guard's pidfd and the node's end of its control socket, for [`FD_GUARD_QUEUE`]; the
 /// others are those of [`TemplateOrder::fork`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -191,7 +192,9 @@ pub const FD_PLAN: i32 = 0;
 pub const FD_STATUS: i32 = 1;
 /// Attached fd 2: the pager's socket for the child's userfaultfd.
 pub const FD_PAGER: i32 = 2;
-/// Attached fd 3: write side of the socket whose read side stays in the guard.
+/// Attached fd 3: where the child leaves its userfaultfd for the guard. From a template it is the
+/// guard's control socket ([`guard_message::HOLD_MAIN`]), else the write side of one whose read side
+/// stays in the guard and is never read.
 pub const FD_GUARD_QUEUE: i32 = 3;
 /// Number the child's userfaultfd gets, relative to `fd_base`.
 pub const FD_UFFD: i32 = 4;

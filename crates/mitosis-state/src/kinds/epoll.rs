@@ -141,7 +141,7 @@ pub(super) fn add(epoll: u32, watches: Vec<Watch>, files: &mut Files<'_>) {
             }
             None => {
                 files.close(watch.fd);
-                files.used.remove(&watch.fd);
+                files.used.remove(watch.fd);
             }
         }
     }

@@ -103,7 +103,7 @@ pub(super) fn close_temporary(files: &mut Files<'_>) {
     let Some(place) = files.place else { return };
     for &fd in &place.temporary {
         files.close(fd);
-        files.used.remove(&fd);
+        files.used.remove(fd);
     }
 }
 

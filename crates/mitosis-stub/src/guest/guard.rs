@@ -341,8 +341,11 @@ impl Guard {
             }
             guard_message::END => empty_namespace(),
             guard_message::KEEP => self.keep = a == 1,
-            // The read side of the queue stays open and is never read.
-            guard_message::ADOPT if self.pid == 0 && count == 1 => self.pid = i64::from(a),
+            guard_message::ADOPT if self.pid == 0 && count == 0 => self.pid = i64::from(a),
+            guard_message::HOLD_MAIN if self.pid != 0 && count == 1 => {
+                syscall!(sys::DUP3, control.fds[0], GUARD_QUEUE_FD, 0x80000);
+                syscall!(sys::CLOSE, control.fds[0]);
+            }
             guard_message::FORK if self.pid == 0 && count as u32 == packet.order.fd_count => {
                 self.fork(&packet.order, &control.fds);
             }

@@ -106,14 +106,19 @@ pub(super) fn sorted(mut ranges: Ranges) -> Ranges {
 }
 
 /// The ranges of both lists, ascending and joined where they touch, in pieces that are registered
-/// together; those pieces first that hold some of the first list.
+/// together; those pieces first that hold some of the first list. They are cut at multiples of their
+/// size, so that no page of 2 MiB is in two of them.
 pub(super) fn eager(first: Ranges, then: Ranges) -> Ranges {
     let first = sorted(first);
     let all = sorted(first.iter().copied().chain(then).collect());
     let mut pieces: Ranges = Vec::new();
     for (start, end) in all {
-        let cuts = (start..end).step_by(CHUNK as usize);
-        pieces.extend(cuts.map(|at| (at, (at + CHUNK).min(end))));
+        let mut at = start;
+        while at < end {
+            let stop = ((at / CHUNK + 1) * CHUNK).min(end);
+            pieces.push((at, stop));
+            at = stop;
+        }
     }
     let none = |piece: &(u64, u64)| split(&[*piece], &first).0.is_empty();
     pieces.sort_by_key(none);
@@ -181,6 +186,18 @@ mod tests {
         let then = vec![(0, CHUNK + 16), (CHUNK + 32, 2 * CHUNK + 9), (3 * CHUNK, 3 * CHUNK + 1)];
         let pieces = [(CHUNK, 2 * CHUNK), (0, CHUNK), (2 * CHUNK, 2 * CHUNK + 9)];
         assert_eq!(eager(first, then)[..3], pieces);
+    }
+
+    #[test]
+    fn a_page_of_2_mib_is_in_one_piece() {
+        const HUGE: u64 = 512;
+        let range = (3 * HUGE, 3 * HUGE + 2 * CHUNK);
+        let pieces = eager(Ranges::new(), vec![range]);
+        assert_eq!(pieces, [(3 * HUGE, CHUNK), (CHUNK, 2 * CHUNK), (2 * CHUNK, range.1)]);
+        assert!(pieces.iter().all(|(start, end)| start % HUGE == 0 && end % HUGE == 0));
+        // Whatever begins elsewhere is cut there, too.
+        let pieces = eager(Ranges::new(), vec![(7, CHUNK + HUGE)]);
+        assert_eq!(pieces, [(7, CHUNK), (CHUNK, CHUNK + HUGE)]);
     }
 
     #[test]

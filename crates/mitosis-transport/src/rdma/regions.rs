@@ -5,21 +5,37 @@ use std::collections::BTreeMap;
 
 /// Registered pages, as the owner told them.
 #[derive(Default, Debug)]
-pub(crate) struct Regions(BTreeMap<u64, RdmaRegion>);
+pub(crate) struct Regions {
+    known: BTreeMap<u64, RdmaRegion>,
+    /// A question is on its way. The owner may take longer than from one ping to the next, and would
+    /// tell the same regions in answer to each.
+    asked: bool,
+}
 
 impl Regions {
+    /// From which on to ask the owner; `None`: it has been asked, and has not answered.
+    pub fn ask(&mut self) -> Option<u32> {
+        (!std::mem::replace(&mut self.asked, true)).then_some(self.known.len() as u32)
+    }
+
+    /// The answer to that. `false`: it contradicts itself or what is known.
+    pub fn answer(&mut self, more: Vec<RdmaRegion>) -> bool {
+        self.asked = false;
+        more.into_iter().all(|region| self.add(region))
+    }
+
     /// Adds one. `false`: it contradicts itself or another one.
-    pub fn add(&mut self, region: RdmaRegion) -> bool {
+    fn add(&mut self, region: RdmaRegion) -> bool {
         let pages = u64::from(region.pages);
         let end = region.page.checked_add(pages).filter(|end| *end <= 1 << 52);
         let bytes = region.address.checked_add(pages * PAGE as u64);
-        let before = self.0.range(..=region.page).next_back();
+        let before = self.known.range(..=region.page).next_back();
         let clear = before.is_none_or(|(_, b)| b.page + u64::from(b.pages) <= region.page);
-        let after = self.0.range(region.page..).next().map(|(page, _)| *page);
+        let after = self.known.range(region.page..).next().map(|(page, _)| *page);
         let good = pages > 0 && bytes.is_some() && clear;
         match end {
             Some(end) if good && after.is_none_or(|after| end <= after) => {
-                self.0.insert(region.page, region);
+                self.known.insert(region.page, region);
                 true
             }
             _ => false,
@@ -29,30 +45,25 @@ impl Regions {
     /// The longest stretch from `page`, at most `most` pages, that comes one way: its pages, and
     /// address and key if that way is RDMA.
     pub fn part(&self, page: u64, most: u32) -> (u32, Option<(u64, u32)>) {
-        if let Some((_, r)) = self.0.range(..=page).next_back() {
+        if let Some((_, r)) = self.known.range(..=page).next_back() {
             let into = page - r.page;
             if into < u64::from(r.pages) {
                 let pages = (u64::from(r.pages) - into).min(u64::from(most)) as u32;
                 return (pages, Some((r.address + into * PAGE as u64, r.rkey)));
             }
         }
-        let next = self.0.range(page..).next().map_or(u64::MAX, |(next, _)| *next);
+        let next = self.known.range(page..).next().map_or(u64::MAX, |(next, _)| *next);
         ((next - page).min(u64::from(most)) as u32, None)
     }
 
     /// Address and key of some page.
     pub fn any(&self) -> Option<(u64, u32)> {
-        self.0.values().next().map(|region| (region.address, region.rkey))
+        self.known.values().next().map(|region| (region.address, region.rkey))
     }
 
     /// Pages in them.
     pub fn pages(&self) -> u64 {
-        self.0.values().map(|region| u64::from(region.pages)).sum()
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
+        self.known.values().map(|region| u64::from(region.pages)).sum()
     }
 }
 
@@ -74,6 +85,19 @@ mod tests {
         assert_eq!(regions.part(16, 9), (9, None));
     }
 
+    /// An owner that is slow, or was stopped, answers every question that it finds when it goes on.
+    #[test]
+    fn an_owner_that_has_not_answered_is_not_asked_again() {
+        let mut regions = Regions::default();
+        assert_eq!(regions.ask(), Some(0));
+        assert_eq!(regions.ask(), None);
+        assert!(regions.answer(vec![region(10, 5), region(15, 1)]));
+        assert_eq!((regions.ask(), regions.ask()), (Some(2), None));
+        assert!(regions.answer(Vec::new()));
+        assert_eq!(regions.ask(), Some(2));
+        assert!(!regions.answer(vec![region(14, 1)]));
+    }
+
     #[test]
     fn what_overlaps_or_overflows_is_refused() {
         let mut regions = Regions::default();
@@ -83,6 +107,6 @@ mod tests {
         }
         assert!(!regions.add(RdmaRegion { address: u64::MAX - 5, ..region(20, 1) }));
         assert!(!regions.add(RdmaRegion { page: u64::MAX, ..region(20, 1) }));
-        assert_eq!(regions.count(), 1);
+        assert_eq!(regions.known.len(), 1);
     }
 }

@@ -155,6 +155,14 @@ impl RdmaSource {
         }
     }
 
+    /// Asks for the regions that are not known, if the owner was not asked already.
+    fn regions(&mut self, handle: Handle) {
+        let Some(Link::Up(up)) = self.links.get_mut(&handle) else { return };
+        if let Some(from) = up.regions.ask() {
+            self.ask(handle, &RdmaAsk::Regions { from });
+        }
+    }
+
     /// Asks for a queue pair.
     fn link(&mut self, handle: Handle) {
         let psn = RandomState::new().hash_one(handle.0) as u32;
@@ -188,22 +196,21 @@ impl RdmaSource {
                             took: since.elapsed(),
                         };
                         self.links.insert(handle, Link::Up(up));
-                        self.ask(handle, &RdmaAsk::Regions { from: 0 });
+                        self.regions(handle);
                     }
                     Err(error) => self.off(handle, error.to_string()),
                 }
             }
             (RdmaSaid::Regions { regions: more, complete }, Some(Link::Up(mut up))) => {
                 let any = !more.is_empty();
-                if !more.into_iter().all(|region| up.regions.add(region)) {
+                if !up.regions.answer(more) {
                     return Err(SourceError::Protocol("RDMA regions that overlap".into()));
                 }
-                let from = up.regions.count() as u32;
                 self.reach.push((handle, up.regions.pages(), up.took));
                 up.complete = complete;
                 self.links.insert(handle, Link::Up(up));
                 if any && !complete {
-                    self.ask(handle, &RdmaAsk::Regions { from });
+                    self.regions(handle);
                 }
             }
             (RdmaSaid::No(why), Some(_)) => {
@@ -387,7 +394,7 @@ impl RdmaSource {
     fn tend(&mut self) {
         let handles: Vec<Handle> = self.links.keys().copied().collect();
         for handle in handles {
-            let from = match self.links.get_mut(&handle) {
+            let asks = match self.links.get_mut(&handle) {
                 Some(Link::Down(0)) => {
                     self.link(handle);
                     continue;
@@ -404,13 +411,12 @@ impl RdmaSource {
                         let read = Read { id: ALIVE, address, rkey, len: 8, slot };
                         self.batch.entry(handle).or_default().push(read);
                     }
-                    let asks = !up.complete || std::mem::take(&mut up.missed);
-                    asks.then_some(up.regions.count() as u32)
+                    !up.complete || std::mem::take(&mut up.missed)
                 }
-                _ => None,
+                _ => false,
             };
-            if let Some(from) = from {
-                self.ask(handle, &RdmaAsk::Regions { from });
+            if asks {
+                self.regions(handle);
             }
         }
     }
