@@ -9,7 +9,7 @@ scripts/setup.sh
 npm=
 command -v npm >/dev/null || npm=npm
 scripts/packages.sh curl golang-go nginx-light nodejs openjdk-17-jdk-headless perl php-apcu php-cli \
-    redis-server ruby ruby-webrick $npm
+    postgresql redis-server ruby ruby-webrick $npm
 
 out=${CARGO_TARGET_DIR:-target}/runtimes
 from=tests/runtimes

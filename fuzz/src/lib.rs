@@ -8,10 +8,11 @@
 #![forbid(unsafe_code)]
 
 use mitosis_descriptor::{
-    Backing, Descriptor, HEADER_BYTES, Limits, MAGIC, MappedFile, OpenFile, PageRun, Reference,
-    VERSION, Vpn, XsaveArea, decode, encode,
+    Backing, Descriptor, Gift, HEADER_BYTES, Limits, MAGIC, MappedFile, OpenFile, PageRun, Place,
+    Reference, Terminal, VERSION, Vpn, XsaveArea, decode, encode,
 };
 use mitosis_proto::{Reply, Request};
+use mitosis_restore::tree::TREE_ENTRY;
 use mitosis_restore::{Area, NodeFacts, ProvenFiles};
 use mitosis_state::kinds::Files;
 use mitosis_state::{Program, Region, code_len};
@@ -50,7 +51,29 @@ fn check_descriptor(bytes: &[u8]) -> bool {
         assert!(inside, "a run reached out of the VMA it was asked for");
     }
     check_plan(&d);
+    check_tree(&d);
     true
+}
+
+/// What a node does with a tree: who is born of whom, and the plan of each process.
+fn check_tree(d: &Descriptor) {
+    if d.rare.tree.is_alone() {
+        return;
+    }
+    let images = d.rare.tree.images(&Limits::default()).expect("checked when it was decoded");
+    let members: Vec<&Descriptor> = images.iter().collect();
+    let table = mitosis_restore::tree::table(d, &members).expect("a tree that can be made");
+    for (index, entry) in table.chunks_exact(TREE_ENTRY).enumerate() {
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| entry[4 * at + n])) as usize;
+        // The order of `TreeEntry`: its maker and its parent come before it.
+        assert!(index == 0 || word(2) < index, "process {index} is made by one that is not there");
+        assert!(word(3) <= index, "process {index} is the child of a later one");
+    }
+    for process in std::iter::once(d).chain(members) {
+        let request = mitosis_restore::Request { tree: Some(31_999), ..Default::default() };
+        let plan = mitosis_restore::plan(process, &node(process), &request, &Proven(false));
+        assert!(plan.is_err() || plan.is_ok_and(|plan| !plan.to_string().is_empty()));
+    }
 }
 
 /// A node on which any vdso and any register state fit.
@@ -211,6 +234,17 @@ pub fn control(bytes: &[u8]) -> bool {
 /// Gives `bytes` to the kinds of open files: a sequence of kind, length and body, each under a
 /// descriptor of its own, described and planned together. Returns whether all of it could be.
 pub fn kinds(bytes: &[u8]) -> bool {
+    let place = Place {
+        terminal: Some(Terminal { index: 3, foreground: 7 }),
+        gifts: vec![Gift { fd: 0, to: 1 }],
+        temporary: vec![1],
+        ..Place::default()
+    };
+    // In a process alone, and in one of several.
+    plan_kinds(bytes, None) | plan_kinds(bytes, Some(&place))
+}
+
+fn plan_kinds(bytes: &[u8], place: Option<&Place>) -> bool {
     let files = open_files(bytes);
     let described = files.iter().all(|file| mitosis_state::describe(file).is_ok());
     let mut program =
@@ -222,7 +256,7 @@ pub fn kinds(bytes: &[u8]) -> bool {
         high: 2000,
         own_net: bytes.len() % 2 == 1,
         clocks: Some(mitosis_descriptor::Clocks::default()),
-        place: None,
+        place,
         spare_pid: 32_000,
         new_pid: false,
         late: Default::default(),

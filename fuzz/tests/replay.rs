@@ -127,11 +127,21 @@ fn control_lines() {
 #[test]
 fn kinds() {
     let inode = [200, 1]; // 200
-    let bodies: [(&str, Vec<u8>); 6] = [
+    let bodies: [(&str, Vec<u8>); 8] = [
         ("stdio", vec![1, 0, 1, 0, 1, 1, 1, 1]),
         ("file", [&[2, 0, 11, 9][..], b"/dev/zero", &[5]].concat()),
         ("eventfd", vec![3, 0, 2, 7, 1]),
         ("epoll", vec![4, 0, 5, 1, 0, 1, 5, 0]),
+        // An epoll instance that member 1 of a tree makes, in which this one registers an eventfd.
+        ("gift", vec![40, 0, 6, 1, 1, 1, 1, 5, 1, 3, 0, 2, 7, 1]),
+        (
+            "terminal",
+            [
+                [35, 2, 11, 3, 1, 0, 5, 16, 0, 0, 0, 0, 0, 0],
+                [35, 2, 11, 3, 0, 0, 5, 16, 0, 0, 0, 0, 0, 1],
+            ]
+            .concat(),
+        ),
         ("listener", vec![5, 0, 17, 9, 0, 127, 0, 0, 1, 144, 63, 1, 128, 32, 0, 1, 0, 0, 0, 0]),
         (
             "pipe",

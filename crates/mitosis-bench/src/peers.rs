@@ -8,9 +8,9 @@ use crate::helper::{PAGE_BYTES, SERVE, elapsed_ns};
 use crate::report::{Figure, Samples, Section};
 use crate::response::{answered, container, python_anew};
 use mitosis_lab::{Lab, Node};
-use mitosis_sys::floors::{Backing, fault_latency, remote_fault_latency};
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use mitosis_sys::floors::{Backing, fault_latency, receive_and_place, remote_fault_latency};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
@@ -67,24 +67,51 @@ pub struct Pass {
 
 /// Streams 64 MiB from the bare server on `owner` into one hot buffer here.
 pub fn plain_stream(host: &Node, owner: &Node, bare: &Parent) -> Result<Pass, BenchError> {
+    stream(host, owner, bare, |stream| {
+        let mut buffer = vec![1_u8; 1 << 20];
+        let start = Instant::now();
+        let mut left = STREAM_BYTES;
+        while left > 0 {
+            let count = left.min(buffer.len());
+            left -= match stream.read(&mut buffer[..count])? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                read => read,
+            };
+        }
+        Ok(elapsed_ns(start))
+    })
+}
+
+/// The same, and each page is placed by `UFFDIO_COPY`: 64 at a time, or each alone, `step` pages apart.
+pub fn placed_stream(
+    host: &Node,
+    owner: &Node,
+    bare: &Parent,
+    step: usize,
+) -> Result<Pass, BenchError> {
+    stream(host, owner, bare, |stream| {
+        let pages = STREAM_BYTES / PAGE_BYTES;
+        let each_ns = receive_and_place(stream.as_fd(), pages, 64, step)?;
+        Ok((each_ns * pages as f64) as u64)
+    })
+}
+
+/// One pass, of which `take` takes the bytes and says how many nanoseconds that took.
+fn stream(
+    host: &Node,
+    owner: &Node,
+    bare: &Parent,
+    take: impl FnOnce(&mut TcpStream) -> io::Result<u64>,
+) -> Result<Pass, BenchError> {
     let to = SocketAddr::new(owner.ip(), BARE_PORT);
     let mut stream = host.connect(to, ANSWER_BOUND)?;
     let failed = |error| BenchError::io("stream", to)(error);
     let (sender, own) = (owner.proc_dir(bare.pid), Path::new("/proc/self"));
-    let mut buffer = vec![1_u8; 1 << 20];
     let (sent, received) = (cpu_ns(&sender)?, cpu_ns(own)?);
-    let start = Instant::now();
     stream.write_all(&(STREAM_BYTES as u64).to_le_bytes()).map_err(failed)?;
-    let mut left = STREAM_BYTES;
-    while left > 0 {
-        let count = left.min(buffer.len());
-        left -= match stream.read(&mut buffer[..count]).map_err(failed)? {
-            0 => return Err(BenchError::wrong("stream", format!("ended {left} bytes early"))),
-            read => read,
-        };
-    }
+    let spent_ns = take(&mut stream).map_err(failed)?;
     Ok(Pass {
-        rate: rate(elapsed_ns(start)),
+        rate: rate(spent_ns),
         sender_us: per_page_us(cpu_ns(&sender)?.saturating_sub(sent)),
         receiver_us: per_page_us(cpu_ns(own)?.saturating_sub(received)),
     })

@@ -8,7 +8,8 @@
 use crate::CaptureError;
 use crate::gadget::check;
 use mitosis_descriptor::{OpenObject, SharedObject};
-use mitosis_state::tree::FileKey;
+pub(crate) use mitosis_state::tree::SYSV;
+use mitosis_state::tree::{FileKey, mapping_key};
 use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
 use mitosis_sys::SysError;
 use mitosis_sys::procfs::{self, Mapping};
@@ -42,16 +43,14 @@ pub(crate) struct Kept {
 impl Kept {
     /// Index of the object behind a mapping.
     pub fn object_of(&self, mapping: &Mapping) -> Option<u32> {
-        let at = self.keys.iter().position(|k| (&k.0, k.1) == (&mapping.dev, mapping.inode))?;
+        let key = mapping_key(mapping);
+        let at = self.keys.iter().position(|own| *own == key)?;
         Some(at as u32)
     }
 }
 
 /// How the kernel names the ring of an io_setup(2) context.
 pub(crate) const AIO: &str = "/[aio]";
-
-/// How it names System V memory, of which the inode is the id (ipc/shm.c).
-pub(crate) const SYSV: &str = "/SYSV";
 
 /// Whether the mapping is of shared memory that no path leads to. Huge pages of hugetlbfs are such
 /// memory to a child, with a path or without: they are the machine's.
@@ -105,15 +104,18 @@ pub(crate) fn keep(
     for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
         let file = object(pid, mapping).map_err(&fail)?;
         let meta = file.metadata().map_err(|e| fail(SysError::io("fstat", &mapping.name, e)))?;
-        let key = (mapping.dev.clone(), mapping.inode);
+        let key = mapping_key(mapping);
         if !kept.keys.contains(&key) {
-            if open.contains(&key) || is_open(parent, &meta)? {
+            let segment = mapping.name.starts_with(SYSV);
+            if open.contains(&key) || !segment && is_open(parent, &meta)? {
                 let object = kept.objects.len() as u32;
-                kept.open.push(OpenObject { object, file: (meta.dev(), meta.ino()) });
+                // No descriptor has a segment, whatever its number is.
+                let device = if segment { u64::MAX } else { meta.dev() };
+                kept.open.push(OpenObject { object, file: (device, meta.ino()) });
             }
             let name = mapping.name.trim_end_matches(" (deleted)").trim_start_matches('/');
             let name = name.trim_start_matches("memfd:").chars().take(100).collect();
-            if mapping.name.starts_with(SYSV) {
+            if segment {
                 kept.segments.push((kept.objects.len() as u32, mapping.inode as i32));
             }
             kept.keys.push(key);

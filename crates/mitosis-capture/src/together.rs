@@ -2,11 +2,13 @@
 
 use crate::tree::{Captured, Look, Place};
 use crate::{CaptureError, Member};
-use mitosis_descriptor::{Backing, Descriptor, Gift, PageIndex, PageRun, Session, Vpn, Zombie};
+use mitosis_descriptor::{
+    Backing, Descriptor, Gift, Kin, OpenObject, PageIndex, PageRun, Session, Vpn, Zombie, births,
+};
 use mitosis_state::tree::FileKey;
 use mitosis_sys::kcmp;
 use mitosis_sys::procfs::Status;
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 /// Index among those that live of a place; one that lives.
 pub(crate) fn living(places: &[Place], at: usize) -> usize {
@@ -44,10 +46,12 @@ pub(crate) fn join(
         let place = &mut member.seeded.descriptor.rare.tree.place;
         place.session = session;
         if let Some(share) = &member.seeded.share {
+            place.terminal = share.terminal;
             place.gifts.clone_from(&share.gifts);
             place.temporary.clone_from(&share.temporary);
         }
     }
+    system_v(&mut captured.members)?;
     memory(&mut captured.members)
 }
 
@@ -57,10 +61,6 @@ fn apart(members: &[Member]) -> Result<(), CaptureError> {
     let root = &members[0];
     for member in members {
         let refused = |why: String| CaptureError::Refused { pid: member.pid, why };
-        let rare = &member.seeded.descriptor.rare;
-        if rare.ipc != mitosis_descriptor::Ipc::default() {
-            return Err(refused("has System V objects and is one of several in a tree".into()));
-        }
         let Some(parent) = member.parent.map(|parent| &members[parent]) else { continue };
         // One that has ended meanwhile had them then.
         if depth(member.pid) != depth(root.pid) && depth(member.pid) != 0 && depth(root.pid) != 0 {
@@ -77,44 +77,27 @@ fn apart(members: &[Member]) -> Result<(), CaptureError> {
 /// Groups and sessions as a child will have them: the root leads its own.
 fn sessions(places: &[Place], looks: &[Look]) -> Result<Vec<Session>, CaptureError> {
     let root = looks[0];
-    let by_pid: HashMap<i32, usize> = looks.iter().enumerate().map(|(at, l)| (l.pid, at)).collect();
     let of = |look: &Look| Session {
         session: if look.session == root.session { root.pid } else { look.session },
         group: if look.group == root.group { root.pid } else { look.group },
     };
     let sessions: Vec<Session> = looks.iter().map(of).collect();
-    for (at, session) in sessions.iter().enumerate() {
-        let refused = |why: String| CaptureError::Refused { pid: places[at].pid, why };
-        let Some(parent) = places[at].parent else { continue };
-        let leads = session.session == looks[at].pid;
-        let inherited = session.session == sessions[parent].session;
-        // Born before its parent began a session of its own.
-        let before = inherited_by(&sessions, places, looks, parent) == Some(session.session);
-        if !leads && !inherited && !before {
-            let why = format!("is in session {}, which is none of its tree's", session.session);
-            return Err(refused(why));
-        }
-        let leader = by_pid.get(&session.group).map(|leader| &sessions[*leader]);
-        if leader.is_none_or(|leader| leader.session != session.session) {
-            let why = format!(
-                "is in process group {}, whose leader is none of its session in the tree",
-                session.group
-            );
-            return Err(refused(why));
-        }
-    }
+    let kin = places.iter().zip(looks).zip(&sessions).map(|((place, look), session)| Kin {
+        pid: look.pid,
+        parent: place.parent.unwrap_or(0),
+        session: *session,
+        zombie: place.zombie,
+    });
+    let kin: Vec<Kin> = kin.collect();
+    births(&kin).map_err(|(at, why)| CaptureError::Refused { pid: places[at].pid, why })?;
     Ok(sessions)
 }
 
-/// The session that a process had when it was born, if it has begun one of its own since.
-fn inherited_by(sessions: &[Session], places: &[Place], looks: &[Look], at: usize) -> Option<i32> {
-    let leads = sessions[at].session == looks[at].pid;
-    let parent = places[at].parent.filter(|_| leads)?;
-    Some(sessions[parent].session)
-}
-
-/// Shared memory is one member's to make and to fill: the others get it from there.
+/// Shared memory is one member's to make: the others get it from there. Each part is filled by the
+/// first member that maps it.
 fn memory(members: &mut [Member]) -> Result<(), CaptureError> {
+    let made = |member: &Member| member.seeded.share.as_ref().map(|share| share.made.clone());
+    let made: Vec<_> = members.iter().map(|member| made(member).unwrap_or_default()).collect();
     for at in 1..members.len() {
         let Some(share) = members[at].seeded.share.take() else { continue };
         let mut from = Vec::new();
@@ -124,10 +107,16 @@ fn memory(members: &mut [Member]) -> Result<(), CaptureError> {
         }
         for &(object, maker) in &from {
             let key = members[at].seeded.shared_files[object as usize].clone();
+            if made[maker as usize].contains(&key) {
+                have_made(members, maker as usize, (at, object as usize), &key)?;
+            }
             let theirs = index_of(&members[maker as usize], &key)?;
-            let covered = mappings(&members[maker as usize].seeded.descriptor, theirs);
-            let (pid, image) = (members[at].pid, &mut members[at].seeded.descriptor);
-            leave_out(pid, image, object, &covered)?;
+            let earlier = members[..at].iter().flat_map(|member| {
+                let own = index_of(member, &key).ok();
+                own.map(|own| mappings(&member.seeded.descriptor, own)).unwrap_or_default()
+            });
+            let filled: Vec<(u64, u64, u64)> = earlier.collect();
+            leave_out(&mut members[at].seeded.descriptor, object, &filled)?;
             let place = &mut members[maker as usize].seeded.descriptor.rare.tree.place;
             place.memory_to.push(Gift { fd: theirs, to: at as u32 });
         }
@@ -138,12 +127,36 @@ fn memory(members: &mut [Member]) -> Result<(), CaptureError> {
     Ok(())
 }
 
+/// Lets a member that has an object open, but does not map it, make it as those that map it would.
+fn have_made(
+    members: &mut [Member],
+    maker: usize,
+    (mapper, object): (usize, usize),
+    key: &FileKey,
+) -> Result<(), CaptureError> {
+    if index_of(&members[maker], key).is_ok() {
+        return Ok(());
+    }
+    let image = &members[mapper].seeded.descriptor;
+    let (made, open) = (image.shared.get(object).cloned(), &image.rare.open_objects);
+    let file = open.iter().find(|open| open.object as usize == object).map(|open| open.file);
+    let (made, file) = made.zip(file).ok_or_else(|| newer(members[mapper].pid))?;
+    let theirs = &mut members[maker].seeded;
+    let object = theirs.descriptor.shared.len() as u32;
+    theirs.descriptor.shared.push(made);
+    theirs.descriptor.rare.open_objects.push(OpenObject { object, file });
+    theirs.shared_files.push(key.clone());
+    Ok(())
+}
+
 fn index_of(member: &Member, key: &FileKey) -> Result<u32, CaptureError> {
     let at = member.seeded.shared_files.iter().position(|own| own == key);
-    at.map(|at| at as u32).ok_or_else(|| {
-        let why = "has shared memory that is newer than the first look at it: try again";
-        CaptureError::Refused { pid: member.pid, why: why.into() }
-    })
+    at.map(|at| at as u32).ok_or_else(|| newer(member.pid))
+}
+
+fn newer(pid: i32) -> CaptureError {
+    let why = "has shared memory that is newer than the first look at it: try again";
+    CaptureError::Refused { pid, why: why.into() }
 }
 
 /// Where a member maps an object: first byte, one past the last, and offset in the object.
@@ -157,48 +170,63 @@ fn mappings(image: &Descriptor, object: u32) -> Vec<(u64, u64, u64)> {
     image.vmas.iter().filter_map(of).collect()
 }
 
-/// Takes the pages of an object out of the index of a member that does not fill it.
+/// Takes those pages of an object out of the index of a member that others, which map it like this,
+/// fill.
 fn leave_out(
-    pid: i32,
     image: &mut Descriptor,
     object: u32,
-    covered: &[(u64, u64, u64)],
+    filled: &[(u64, u64, u64)],
 ) -> Result<(), CaptureError> {
-    let vmas = mappings(image, object);
-    for &(start, end, offset) in &vmas {
-        for run in image.pages.within(Vpn::of(start), Vpn::of(end)) {
-            let from = offset + (run.start.addr() - start);
-            let to = offset + (run.end().addr() - start);
-            let inside = |(start, end, offset): &(u64, u64, u64)| {
-                *offset <= from && to <= offset + (end - start)
-            };
-            if !covered.iter().any(inside) {
-                let why =
-                    "maps parts of shared memory that the first of its tree that has it does not";
-                return Err(CaptureError::Refused { pid, why: why.into() });
+    let mut left = Vec::new();
+    for (start, end, offset) in mappings(image, object) {
+        for &(from, to, at) in filled {
+            let (first, last) = (offset.max(at), (offset + (end - start)).min(at + (to - from)));
+            if first < last {
+                left.push((start + (first - offset), start + (last - offset)));
             }
         }
     }
-    let within = |run: &PageRun| {
-        vmas.iter().any(|(start, end, _)| *start <= run.start.addr() && run.start.addr() < *end)
-    };
-    // No run reaches over the end of a mapping into another one's: they are cut first.
-    let mut runs = Vec::new();
+    left.sort_unstable();
+    let mut runs: Vec<PageRun> = Vec::new();
+    let mut next = 0;
     for run in image.pages.runs() {
-        let mut rest = *run;
-        while rest.count > 0 {
-            let inside = within(&rest);
-            let border = |at: u64| at > rest.start.addr() && at < rest.end().addr();
-            let borders = vmas.iter().flat_map(|(start, end, _)| [*start, *end]);
-            let cut = borders.filter(|at| border(*at)).min().unwrap_or(rest.end().addr());
-            let piece = rest.clip(rest.start, Vpn::of(cut));
-            if !inside {
-                runs.push(piece);
+        let (mut at, end) = (run.start, run.end());
+        while let Some(&(from, to)) = left.get(next).filter(|(from, _)| *from < end.addr()) {
+            let (from, to) = (Vpn::of(from), Vpn::of(to));
+            runs.extend((at < from).then(|| run.clip(at, from)));
+            at = at.max(to.min(end));
+            if to > end {
+                break;
             }
-            rest = rest.clip(Vpn::of(cut), rest.end());
+            next += 1;
         }
+        runs.extend((at < end).then(|| run.clip(at, end)));
     }
     image.pages = PageIndex::from_sorted(runs)
         .map_err(|run| CaptureError::Internal(format!("page runs out of order at {run:?}")))?;
+    Ok(())
+}
+
+/// System V objects belong to the namespace that all processes of a child have in common: the first
+/// member that has one makes it.
+fn system_v(members: &mut [Member]) -> Result<(), CaptureError> {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/ipc")).ok();
+    let root = namespace(members[0].pid);
+    let (mut semaphores, mut queues) = (HashSet::new(), HashSet::new());
+    for member in members {
+        let pid = member.pid;
+        let ipc = &mut member.seeded.descriptor.rare.ipc;
+        if *ipc == mitosis_descriptor::Ipc::default() {
+            continue;
+        }
+        let own = namespace(pid);
+        // One that has ended meanwhile had its objects then.
+        if own != root && own.is_some() && root.is_some() {
+            let why = "has System V objects in another IPC namespace than the root of its tree";
+            return Err(CaptureError::Refused { pid, why: why.into() });
+        }
+        ipc.semaphores.retain(|set| semaphores.insert(set.ipc.id));
+        ipc.queues.retain(|queue| queues.insert(queue.ipc.id));
+    }
     Ok(())
 }

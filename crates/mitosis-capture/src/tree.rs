@@ -130,6 +130,16 @@ fn is_zombie(pid: i32) -> bool {
     dead && procfs::threads(pid).is_ok_and(|threads| threads.len() <= 1)
 }
 
+/// Whether a process has ended, or has begun to.
+fn is_ending(pid: i32) -> bool {
+    /// include/linux/sched.h
+    const PF_EXITING: u64 = 4;
+    procfs::stat(pid).map_or(true, |stat| {
+        let state = stat.first().map_or("X", String::as_str);
+        state.starts_with(['Z', 'X']) || procfs::stat_field(&stat, 9) & PF_EXITING != 0
+    })
+}
+
 /// Shadows of an init are its children, and those of a subreaper's descendants, made when these were
 /// seeds without their tree, go to it. One that has ended, and that it has not waited for, has
 /// nothing but its name.
@@ -199,13 +209,9 @@ fn gather(
                 members.push(Member { pid: place.pid, parent, seeded });
             }
             Err(CaptureError::LetGo(_)) => {}
-            // A descendant that ended before all stood still is none any more.
-            Err(CaptureError::NoSuchProcess(_)) if place.parent.is_some() => changed = true,
-            Err(CaptureError::Ended { phase: "inspect" | "plant" | "stop", .. })
-                if place.parent.is_some() =>
-            {
-                changed = true;
-            }
+            // A descendant that has ended is none any more, or a zombie. While it ends much of it cannot
+            // be had, or looks like what is refused.
+            Err(_) if place.parent.is_some() && is_ending(place.pid) => changed = true,
             Err(e) => cause = cause.or(Some(e)),
         }
     }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod births;
 mod codec;
 mod error;
 mod image;
@@ -19,6 +20,7 @@ mod reference;
 mod tree;
 mod validate;
 
+pub use births::{Birth, Kin, births};
 pub use codec::{HEADER_BYTES, MAGIC, VERSION, decode, encode};
 pub use error::DescriptorError;
 pub use image::*;
@@ -27,5 +29,5 @@ pub use ipc::{Ipc, IpcObject, MessageQueue, Segment, Semaphores};
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange, PageRun, Vpn};
 pub use phase::Phase;
 pub use reference::{Reference, ReferenceError, Secret, SeedId};
-pub use tree::{Gift, MEMBERS_MAX, Member, Place, Session, Tree, Zombie};
+pub use tree::{Gift, MEMBERS_MAX, Member, Place, Session, TERMINAL_MAX, Terminal, Tree, Zombie};
 pub use validate::Limits;

@@ -4,12 +4,14 @@
 //! first member that has it, and handed to the others while the tree is built.
 
 use crate::validate::{invalid, pid};
-use crate::{Descriptor, DescriptorError, Limits, decode};
+use crate::{Descriptor, DescriptorError, Kin, Limits, births, decode};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// Most processes of a tree, zombies included.
 pub const MEMBERS_MAX: usize = 64;
+/// The highest number of a pseudo-terminal that is made again: all below it are opened for it.
+pub const TERMINAL_MAX: u32 = 127;
 /// What all members may hand to one another.
 const GIFTS_MAX: usize = 65_536;
 
@@ -55,11 +57,22 @@ pub struct Session {
     pub session: i32,
 }
 
+/// A pseudo-terminal with both ends in the tree that controls a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Its number.
+    pub index: u32,
+    /// The process group in its foreground; 0 for that of whoever leads the session.
+    pub foreground: i32,
+}
+
 /// What a member has in common with others.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Place {
     /// Its group and session.
     pub session: Session,
+    /// What controls the session that it leads.
+    pub terminal: Option<Terminal>,
     /// Open files that it makes and hands to later members, in this order.
     pub gifts: Vec<Gift>,
     /// Numbers at which it has open files only until they are handed over.
@@ -86,6 +99,11 @@ impl Tree {
         self.members.is_empty() && self.zombies.is_empty()
     }
 
+    /// All ids that its sessions and groups have.
+    pub fn leaders(kin: &[Kin]) -> HashSet<i32> {
+        kin.iter().flat_map(|one| [one.session.group, one.session.session]).collect()
+    }
+
     /// What the other members are.
     ///
     /// # Errors
@@ -94,6 +112,24 @@ impl Tree {
         // A member is no root: nothing nests deeper than this.
         let limits = Limits { members_max: 0, ..*limits };
         self.members.iter().map(|member| decode(&member.image, &limits)).collect()
+    }
+
+    /// How all processes are related, the root first and those that have ended last.
+    pub fn kin<'a>(&self, living: impl Iterator<Item = &'a Descriptor>) -> Vec<Kin> {
+        let parents = std::iter::once(0).chain(self.members.iter().map(|member| member.parent));
+        let living = living.zip(parents).map(|(one, parent)| Kin {
+            pid: one.process.pid,
+            parent: parent as usize,
+            session: one.rare.tree.place.session,
+            zombie: false,
+        });
+        let ended = self.zombies.iter().map(|zombie| Kin {
+            pid: zombie.pid,
+            parent: zombie.parent as usize,
+            session: zombie.session,
+            zombie: true,
+        });
+        living.chain(ended).collect()
     }
 
     pub(crate) fn validate(
@@ -127,6 +163,9 @@ impl Tree {
                 return invalid(format!("zombie {}: no such parent", zombie.pid));
             }
             zombie.validate()?;
+        }
+        if let Err((at, why)) = births(&self.kin(processes.clone())) {
+            return invalid(format!("process {at} of a tree {why}"));
         }
         for (index, process) in processes.enumerate() {
             process.rare.tree.place.validate(process, index, self.members.len(), limits)?;
@@ -162,6 +201,13 @@ impl Place {
             let later = |gift: &&Gift| gift.to as usize <= index || gift.to as usize > members;
             if let Some(gift) = list.iter().find(later) {
                 return invalid(format!("member {index} of a tree hands to member {}", gift.to));
+            }
+        }
+        if let Some(terminal) = self.terminal {
+            let wrong = terminal.index > TERMINAL_MAX || terminal.foreground < 0;
+            let leads = index == 0 || self.session.session == process.process.pid;
+            if wrong || !leads {
+                return invalid(format!("member {index} of a tree leads {terminal:?}"));
             }
         }
         limits.check("temporary descriptors", self.temporary.len(), limits.open_files_max)?;

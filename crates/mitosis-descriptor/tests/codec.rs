@@ -66,8 +66,12 @@ const USER_PAGES: u64 = 1 << 35;
 /// [`VERSION`] too. `MITOSIS_GOLDEN=write cargo test -p mitosis-descriptor` rewrites the files.
 #[test]
 fn golden_files_are_read_and_written_as_ever() {
-    let samples =
-        [("minimal", minimal()), ("cpython", cpython(2696)), ("three-hops", three_hops())];
+    let samples = [
+        ("minimal", minimal()),
+        ("cpython", cpython(2696)),
+        ("three-hops", three_hops()),
+        ("family", family()),
+    ];
     for (name, d) in samples {
         let path = format!("{}/tests/golden/{name}.bin", env!("CARGO_MANIFEST_DIR"));
         let bytes = encode(&d).expect("encodes");

@@ -226,8 +226,10 @@ const CONTRADICTIONS: &[Case] = &[
 /// A tree whose other members have these parents, and the pids 100, 101 and so on.
 fn tree(parents: &[u32]) -> Descriptor {
     let mut root = minimal();
+    root.rare.tree.place.session = Session { group: 42, session: 42 };
     let member = |(number, parent): (usize, &u32)| {
-        let image = Descriptor { process: process(100 + number as i32), ..minimal() };
+        let mut image = Descriptor { process: process(100 + number as i32), ..minimal() };
+        image.rare.tree.place.session = root.rare.tree.place.session;
         let threads = vec![thread(100 + number as i32, Vec::new())];
         Member {
             parent: *parent,
@@ -287,6 +289,27 @@ fn trees_that_are_none_are_refused_by_name() {
             "no such parent",
             with(&|d| {
                 d.rare.tree.zombies = vec![Zombie { parent: 4, ..zombie(200, 0) }];
+            }),
+        ),
+        (
+            "process 2 of a tree is in process group 100, whose leader has left it",
+            with_member(1, |d| d.rare.tree.place.session.group = 100),
+        ),
+        (
+            "process 1 of a tree is in session 1, which is none of its tree's",
+            with_member(0, |d| d.rare.tree.place.session = Session { group: 1, session: 1 }),
+        ),
+        (
+            "member 1 of a tree leads",
+            with_member(0, |d| {
+                d.rare.tree.place.terminal = Some(Terminal { index: 3, foreground: 0 });
+            }),
+        ),
+        (
+            "member 0 of a tree leads",
+            with(&|d| {
+                let index = TERMINAL_MAX + 1;
+                d.rare.tree.place.terminal = Some(Terminal { index, foreground: 0 });
             }),
         ),
         ("with id 100", with(&|d| d.rare.tree.zombies = vec![zombie(100, 0)])),

@@ -1,5 +1,7 @@
 //! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
 
+mod late;
+
 use crate::listeners::Share;
 use mitosis_pager::{ChildId, ChildStats};
 use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
@@ -116,6 +118,8 @@ struct Child {
     shares: Vec<Share>,
     /// The main process exited; its namespace may be kept for a seed.
     exited: Option<End>,
+    /// Since when it has been seen that it exited, before its guard has told.
+    late: Option<Instant>,
     end: Option<(End, Instant)>,
     /// Somebody writes down why it ends.
     announced: bool,
@@ -128,6 +132,8 @@ pub(crate) struct Children {
     table: Mutex<BTreeMap<u64, Child>>,
     /// Ends of children that are not in the table: told before whoever starts them adds them.
     early: Mutex<VecDeque<(u64, End)>>,
+    /// What the pager said of these at the end.
+    early_stats: Mutex<VecDeque<ChildStats>>,
     changed: Condvar,
 }
 
@@ -200,17 +206,24 @@ impl Children {
         guard: Option<Guarded>,
         shares: Vec<Share>,
     ) {
+        // The table first, so that `update` finds the one or the other.
+        let mut table = self.table();
+        let mut early = self.early_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = early.iter().position(|stats| stats.child == ChildId(start.id));
+        let stats = at.and_then(|at| early.remove(at));
+        drop(early);
         let child = Child {
             pidfd,
             guard,
             shares,
             exited: None,
+            late: None,
             end: None,
             announced: false,
-            stats: None,
+            stats,
             start,
         };
-        self.table().insert(child.start.id, child);
+        table.insert(child.start.id, child);
     }
 
     /// The end of a child that was told before it was added.
@@ -253,6 +266,13 @@ impl Children {
     /// The log of the newest child with this pid.
     pub fn log_of(&self, pid: i32) -> Option<PathBuf> {
         Self::by_pid(&self.table(), pid).map(|child| child.start.log.clone())
+    }
+
+    /// The logs of those that run.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let table = self.table();
+        let live = table.values().filter(|child| child.end.is_none() && child.start.main.is_none());
+        live.map(|child| child.start.log.clone()).collect()
     }
 
     /// The start record of a child.
@@ -329,8 +349,17 @@ impl Children {
         let mut table = self.table();
         for one in stats {
             let ChildId(id) = one.child;
-            if let Some(child) = table.get_mut(&id) {
-                child.stats = Some(one);
+            match table.get_mut(&id) {
+                Some(child) => child.stats = Some(one),
+                None if one.state == mitosis_pager::ChildState::Ended => {
+                    let early = self.early_stats.lock();
+                    let mut early = early.unwrap_or_else(PoisonError::into_inner);
+                    if early.len() == EARLY_MAX {
+                        early.pop_front();
+                    }
+                    early.push_back(one);
+                }
+                None => {}
             }
         }
     }
@@ -377,6 +406,29 @@ impl Children {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Some(None);
+            }
+            let waited = self.changed.wait_timeout(table, left);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How many run.
+    pub fn running(&self) -> usize {
+        let table = self.table();
+        table.values().filter(|c| c.start.main.is_none() && c.exit().is_none()).count()
+    }
+
+    /// The raw status of the main process of a child that exited by itself, if that is told within `limit`.
+    pub fn exit_status(&self, id: u64, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        let mut table = self.table();
+        loop {
+            if let Some(end) = table.get(&id)?.exit() {
+                return end.status;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
             }
             let waited = self.changed.wait_timeout(table, left);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -228,6 +228,7 @@ fn info(node: &Node) -> NodeInfo {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         pager_pid: node.pager.now().and_then(|pager| i32::try_from(pager.client.pid()).ok()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        children: node.children.running(),
     }
 }
 
@@ -289,7 +290,7 @@ fn logs(node: &Node, connection: &mut Connection, pid: i32) -> Result<(), Gone> 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => File::open("/dev/null"),
         opened => opened,
     };
-    match opened.and_then(|file| Ok((file.metadata()?.len(), file))) {
+    match opened.and_then(|file| Ok((crate::logs::begin(&file)?, file))) {
         Ok((bytes, file)) => {
             Ok(connection.send(&Reply::Log(LogInfo { pid, bytes }), &[file.as_fd()])?)
         }

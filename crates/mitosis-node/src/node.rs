@@ -257,10 +257,10 @@ impl Node {
         }
     }
 
-    /// Takes over the pager's figures.
+    /// Takes over the pager's figures. Those of children that have ended came with their ends.
     pub fn refresh(&self) {
         if let Some(pager) = self.pager.now() {
-            match pager.client.stats() {
+            match pager.client.stats_of_running() {
                 Ok(stats) => self.children.update(stats),
                 Err(error) => self.log.debug(format_args!("pager: {error}")),
             }

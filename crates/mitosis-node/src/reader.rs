@@ -6,7 +6,7 @@ use crate::seed::Seed;
 use crate::trail::Room;
 use mitosis_descriptor::Vpn;
 use mitosis_transport::rdma::{Export, Exporter};
-use mitosis_transport::{OpenSeed, ReadError, SeedState};
+use mitosis_transport::{KeptPages, OpenSeed, ReadError, SeedState};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ impl Reader {
         room: Arc<Room>,
     ) -> Reader {
         seed.opened();
+        seed.images().kept.used();
         Reader { seed, rdma, habits, room }
     }
 }
@@ -50,6 +51,7 @@ impl OpenSeed for Reader {
             let known = trail.beginning();
             (known.len() > before).then(|| known.to_vec())
         };
+        self.seed.images().kept.used();
         if let Some(known) = known {
             self.habits.learn(&self.seed.places, &known);
         }
@@ -65,6 +67,10 @@ impl OpenSeed for Reader {
 
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.seed.image(most).map(|image| (Arc::clone(&image.pages), Arc::clone(&image.file)))
+    }
+
+    fn kept(&self, pages: &[u64]) -> Option<Vec<KeptPages>> {
+        self.seed.images().kept.find(pages)
     }
 
     fn rdma(&self) -> Result<Arc<Export>, String> {

@@ -199,6 +199,7 @@ pub(crate) fn provide_memory(
         Provided::Stdio(_)
         | Provided::Listener { .. }
         | Provided::Member(_)
+        | Provided::Terminal(_)
         | Provided::TimeNamespace => return Ok(None),
     }))
 }

@@ -16,6 +16,8 @@ use std::time::SystemTime;
 
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
+/// What of these is left to beginnings, is not taken for all that is fetched along trails.
+const TRAILS_PAGES_MAX: usize = IMAGE_PAGES_MAX / 4 * 3;
 /// Most seeds of a node.
 pub(crate) const SEEDS_MAX: usize = 4096;
 
@@ -129,18 +131,22 @@ impl Registry {
         Ok(seed)
     }
 
-    /// Puts what children have told into files, within a bound on all of them together.
+    /// Puts what children have told into files, within a bound on all of them together. If memory is
+    /// `short` only the beginnings are there.
     ///
     /// # Errors
     /// The last failure; the others were tried all the same.
-    pub fn make_images(&self) -> Result<(), NodeError> {
+    pub fn make_images(&self, short: bool) -> Result<(), NodeError> {
         let seeds = self.all();
         let pages = |seed: &Arc<Seed>| seed.images().pages();
         let mut all: usize = seeds.iter().map(pages).sum();
         let mut result = Ok(());
         for seed in &seeds {
             let before = pages(seed);
-            let made = seed.make_images(IMAGE_PAGES_MAX.saturating_sub(all));
+            let left = |most: usize| most.saturating_sub(all);
+            let made = seed
+                .make_images(left(IMAGE_PAGES_MAX))
+                .and_then(|()| seed.keep_trail(left(TRAILS_PAGES_MAX), short));
             // A seed that ends meanwhile gives all of them back.
             all = (all + pages(seed)).saturating_sub(before);
             if made.is_err() && seed.state() == SeedState::Alive {

@@ -476,7 +476,7 @@ impl Templates {
         let orders = mitosis_restore::start_template(&recipe.plan, control, provided, fill);
         placed?;
         pages.sort_unstable();
-        Ok(Template {
+        let template = Template {
             orders: orders?,
             known: working_set.pages(),
             made: Instant::now(),
@@ -488,7 +488,14 @@ impl Templates {
             clocks,
             recipes: Mutex::default(),
             process: Process::Made(process),
-        })
+        };
+        // What the first of its children would have to wait for, who finds out if it cannot be.
+        if let Some(pager) = node.pager.now() {
+            let recipe = template.recipe(node, request);
+            let told = recipe.and_then(|recipe| recipe.shape(node, &pager));
+            told.inspect_err(|e| node.log.debug(format_args!("template: {e}"))).ok();
+        }
+        Ok(template)
     }
 
     /// Asks the seed's node for another lease, and makes the template anew if the working set has grown
@@ -571,7 +578,7 @@ impl Templates {
 fn settle(node: &Node, reference: &Reference) {
     let seed = reference.seed.to_string();
     let fetched = || {
-        let stats = node.pager.now()?.client.stats().ok()?;
+        let stats = node.pager.now()?.client.stats_of_running().ok()?;
         let of_seed = stats.iter().filter(|child| child.seed == seed);
         Some(of_seed.map(|child| child.bytes_fetched).sum::<u64>() / PAGE_SIZE)
     };

@@ -4,10 +4,12 @@ use crate::error::NodeError;
 use crate::fork::{Batch, Held};
 use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, pair};
+use crate::terminals::Terminals;
 use crate::time::Space;
 use mitosis_descriptor::{Descriptor, Limits};
 use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
+use mitosis_restore::Provided;
 use mitosis_restore::tree::{Process, ids, start_tree, table};
 use mitosis_restore::{StartFds, Time};
 use mitosis_sandbox::Network;
@@ -115,11 +117,16 @@ impl Batch<'_> {
         let (table_rx, table_tx) = pair()?;
         let log = self.log(id)?;
         let mut between = Between::default();
+        let terminals = Terminals::of(&recipes)?;
         let (mut processes, mut arrivals, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         for (number, recipe) in (0u32..).zip(&recipes) {
             let (uffd_rx, uffd_tx) = pair()?;
-            let member = |other: u32| between.take(number, other);
-            let (provided, share) = self.provide(recipe, log.as_ref(), &table_rx, member)?;
+            let of_tree = |wanted: &Provided| match wanted {
+                Provided::Member(other) => between.take(number, *other),
+                Provided::Terminal(index) => terminals.as_ref()?.master(*index),
+                _ => None,
+            };
+            let (provided, share) = self.provide(recipe, log.as_ref(), &table_rx, of_tree)?;
             let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
             processes.push(Process { plan: &recipe.plan, fds });
             arrivals.push(uffd_rx);
@@ -148,8 +155,10 @@ impl Batch<'_> {
         };
         let members: Vec<&Descriptor> =
             self.members.iter().map(|recipe| &*recipe.descriptor).collect();
-        let table = table(&self.recipe.descriptor, &members);
-        let started = start_tree(processes, &table, guard.control.as_fd(), page);
+        let mount = terminals.as_ref().map(Terminals::mount);
+        let started = table(&self.recipe.descriptor, &members)
+            .and_then(|table| start_tree(processes, &table, mount, guard.control.as_fd(), page));
+        drop(terminals);
         drop(arrivals);
         answered?;
         answers(&mut asked)?;

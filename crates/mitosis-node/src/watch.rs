@@ -120,15 +120,17 @@ pub(crate) fn time(node: &Node) {
         }
         std::thread::sleep(TICK);
         shadows(node);
-        node.note("keep a working set", node.seeds.make_images());
+        node.note("keep a working set", node.seeds.make_images(node.admission.is_short()));
         expiry(node);
-        for start in node.children.prune(Instant::now()) {
-            if let Some(pager) = node.pager.now() {
-                // The pager forgets by itself in time; this is only earlier.
-                let _ = pager.client.forget(ChildId(start.id));
-            }
-            node.store.drop_child(&start);
+        node.children.late(Instant::now());
+        crate::logs::trim(node);
+        let forgotten = node.children.prune(Instant::now());
+        if let Some(pager) = node.pager.now().filter(|_| !forgotten.is_empty()) {
+            // The pager forgets by itself in time; this is only earlier.
+            let ids = forgotten.iter().map(|start| ChildId(start.id)).collect();
+            let _ = pager.client.forget(ids);
         }
+        forgotten.iter().for_each(|start| node.store.drop_child(start));
     }
 }
 
@@ -153,7 +155,8 @@ fn expiry(node: &Node) {
         return;
     }
     // Children of this very node read pages directly: the pager says what they still need.
-    let stats = node.pager.now().and_then(|pager| pager.client.stats().ok()).unwrap_or_default();
+    let stats =
+        node.pager.now().and_then(|pager| pager.client.stats_of_running().ok()).unwrap_or_default();
     let running = stats.iter().filter(|one| one.state == ChildState::Running);
     let owners: Vec<&String> = running.flat_map(|one| &one.owners).collect();
     let needed = |seed: &crate::seed::Seed| {

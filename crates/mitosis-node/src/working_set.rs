@@ -337,7 +337,7 @@ impl Come<'_> {
 }
 
 /// Reads pages of a seed of this node.
-fn read(
+pub(crate) fn read(
     seed: &Seed,
     pages: &[u64],
     mut write: impl FnMut(usize, &[u8]) -> std::io::Result<()>,

@@ -243,18 +243,30 @@ impl PagerClient {
     /// # Errors
     /// If the pager is gone.
     pub fn stats(&self) -> Result<Vec<ChildStats>, PagerError> {
-        match self.ask(&Request::Stats, &[])? {
+        self.ask_stats(true)
+    }
+
+    /// Those that have not ended: what is remembered of the others does not change.
+    ///
+    /// # Errors
+    /// If the pager is gone.
+    pub fn stats_of_running(&self) -> Result<Vec<ChildStats>, PagerError> {
+        self.ask_stats(false)
+    }
+
+    fn ask_stats(&self, ended: bool) -> Result<Vec<ChildStats>, PagerError> {
+        match self.ask(&Request::Stats { ended }, &[])? {
             Reply::Stats(stats) => Ok(stats),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Forgets an ended child.
+    /// Forgets ended children.
     ///
     /// # Errors
-    /// If the child is not known, or runs.
-    pub fn forget(&self, child: ChildId) -> Result<(), PagerError> {
-        self.command(&Request::Forget { child }, &[])
+    /// If one runs.
+    pub fn forget(&self, children: Vec<ChildId>) -> Result<(), PagerError> {
+        self.command(&Request::Forget { children }, &[])
     }
 
     /// A shadow to be killed when no daemon comes back within the linger.

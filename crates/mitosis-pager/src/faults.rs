@@ -30,7 +30,7 @@ const WAITING_MAX: usize = 64;
 /// sequential run, whose next touch will tell.
 const TOLD_PAGES: u64 = 16;
 /// Most single pages of one read.
-pub(crate) const SINGLE_PAGES: usize = 128;
+pub(crate) const SINGLE_PAGES: usize = mitosis_transport::wire::GATHERED;
 /// Pages of reads ahead that come so soon that they are not asked for again.
 const NEAR: u64 = 32;
 /// Most touches of a child that are remembered until they are told.

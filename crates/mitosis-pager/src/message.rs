@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -171,12 +171,15 @@ pub enum Request {
         /// Keep or no longer.
         keep: bool,
     },
-    /// State of all children known, ended ones too.
-    Stats,
-    /// Forget an ended child.
+    /// State of the children known.
+    Stats {
+        /// Ended ones too. Their books are closed, and went with [`Event::Ended`].
+        ended: bool,
+    },
+    /// Forget ended children.
     Forget {
-        /// The child.
-        child: ChildId,
+        /// Their ids; unknown ones are no error.
+        children: Vec<ChildId>,
     },
     /// A shadow to be killed if the pager outlives the daemon by the linger. Descriptor: its pidfd.
     TrackShadow {

@@ -130,18 +130,22 @@ impl Pager {
             Request::Keep { child, keep } => {
                 self.running(child)?.tell_guard(crate::guard::ToGuard::Keep(keep));
             }
-            Request::Stats => {
-                let stats = self.children.values().map(|child| {
+            Request::Stats { ended } => {
+                let asked = self.children.values().filter(|child| ended || child.ended.is_none());
+                let stats = asked.map(|child| {
                     let (rdma_reach, rdma_link_us) = self.reach(child);
                     ChildStats { rdma_reach, rdma_link_us, ..child.stats(self.left(child)) }
                 });
                 return Ok(Reply::Stats(stats.collect()));
             }
-            Request::Forget { child } => {
-                if self.known(child)?.ended.is_none() {
+            Request::Forget { children } => {
+                let runs = |id: &&ChildId| self.children.get(id).is_some_and(|c| c.ended.is_none());
+                if let Some(child) = children.iter().find(runs) {
                     return Err(format!("child {} has not ended", child.0));
                 }
-                self.children.remove(&child);
+                for child in children {
+                    self.children.remove(&child);
+                }
             }
             Request::TrackShadow { pid } => {
                 let pidfd = fds.pop().ok_or("a descriptor is missing")?;

@@ -48,8 +48,8 @@ fn ends_are_told_with_status_or_reason() {
     let reason = Some("guard died".to_owned());
     assert_eq!(end(&events, third.id), (None, reason));
 
-    rig.client.forget(second.id).unwrap();
-    assert!(rig.client.forget(second.id).is_err());
+    rig.client.forget(vec![second.id]).unwrap();
+    rig.client.forget(vec![second.id]).unwrap();
     assert_eq!(rig.client.stats().unwrap().len(), 2);
     assert_eq!(events.next(Duration::from_millis(20)).unwrap(), None);
 }

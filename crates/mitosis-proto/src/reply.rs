@@ -55,6 +55,9 @@ pub struct NodeInfo {
     pub pager_pid: Option<i32>,
     /// Version of the program.
     pub version: String,
+    /// Children that run.
+    #[serde(default)]
+    pub children: usize,
 }
 
 /// Time spent in one phase.

@@ -4,7 +4,7 @@ use crate::plan::{Part, Request, Time, provided_base};
 use crate::{NodeFacts, RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
-use mitosis_state::{Detail, List, Program, Provided};
+use mitosis_state::{Detail, List, Numbers, Program, Provided};
 use std::collections::BTreeSet;
 
 const CHDIR: u16 = 80;
@@ -12,7 +12,8 @@ const CHROOT: u16 = 161;
 const UMASK: u16 = 95;
 const MPROTECT: u16 = 10;
 const CLOSE_RANGE: u16 = 436;
-/// Attached descriptors end below this distance from the base.
+/// Attached descriptors end below this distance from the base; so does what is kept, if it is no more
+/// than usual.
 const PARK_DISTANCE: u32 = 300;
 /// What is attached to a template's child besides what its open files ask for.
 const ATTACHED: u32 = 16;
@@ -23,7 +24,7 @@ fn parking(descriptor: &Descriptor, fd_base: u32, part: Part) -> u32 {
     let near = part == Part::Rest && descriptor.rare.open_objects.is_empty();
     let files = descriptor.open_files.len() as u32;
     let distance = if near { files + ATTACHED } else { PARK_DISTANCE };
-    fd_base + distance.min(PARK_DISTANCE)
+    fd_base + distance.min(PARK_DISTANCE).max(if near { 0 } else { shared::kept_end(descriptor) })
 }
 
 pub(crate) fn plan(
@@ -45,10 +46,10 @@ pub(crate) fn plan(
         high: parking(descriptor, fd_base, request.part),
         own_net: request.own_net,
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
-        used: BTreeSet::new(),
+        used: Numbers::default(),
         all: Vec::new(),
         place: request.tree.map(|_| &descriptor.rare.tree.place),
-        objects: shared::open_objects(descriptor, fd_base)?,
+        objects: shared::open_objects(descriptor, fd_base),
         generic: &node.generic_groups,
         spare_pid: spare_pid(descriptor, request),
         new_pid: request.new_pid,

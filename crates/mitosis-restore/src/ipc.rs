@@ -19,6 +19,8 @@ const SHMAT: u16 = 30;
 const SHMCTL: u16 = 31;
 const SEMGET: u16 = 64;
 const SEMCTL: u16 = 66;
+const FLOCK: u16 = 73;
+const LOCK_EX: u64 = 2;
 const SHMDT: u16 = 67;
 const MSGGET: u16 = 68;
 const MSGSND: u16 = 69;
@@ -79,6 +81,11 @@ pub(crate) fn settle(program: &mut Program, descriptor: &Descriptor) {
                 }
                 _ => {}
             }
+        }
+        let from = &descriptor.rare.tree.place.memory_from;
+        if from.iter().any(|(object, _)| *object == segment.object) {
+            // What else it is, is up to the process of the tree that makes it.
+            continue;
         }
         let id = segment.ipc.id as u64;
         let state = program.words(&state(&segment.ipc));
@@ -177,20 +184,22 @@ pub(crate) fn rest(program: &mut Program, descriptor: &Descriptor, slot: u8) {
 }
 
 /// Makes an object with its id, in a namespace that has none of its kind under it, as whoever made it.
+/// Another process of the tree may do the same for another one: while one has chosen an id, the
+/// others wait.
 fn make(program: &mut Program, kind: &str, ipc: &IpcObject, (get, args): (u16, &[u64]), slot: u8) {
     let detail = || Detail::Text(format!("{kind} {}", ipc.id));
     let path = program.string(&format!("/proc/sys/kernel/{kind}_next_id"));
     let mut open = op(OPEN, 0, &[path, O_WRONLY_CLOEXEC]);
     open.save = slot;
     program.push(List::Build, open, "sandbox: choose the id of", detail());
+    let mut lock = op(FLOCK, 1, &[0, LOCK_EX]);
+    lock.slot = slot;
+    program.push(List::Build, lock, "sandbox: choose the id of", detail());
     let text = format!("{}\n", ipc.id);
     let at = program.data(text.as_bytes());
     let mut write = op(WRITE, 1, &[0, at, text.len() as u64]);
     write.slot = slot;
     program.push(List::Build, write, "sandbox: choose the id of", detail());
-    let mut close = op(CLOSE, 1, &[0]);
-    close.slot = slot;
-    program.push(List::Build, close, "sandbox: close", Detail::None);
     let another = ipc.cuid != 0 || ipc.cgid != 0;
     let be = |program: &mut Program, nr: u16, id: u32| {
         let args = [KEEP, u64::from(id), KEEP];
@@ -207,6 +216,9 @@ fn make(program: &mut Program, kind: &str, ipc: &IpcObject, (get, args): (u16, &
         be(program, SETRESUID, 0);
         be(program, SETRESGID, 0);
     }
+    let mut close = op(CLOSE, 1, &[0]);
+    close.slot = slot;
+    program.push(List::Build, close, "sandbox: close", Detail::None);
 }
 
 /// `struct *id64_ds` as `IPC_SET` reads it: owner and permissions.

@@ -6,7 +6,7 @@ use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
 use crate::{RestoreError, aio, ipc, rare, shared, vdso, working_set};
 use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
-use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO};
+use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO, guard_message};
 
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
@@ -428,8 +428,12 @@ impl<'a> Memory<'a> {
         let api = program.words(&[UFFD_API, UFFD_EVENTS, 0]);
         let what = "register: UFFDIO_API";
         program.call(List::Build, IOCTL, &[uffd, UFFDIO_API, api], what, Detail::None);
-        for area in &self.areas {
-            let (start, len) = (area.start.addr(), area.count << 12);
+        // One call for areas without a gap between them, of however many mappings they are.
+        let touch =
+            |a: &Area, b: &Area| a.start.0 + a.count == b.start.0 && !a.grows_down && !b.grows_down;
+        for areas in self.areas.chunk_by(touch) {
+            let (start, pages) = (areas[0].start.addr(), areas.iter().map(|area| area.count));
+            let len = pages.sum::<u64>() << 12;
             let range = program.words(&[start, len, UFFDIO_REGISTER_MODE_MISSING, 0]);
             let detail = Detail::Range(start, start + len);
             let args = [uffd, UFFDIO_REGISTER, range];
@@ -441,14 +445,18 @@ impl<'a> Memory<'a> {
                 provided_base(self.fd_base) + provided.len() as u32 - 1
             });
         }
-        let message = program.message(b"u", &[uffd as u32]);
+        // A guard that has made its child holds what waits in a socket that it never reads; one that has
+        // adopted it takes the descriptor, which is less: no socket, and no message for life.
+        let hold = u128::from(guard_message::HOLD_MAIN).to_le_bytes();
+        let to_guard: &[u8] = if part == Part::Rest { &hold } else { b"u" };
         let receivers = [
-            (FD_GUARD_QUEUE, "register: give the userfaultfd to the guard"),
-            (FD_PAGER, "register: give the userfaultfd to the pager"),
+            (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),
+            (FD_PAGER, &b"u"[..], "register: give the userfaultfd to the pager"),
         ];
-        for (to, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
-            let to = u64::from(self.fd_base) + to as u64;
-            program.call_expect(List::Build, SENDMSG, &[to, message, 0], 1, what, Detail::None);
+        for (to, bytes, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
+            let message = program.message(bytes, &[uffd as u32]);
+            let (to, len) = (u64::from(self.fd_base) + to as u64, bytes.len() as u64);
+            program.call_expect(List::Build, SENDMSG, &[to, message, 0], len, what, Detail::None);
         }
         program.call(List::Build, CLOSE, &[uffd], "register: close", Detail::None);
     }

@@ -246,6 +246,7 @@ pub fn plan(
         files::finish(&mut program, fd_base);
         rare::process(&mut program, descriptor);
     }
+    descriptors_fit(descriptor, node, provided_base(fd_base) + provided.len() as u32)?;
     let room = if part == Part::Whole { 0 } else { TEMPLATE_REGION };
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp, room);
     if room > 0 && image.region_len > room - TEMPLATE_STACKS {
@@ -363,6 +364,26 @@ fn fd_base(descriptor: &Descriptor, part: Part) -> u32 {
         Part::Whole | Part::Memory => 512,
     };
     highest.map_or(0, |fd| fd + 1).max(above as u32)
+}
+
+/// What a child is built with lies above its own descriptors, and for a moment all must be open.
+fn descriptors_fit(
+    descriptor: &Descriptor,
+    node: &NodeFacts,
+    above: u32,
+) -> Result<(), RestoreError> {
+    /// `RLIMIT_NOFILE`.
+    const NOFILE: usize = 7;
+    let most = node.hard_limits.get(NOFILE).copied().unwrap_or(u64::MAX);
+    if u64::from(above) <= most {
+        return Ok(());
+    }
+    let highest = descriptor.open_files.iter().map(mitosis_state::kinds::highest_number).max();
+    Err(RestoreError::Incompatible(format!(
+        "the parent has descriptor {}; this node can build children with descriptors below {most} \
+         only, of which it needs some itself (RLIMIT_NOFILE; fs.nr_open)",
+        highest.unwrap_or(0)
+    )))
 }
 
 /// Address and length of the region of a process with that memory from which children are copied.

@@ -8,16 +8,15 @@
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
 use crate::plan::provided_base;
-use crate::{RestoreError, ipc, memory, rare};
+use crate::{ipc, memory, rare};
 use mitosis_descriptor::{Backing, Descriptor, SharedObject, Vma, Vpn, vma_flags};
 use mitosis_state::kinds::gift;
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::OP_LOAD;
 use std::collections::BTreeMap;
 
-/// Attached descriptors end below this distance from the base, parked ones begin [`KEPT_MAX`] above.
+/// Attached descriptors end below this distance from the base.
 const KEPT_DISTANCE: u32 = 250;
-const KEPT_MAX: usize = 50;
 const DUP3: u16 = 292;
 const O_CLOEXEC: u64 = 0o2_000_000;
 const MFD_ALLOW_SEALING: u64 = 2;
@@ -113,20 +112,15 @@ fn kept(descriptor: &Descriptor, fd_base: u32) -> BTreeMap<u32, u32> {
 }
 
 /// The same for the kinds of open file, by device and inode.
-///
-/// # Errors
-/// More than there are numbers.
-pub(crate) fn open_objects(
-    descriptor: &Descriptor,
-    fd_base: u32,
-) -> Result<BTreeMap<(u64, u64), u32>, RestoreError> {
-    let open = &descriptor.rare.open_objects;
-    if open.len() > KEPT_MAX {
-        let what = format!("{} shared memory objects that are open as well", open.len());
-        return Err(RestoreError::Incompatible(what));
-    }
+pub(crate) fn open_objects(descriptor: &Descriptor, fd_base: u32) -> BTreeMap<(u64, u64), u32> {
     let kept = kept(descriptor, fd_base);
-    Ok(open.iter().filter_map(|o| Some((o.file, *kept.get(&o.object)?))).collect())
+    let open = descriptor.rare.open_objects.iter();
+    open.filter_map(|o| Some((o.file, *kept.get(&o.object)?))).collect()
+}
+
+/// How far from the base the numbers of what is kept end.
+pub(crate) fn kept_end(descriptor: &Descriptor) -> u32 {
+    KEPT_DISTANCE + descriptor.rare.open_objects.len() as u32
 }
 
 /// After the userfaultfd has been given away: fetches what the objects hold, and protects them as

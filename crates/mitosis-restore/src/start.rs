@@ -97,11 +97,10 @@ pub fn start(
                 .map_err(failed("sendmsg", "guard"))?;
         }
         Maker::Template { orders, guard, generation } => {
-            let (never_read, queue) = pair("child")?;
             let adopt = [u64::from(guard_message::ADOPT) | u64::from(plan.pid as u32) << 32, 0];
-            send(control, &adopt, &[never_read.as_fd()]).map_err(failed("sendmsg", "guard"))?;
+            send(control, &adopt, &[]).map_err(failed("sendmsg", "guard"))?;
             let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
-            let behind = [guard, queue.as_fd()];
+            let behind = [guard, control];
             send(orders, &[&order[..], &rest[..]].concat(), &[&attached[..], &behind[..]].concat())
                 .map_err(failed("sendmsg", "template"))?;
         }
@@ -218,7 +217,9 @@ pub(crate) fn send(
     let packet: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(attached.len()))];
     let mut control_data = SendAncillaryBuffer::new(&mut space);
-    control_data.push(SendAncillaryMessage::ScmRights(attached));
+    if !attached.is_empty() {
+        control_data.push(SendAncillaryMessage::ScmRights(attached));
+    }
     let iov = [IoSlice::new(&packet)];
     rustix::net::sendmsg(socket, &iov, &mut control_data, SendFlags::NOSIGNAL)?;
     Ok(())

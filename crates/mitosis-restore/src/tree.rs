@@ -6,9 +6,11 @@ use crate::start::{
     receive, send, status_pair,
 };
 use crate::{RestoreError, RestorePlan};
-use mitosis_descriptor::{Descriptor, Phase, Session};
+use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
+pub use mitosis_stub::abi::TREE_ENTRY;
 use mitosis_stub::abi::{
-    TREE_BEFORE, TREE_ENTRY, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_ZOMBIE, guard_message,
+    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_TEMPORARY, TREE_ZOMBIE,
+    guard_message,
 };
 use mitosis_sys::clock::Clocks;
 use rustix::net::SendFlags;
@@ -26,13 +28,15 @@ pub struct Process<'a> {
 }
 
 /// Makes all processes of a tree under the guard behind `control`, and lets them go when all can go
-/// on: see [`start`]. `table` says who hangs below whom; the parts are those that live, in its order.
+/// on: see [`start`]. `table` says who is born of whom; the parts are those that live, in their own
+/// order. `terminals` is a file system of pseudo-terminals for them.
 ///
 /// # Errors
 /// [`RestoreError`], with the operation that failed; then none has gone on.
 pub fn start_tree(
     parts: Vec<Process<'_>>,
     table: &[u8],
+    terminals: Option<BorrowedFd<'_>>,
     control: BorrowedFd<'_>,
     meanwhile: impl FnOnce() -> bool,
 ) -> Result<Vec<Started>, RestoreError> {
@@ -47,9 +51,11 @@ pub fn start_tree(
         theirs.push(taken);
     }
     let count = (table.len() / TREE_ENTRY) as u64;
-    let head = [u64::from(guard_message::FORK_TREE) | count << 32, 0];
+    let with_terminals = u64::from(terminals.is_some());
+    let head = [u64::from(guard_message::FORK_TREE) | count << 32, with_terminals];
     let mut attached = vec![file.as_fd()];
     attached.extend(theirs.iter().map(AsFd::as_fd));
+    attached.extend(terminals);
     send(control, &head, &attached).map_err(failed("sendmsg", "guard"))?;
     drop(attached);
     drop(theirs);
@@ -95,42 +101,56 @@ pub fn ids(root: &Descriptor, members: &[&Descriptor]) -> HashSet<i32> {
     threads.chain(root.rare.tree.zombies.iter().map(|zombie| zombie.pid)).collect()
 }
 
-/// Who hangs below whom, for the guard that makes them: the root, the other members, the zombies.
-/// The pid of a root that is pid 1, which a guard is already, is another one.
-pub fn table(root: &Descriptor, members: &[&Descriptor]) -> Vec<u8> {
+/// Who is born of whom, for the guard that makes them. The pid of a root that is pid 1, which a guard is
+/// already, is another one.
+///
+/// # Errors
+/// A tree that cannot be made: see [`births`].
+pub fn table(root: &Descriptor, members: &[&Descriptor]) -> Result<Vec<u8>, RestoreError> {
+    let living: Vec<&Descriptor> = std::iter::once(root).chain(members.iter().copied()).collect();
     let tree = &root.rare.tree;
-    let living = std::iter::once(root).chain(members.iter().copied());
-    let taken = ids(root, members);
+    let mut kin = tree.kin(living.iter().copied());
+    let (taken, led) = (ids(root, members), Tree::leaders(&kin));
     let old = root.process.pid;
-    let new = if old == 1 { (2..).find(|id| !taken.contains(id)).unwrap_or(0) } else { old };
-    let renamed = |id: i32| if id == old { new } else { id };
-    let parents = std::iter::once(0).chain(tree.members.iter().map(|member| member.parent));
-    let zombies = tree.zombies.iter();
-    let all: Vec<(i32, u32, Session, Option<u32>)> = living
-        .zip(parents)
-        .map(|(one, parent)| (one.process.pid, parent, one.rare.tree.place.session, None))
-        .chain(zombies.map(|z| (z.pid, z.parent, z.session, Some(z.status))))
-        .collect();
-    let mut bytes = Vec::with_capacity(all.len() * TREE_ENTRY);
-    for (index, (pid, parent, session, status)) in all.iter().enumerate() {
-        let leads_session = index == 0 || session.session == *pid;
-        let leads_group = leads_session || session.group == *pid;
-        let (above_pid, _, above, _) = &all[*parent as usize];
-        // What its parent leads, it did not when this one was born.
-        let above_leads = *parent == 0 || above.session == *above_pid;
-        let before = index > 0 && !leads_session && above_leads && above.session != session.session;
+    let free = |id: &i32| !taken.contains(id) && !led.contains(id);
+    let new = if old == 1 { (2..).find(free).unwrap_or(0) } else { old };
+    for one in &mut kin {
+        let Session { group, session } = &mut one.session;
+        for id in [&mut one.pid, group, session] {
+            *id = if *id == old { new } else { *id };
+        }
+    }
+    let births = births(&kin).map_err(|(at, why)| {
+        RestoreError::Incompatible(format!("process {} of the tree {why}", kin[at].pid))
+    })?;
+    let mut bytes = Vec::with_capacity(births.len() * TREE_ENTRY);
+    for birth in births {
+        let ended = birth.kin.and_then(|at| tree.zombies.get(at.checked_sub(living.len())?));
+        let image = birth.kin.and_then(|at| living.get(at));
         let flags = [
-            (leads_session, TREE_LEADS_SESSION),
-            (leads_group, TREE_LEADS_GROUP),
-            (before, TREE_BEFORE),
-            (status.is_some(), TREE_ZOMBIE),
+            (birth.leads_session, TREE_LEADS_SESSION),
+            (birth.leads_group, TREE_LEADS_GROUP),
+            (birth.before, TREE_BEFORE),
+            (ended.is_some(), TREE_ZOMBIE),
+            (birth.kin.is_none(), TREE_TEMPORARY),
+            (birth.adopts, TREE_ADOPTS),
         ];
         let flags = flags.iter().filter(|(on, _)| *on).map(|(_, flag)| flag).sum::<u32>();
-        let group = if leads_group { 0 } else { renamed(session.group) };
-        let words = [renamed(*pid) as u32, group as u32, *parent, flags, status.unwrap_or(0)];
-        for word in words.into_iter().chain([index as u32]) {
+        let terminal = image.and_then(|image| image.rare.tree.place.terminal);
+        // The order of `TreeEntry`.
+        let words = [
+            birth.pid as u32,
+            birth.group as u32,
+            birth.parent as u32,
+            birth.heir as u32,
+            flags,
+            ended.map_or(0, |zombie| zombie.status),
+            birth.kin.unwrap_or(0) as u32,
+            terminal.map_or(0, |terminal| terminal.index + 1),
+        ];
+        for word in words {
             bytes.extend(word.to_le_bytes());
         }
     }
-    bytes
+    Ok(bytes)
 }

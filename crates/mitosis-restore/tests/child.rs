@@ -146,7 +146,9 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
             Provided::WorkingSet(_) | Provided::PlaceTable => {
                 panic!("not asked for")
             }
-            Provided::TimeNamespace | Provided::Member(_) => panic!("none was asked for"),
+            Provided::TimeNamespace | Provided::Member(_) | Provided::Terminal(_) => {
+                panic!("none was asked for")
+            }
         })
         .collect();
     let files = d

@@ -79,6 +79,15 @@ fn what_differs_between_machines_is_named() {
     let said = refusal(descriptor, &older);
     assert!(said.ends_with("CPU has what this node's lacks: AVX2, BMI2"), "{said}");
 
+    let mut few = node.clone();
+    few.hard_limits[7] = 1000;
+    assert_eq!(refusal(descriptor, &few), "it was planned");
+    let mut many = descriptor.clone();
+    many.open_files[0].fds.push((999, false));
+    assert_eq!(refusal(&many, &node), "it was planned");
+    let said = refusal(&many, &few);
+    assert!(said.contains("descriptor 999") && said.contains("below 1000 only"), "{said}");
+
     let mut parts = node.vdso_parts.clone();
     parts.iter_mut().for_each(|part| part.2 += 4096);
     let said = refusal(descriptor, &NodeFacts { vdso_parts: parts, ..node });

@@ -3,7 +3,7 @@
 use crate::{Group, Groups, SandboxError};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
-use mitosis_sys::spawn::{Network, spawn_guard};
+use mitosis_sys::spawn::{Lane, Network};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::fs::File;
@@ -61,8 +61,7 @@ impl Guard {
     /// # Errors
     /// [`SandboxError`]; nothing is left behind.
     pub fn start(
-        image: &GuardImage,
-        pager: BorrowedFd<'_>,
+        lane: &mut Lane,
         network: Network,
         groups: Option<&Groups>,
     ) -> Result<Guard, SandboxError> {
@@ -75,9 +74,7 @@ impl Guard {
         .map_err(|e| SysError::io("socketpair", "guard", e))?;
         let generation = generation()?;
         let number = std::ffi::CString::new(generation_text(generation)).unwrap_or_default();
-        let (image, control) = (image.0.as_fd(), theirs.as_fd());
-        let (pid, pidfd) = spawn_guard(image, control, pager, network, &number)?;
-        drop(theirs);
+        let (pid, pidfd) = lane.guard(theirs, network, &number)?;
         let mut guard = Guard { pid, pidfd, control: ours, network, generation, group: None };
         match guard.await_ready().and_then(|()| guard.enter(groups)) {
             Ok(()) => Ok(guard),

@@ -1,6 +1,7 @@
 //! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
 use crate::{Groups, Guard, GuardImage, Network, SandboxError};
+use mitosis_sys::spawn::Lane;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -123,7 +124,11 @@ impl State {
 
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    /// For the makers: one was taken, or is waited for.
+    taken: Condvar,
+    /// For the takers. They wait apart from the makers, and wake nobody when they wait on: two of them
+    /// would wake each other without an end.
+    made: Condvar,
 }
 
 impl Shared {
@@ -146,19 +151,19 @@ impl Pool {
     /// # Errors
     /// No thread, or no memory for the guard's program.
     pub fn new(config: PoolConfig, pager: OwnedFd) -> Result<Pool, SandboxError> {
-        let image = Arc::new(GuardImage::new()?);
+        let image = GuardImage::new()?;
         let node = Shelf { least: config.node_net, ..Shelf::default() };
         let state = Mutex::new(State { node, ..State::default() });
-        let shared = Arc::new(Shared { state, changed: Condvar::new() });
-        let pager = Arc::new(pager);
+        let shared = Arc::new(Shared { state, taken: Condvar::new(), made: Condvar::new() });
         let PoolConfig { own_net, groups, .. } = config;
         let mut pool = Pool { shared, own_least: own_net, groups, makers: Vec::new() };
         for _ in 0..MAKERS {
-            let (shared, image, pager) = (pool.shared.clone(), image.clone(), pager.clone());
+            let shared = pool.shared.clone();
+            let mut lane = Lane::new(image.as_fd(), Some(pager.as_fd()))?;
             let groups = pool.groups.clone();
             let maker = std::thread::Builder::new()
                 .name("guard-pool".into())
-                .spawn(move || make(&shared, &image, &pager, groups.as_ref()))
+                .spawn(move || make(&shared, &mut lane, groups.as_ref()))
                 .map_err(|e| SandboxError::NotReady(e.to_string()))?;
             pool.makers.push(maker);
         }
@@ -174,23 +179,30 @@ impl Pool {
         if network == Network::Own {
             state.own.least = self.own_least;
         }
+        let mut told = false;
         loop {
             if let Some(guard) = state.shelf(network).ready.pop() {
                 state.shelf(network).note_taken();
-                self.shared.changed.notify_all();
+                self.shared.taken.notify_all();
                 return Ok(guard);
             }
             if state.closed {
                 return Err(SandboxError::Closed);
             }
             if let Some(reason) = state.failed.take() {
+                // The makers have stopped: others may wait for them.
+                self.shared.taken.notify_all();
                 return Err(SandboxError::NotReady(reason));
             }
             state.shelf(network).waiting += 1;
-            self.shared.changed.notify_all();
+            if !told {
+                // Two kinds are made by whoever is free, and one of the makers may pause.
+                self.shared.taken.notify_all();
+                told = true;
+            }
             let (back, timeout) = self
                 .shared
-                .changed
+                .made
                 .wait_timeout(state, TAKE_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner);
             state = back;
@@ -203,13 +215,13 @@ impl Pool {
 }
 
 /// Makes what is wanted, and ends what nobody wants any more, until the pool is closed.
-fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Groups>) {
+fn make(shared: &Shared, lane: &mut Lane, groups: Option<&Groups>) {
     let mut state = shared.lock();
     let mut rested = true;
     while !state.closed {
         if state.wanted().is_none() {
             rested = false;
-            let waited = shared.changed.wait_timeout(state, SURPLUS);
+            let waited = shared.taken.wait_timeout(state, SURPLUS);
             let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = back;
             while timeout.timed_out() {
@@ -225,7 +237,7 @@ fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Gr
         if !rested && state.waiting() == 0 && !pause.is_zero() {
             // A guard was just taken: the child that it was taken for comes first.
             let pause = shared
-                .changed
+                .taken
                 .wait_timeout_while(state, pause, |state| state.waiting() == 0 && !state.closed);
             state = pause.unwrap_or_else(PoisonError::into_inner).0;
             rested = true;
@@ -234,7 +246,7 @@ fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Gr
         let Some(network) = state.wanted() else { continue };
         state.shelf(network).making += 1;
         drop(state);
-        let made = Guard::start(image, pager.as_fd(), network, groups);
+        let made = Guard::start(lane, network, groups);
         state = shared.lock();
         let shelf = state.shelf(network);
         shelf.making -= 1;
@@ -242,14 +254,17 @@ fn make(shared: &Shared, image: &GuardImage, pager: &OwnedFd, groups: Option<&Gr
             Ok(guard) => shelf.ready.push(guard),
             Err(e) => state.failed = Some(e.to_string()),
         }
-        shared.changed.notify_all();
+        if state.waiting() > 0 {
+            shared.made.notify_all();
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.changed.notify_all();
+        self.shared.taken.notify_all();
+        self.shared.made.notify_all();
         for maker in self.makers.drain(..) {
             let _ = maker.join();
         }

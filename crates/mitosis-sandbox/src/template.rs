@@ -2,7 +2,7 @@
 
 use crate::{GuardImage, SandboxError};
 use mitosis_sys::SysError;
-use mitosis_sys::spawn::spawn_template;
+use mitosis_sys::spawn::Lane;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,7 +32,7 @@ impl Blank {
             None,
         )
         .map_err(|e| SysError::io("socketpair", "template", e))?;
-        let (pid, pidfd) = spawn_template(image.as_fd(), theirs.as_fd())?;
+        let (pid, pidfd) = Lane::new(image.as_fd(), None)?.template(theirs)?;
         Ok(Blank { pid, pidfd, control })
     }
 }

@@ -5,7 +5,7 @@ use crate::kinds::generic::NamedGroup;
 use crate::kinds::gift;
 use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, Program, op};
-use crate::{Provided, StateError};
+use crate::{Numbers, Provided, StateError};
 use mitosis_descriptor::{Clocks, OpenFile, Place};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +42,7 @@ pub struct Files<'a> {
     /// What the parent's clocks showed, where the child's continue them.
     pub clocks: Option<Clocks>,
     /// Descriptors in use below the provided ones.
-    pub used: BTreeSet<u32>,
+    pub used: Numbers,
     /// All files of the descriptor.
     pub all: Vec<OpenFile>,
     /// Shared memory that is mapped already and open as well: device and inode that it had on the
@@ -65,7 +65,7 @@ pub struct Files<'a> {
 impl Files<'_> {
     /// The `n` lowest free numbers.
     pub fn lowest(&self, n: usize) -> Vec<u32> {
-        (0..).filter(|fd| !self.used.contains(fd)).take(n).collect()
+        self.used.lowest(n)
     }
 
     /// A system call that makes one descriptor, which then goes to the numbers of `file`.

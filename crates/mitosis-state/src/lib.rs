@@ -12,6 +12,7 @@ mod files;
 pub mod kinds;
 mod look;
 pub mod net;
+mod numbers;
 pub mod options;
 mod prescan;
 mod program;
@@ -21,6 +22,7 @@ pub mod tree;
 pub use error::StateError;
 pub use kinds::{capture, capture_member, describe, plan};
 pub use net::{ListenSpec, knows_unix_peers};
+pub use numbers::Numbers;
 pub use prescan::Prescan;
 pub use program::{Detail, Image, Label, List, Program, Region, code_len, op};
 pub use scan::{Group, OpenFd, scan};
@@ -50,6 +52,8 @@ pub enum Provided {
     PlaceTable,
     /// A socket to another member of the process tree, by its number.
     Member(u32),
+    /// The master of a pseudo-terminal of the process tree, by its number.
+    Terminal(u32),
     /// The time namespace in which the child's clocks continue its parent's.
     TimeNamespace,
 }

@@ -1,12 +1,14 @@
 //! What the capture of an open file may look at: the parent, its descriptions and, asked once and only
 //! if somebody wants to know, its connections and mappings.
 
+use crate::kinds::epoll::Watch;
 use crate::kinds::tcp;
 use crate::{Group, StateError, net, scan::duplicate, tree};
 use mitosis_sys::procfs;
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What a kind's capture may look at.
@@ -21,6 +23,10 @@ pub struct Capture<'a> {
     pub content_max: u64,
     /// All members of its tree: pids as this node and as they themselves see them.
     pub members: &'a [(i32, i32)],
+    /// In a tree: which parts of what it makes any member maps.
+    pub(crate) mapped: Option<&'a tree::Ranges>,
+    /// In a tree: what it registers in the epoll instances that it makes, by their numbers.
+    pub(crate) watches: Option<&'a BTreeMap<u32, Vec<Watch>>>,
     pidfd: OwnedFd,
     diag: OnceCell<OwnedFd>,
     pub(crate) connections: OnceCell<Vec<tcp::Connection>>,
@@ -40,6 +46,8 @@ impl<'a> Capture<'a> {
             stopped,
             content_max,
             members: &[],
+            mapped: None,
+            watches: None,
             pidfd: pidfd_of(pid)?,
             diag: OnceCell::new(),
             connections: OnceCell::new(),
@@ -75,6 +83,11 @@ impl<'a> Capture<'a> {
         self.members.iter().find(other).map(|(_, inner)| *inner)
     }
 
+    /// Whether it is one of several processes of a tree.
+    pub(crate) fn in_tree(&self) -> bool {
+        self.mapped.is_some()
+    }
+
     /// The parent's pid in its own pid namespace.
     pub(crate) fn inner_pid(&self) -> Option<i32> {
         let status = procfs::Status::read(self.pid).ok()?;
@@ -83,19 +96,19 @@ impl<'a> Capture<'a> {
 
     /// Mappings that are shared, of a file with this device and inode: what is mapped is fetched as
     /// memory.
-    pub(crate) fn shared_mappings(
-        &self,
-        device: u64,
-        inode: u64,
-    ) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn shared_mappings(&self, device: u64, inode: u64) -> Vec<(u64, u64)> {
+        let key = tree::file_key(device, inode);
+        if let Some(mapped) = self.mapped {
+            return mapped.get(&key).cloned().unwrap_or_default();
+        }
         let all = self.shared.get_or_init(|| {
             let mut all = procfs::ranges(self.pid).unwrap_or_default();
             all.retain(|mapping| mapping.perms[3] == b's');
             all
         });
-        let (device, inode) = tree::file_key(device, inode);
-        let same = all.iter().filter(move |m| m.inode == inode && m.dev == device);
+        let same = all.iter().filter(|mapping| tree::mapping_key(mapping) == key);
         same.map(|mapping| (mapping.offset, mapping.offset + (mapping.end - mapping.start)))
+            .collect()
     }
 
     /// The unix socket at the other end of the unix socket with this inode, by its inode.

@@ -40,6 +40,9 @@ struct Entry {
 /// Longer fdinfo (epolls with hundreds of registrations) is not worth confirming.
 const INFO_BYTES_MAX: usize = 4096;
 
+/// Most descriptors that are confirmed: each is an open file of this node's meanwhile.
+const ENTRIES_MAX: usize = 8192;
+
 /// How often a process is looked at that changes its open files all the time.
 const TRIES: usize = 4;
 /// Between two such looks.
@@ -95,6 +98,10 @@ impl Prescan {
         let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
         let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty())
             .map_err(|e| fail("pidfd_open", e))?;
+        if groups.iter().map(|group| group.fds.len()).sum::<usize>() > ENTRIES_MAX {
+            prescan.volatile = true;
+            return Ok(prescan);
+        }
         for group in &groups {
             prescan.add(group);
             prescan.probe(group, &pidfd);

@@ -5,20 +5,25 @@
 //! descriptions of one file without a path: whoever makes one of them must make all. Such a member
 //! has those that it does not name itself at a number that is closed once they are handed over.
 
-use crate::kinds::gift;
+use crate::kinds::{epoll::Watch, gift, terminal::controlling};
 use crate::look::pidfd_of;
 use crate::net;
 use crate::scan::{duplicate, place, scan};
 use crate::{Group, OpenFd, StateError};
-use mitosis_descriptor::{Gift, OpenFile};
+use mitosis_descriptor::{Gift, OpenFile, Terminal};
 use mitosis_sys::{kcmp, procfs};
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 
+mod watches;
+
 /// Device and inode of a file, as `/proc/PID/maps` has them.
 pub type FileKey = (String, u64);
+
+/// Parts of shared memory: first offset, and one past the last.
+pub type Ranges = BTreeMap<FileKey, Vec<(u64, u64)>>;
 
 /// What a member has, seen while it stands still.
 #[derive(Debug)]
@@ -28,8 +33,32 @@ pub struct Held {
     groups: Vec<Group>,
     /// What is common to descriptions that must be made together.
     objects: Vec<Option<Object>>,
-    /// Shared memory without a path that it maps.
-    mapped: BTreeSet<FileKey>,
+    /// Shared memory without a path, and which parts of it it maps.
+    mapped: Ranges,
+    session: SessionOf,
+}
+
+/// What a member's session is, by numbers of this node.
+#[derive(Debug)]
+struct SessionOf {
+    leads: bool,
+    group: i32,
+    /// Its group as it sees it itself.
+    inner_group: i32,
+    /// The pseudo-terminal that controls it, and the group in the foreground of that.
+    terminal: Option<(u32, i32)>,
+}
+
+impl SessionOf {
+    fn read(pid: i32) -> Result<SessionOf, mitosis_sys::SysError> {
+        let stat = procfs::stat(pid)?;
+        let field = |number| procfs::stat_field(&stat, number) as i32;
+        let group = field(5);
+        let inner = procfs::Status::read(pid)?.numbers("NSpgid", 10).last().copied();
+        let inner_group = inner.map_or(group, |inner| inner as i32);
+        let terminal = controlling(pid).map(|index| (index, field(8)));
+        Ok(SessionOf { leads: field(6) == pid, group, inner_group, terminal })
+    }
 }
 
 /// What a member makes, gets and hands over.
@@ -45,10 +74,19 @@ pub struct Share {
     pub gifts: Vec<Gift>,
     /// Numbers that are not its own.
     pub temporary: Vec<u32>,
+    /// What controls the session that it leads in a child.
+    pub terminal: Option<Terminal>,
     /// Shared memory that must stay open when it has been mapped: others get it, or name it too.
     pub open: BTreeSet<FileKey>,
     /// Shared memory that it maps and an earlier member makes.
     pub memory_from: BTreeMap<FileKey, u32>,
+    /// Shared memory that it makes, since it has it open, and only later members map.
+    pub made: BTreeSet<FileKey>,
+    /// What it registers in epoll instances, by their numbers in it.
+    pub(crate) watches: BTreeMap<u32, Vec<Watch>>,
+    /// Of the files without a path that it makes, the parts that any member maps: those are fetched as
+    /// memory.
+    pub mapped: Ranges,
 }
 
 /// What descriptions can have in common.
@@ -76,12 +114,17 @@ impl Held {
         let table = |source| StateError::Sys { fd: u32::MAX, source };
         let own = procfs::ranges(pid).map_err(table)?;
         let pathless = |name: &str| name.ends_with(" (deleted)") && !name.starts_with("/[aio]");
-        let is_shared = |m: &procfs::Mapping| m.perms[3] == b's' && m.inode != 0;
-        let shared = own.into_iter().filter(|m| is_shared(m) && pathless(&m.name));
-        let mapped = shared.map(|m| (m.dev, m.inode)).collect();
+        let is_object = |m: &procfs::Mapping| m.inode != 0 || m.name.starts_with(SYSV);
+        let is_shared = |m: &procfs::Mapping| m.perms[3] == b's' && is_object(m);
+        let mut mapped = Ranges::new();
+        for m in own.iter().filter(|m| is_shared(m) && pathless(&m.name)) {
+            let range = (m.offset, m.offset + (m.end - m.start));
+            mapped.entry(mapping_key(m)).or_default().push(range);
+        }
         let looker = Looker::new(pid)?;
         let objects = groups.iter().map(|group| looker.object(group)).collect::<Result<_, _>>()?;
-        Ok(Held { pid, groups, objects, mapped })
+        let session = SessionOf::read(pid).map_err(table)?;
+        Ok(Held { pid, groups, objects, mapped, session })
     }
 }
 
@@ -152,6 +195,16 @@ pub fn file_key(device: u64, inode: u64) -> FileKey {
     (format!("{major:02x}:{minor:02x}"), inode)
 }
 
+/// How the kernel names System V memory (ipc/shm.c).
+pub const SYSV: &str = "/SYSV";
+
+/// Device and inode of what is mapped. Of System V memory the inode is its id (ipc/shm.c), which other
+/// shared memory without a path may have for its inode, too.
+pub fn mapping_key(mapping: &procfs::Mapping) -> FileKey {
+    let sysv = mapping.name.starts_with(SYSV);
+    (if sysv { SYSV.into() } else { mapping.dev.clone() }, mapping.inode)
+}
+
 /// One description, wherever it is named.
 struct Description {
     /// Member and index of the group there, ascending.
@@ -182,18 +235,21 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
             group.inside = object.as_ref().is_some_and(|object| inside.contains(object));
         }
     }
-    // By whom, to whom, as which of the receiver's: it takes them in its own order.
-    let mut gifts: BTreeMap<(usize, usize, usize), u32> = BTreeMap::new();
+    let mut gifts = Gifts::new();
+    let mut made = Vec::with_capacity(descriptions.len());
     for description in &descriptions {
-        let Some(&(first, at)) = description.holders.first() else { continue };
+        let (first, at) = description.holders[0];
         let object = members[first].objects[at].as_ref();
         let maker = object.and_then(|object| makers.get(object).copied()).unwrap_or(first);
-        hand_over(members, &mut shares, &mut gifts, description, maker);
+        let number = hand_over(members, &mut shares, &mut gifts, description, maker);
+        made.push((maker, number));
     }
+    watches::divide(members, &descriptions, &made, &mut shares, &mut gifts)?;
     for ((from, to, _), fd) in gifts {
         shares[from].gifts.push(Gift { fd, to: to as u32 });
     }
-    memory(members, &mut shares, &makers)?;
+    memory(members, &mut shares, &makers);
+    terminals(members, &mut shares);
     Ok(shares)
 }
 
@@ -234,7 +290,7 @@ fn makers(members: &[Held], descriptions: &[Description]) -> HashMap<Object, usi
         }
     }
     for (member, held) in members.iter().enumerate() {
-        for key in &held.mapped {
+        for key in held.mapped.keys() {
             // Only what descriptors name too: the rest is nobody's business here.
             if let Some(maker) = makers.get_mut(&Object::File(key.clone())) {
                 *maker = member.min(*maker);
@@ -270,18 +326,20 @@ fn inside(members: &[Held], descriptions: &[Description]) -> BTreeSet<Object> {
     ends.into_iter().filter(|(_, ends)| several(ends)).map(|(object, _)| object.clone()).collect()
 }
 
-/// Lets `maker` have the description, and all others that name it get it from there.
+/// What is handed over, as which number of the giver: by whom, to whom, as which of the receiver's
+/// descriptions. It takes them in its own order.
+type Gifts = BTreeMap<(usize, usize, usize), u32>;
+
+/// Lets `maker` have the description, and all others that name it get it from there. Gives its number at
+/// the maker.
 fn hand_over(
     members: &[Held],
     shares: &mut [Share],
-    gifts: &mut BTreeMap<(usize, usize, usize), u32>,
+    gifts: &mut Gifts,
     description: &Description,
     maker: usize,
-) {
+) -> u32 {
     let own = description.holders.iter().find(|(member, _)| *member == maker);
-    if own.is_some() && description.holders.len() == 1 {
-        return;
-    }
     let number = match own {
         Some(&(_, at)) => members[maker].groups[at].first(),
         None => {
@@ -298,9 +356,10 @@ fn hand_over(
     };
     for &(member, at) in description.holders.iter().filter(|(member, _)| *member != maker) {
         gifts.insert((maker, member, at), number);
-        let file = gift::file(&members[member].groups[at], maker as u32);
+        let file = gift::file(&members[member].groups[at], maker as u32, Vec::new());
         shares[member].gets.insert(at, file);
     }
+    number
 }
 
 fn free_number(groups: &[Group]) -> u32 {
@@ -308,38 +367,53 @@ fn free_number(groups: &[Group]) -> u32 {
     highest.map_or(3, |highest| highest + 1).max(3)
 }
 
-/// Shared memory is made by the first member that maps it.
-fn memory(
-    members: &[Held],
-    shares: &mut [Share],
-    makers: &HashMap<Object, usize>,
-) -> Result<(), (i32, StateError)> {
+/// Shared memory is made by the first member that maps it or has it open.
+fn memory(members: &[Held], shares: &mut [Share], makers: &HashMap<Object, usize>) {
     let mut mappers: BTreeMap<&FileKey, Vec<usize>> = BTreeMap::new();
     for (member, held) in members.iter().enumerate() {
-        for key in &held.mapped {
+        for key in held.mapped.keys() {
             mappers.entry(key).or_default().push(member);
         }
     }
     for (key, mappers) in mappers {
-        let named = makers.get(&Object::File(key.clone()));
-        let first = mappers[0];
-        if let Some(&maker) = named {
-            if maker != first {
-                let what = "a file without a path that later members map and it does not";
-                let group = members[maker].groups.iter().zip(&members[maker].objects);
-                let group = group.into_iter().find(|(_, o)| **o == Some(Object::File(key.clone())));
-                let fd = group.map_or(u32::MAX, |(group, _)| group.first());
-                let what = what.into();
-                return Err((members[maker].pid, StateError::Refused { fd, what, hint: "" }));
+        let named = makers.get(&Object::File(key.clone())).copied();
+        let maker = named.unwrap_or(mappers[0]);
+        if named.is_some() {
+            let parts = mappers.iter().flat_map(|&member| members[member].mapped[key].clone());
+            shares[maker].mapped.insert(key.clone(), parts.collect());
+        }
+        if maker != mappers[0] {
+            shares[maker].made.insert(key.clone());
+        }
+        for &member in &mappers {
+            if named.is_some() || mappers.len() > 1 {
+                shares[member].open.insert(key.clone());
             }
-            shares[first].open.insert(key.clone());
-        }
-        if mappers.len() > 1 {
-            shares[first].open.insert(key.clone());
-        }
-        for &other in &mappers[1..] {
-            shares[other].memory_from.insert(key.clone(), first as u32);
+            if member != maker {
+                shares[member].memory_from.insert(key.clone(), maker as u32);
+            }
         }
     }
-    Ok(())
+}
+
+/// Sessions that a pseudo-terminal of the tree controls. The root leads its session in a child.
+fn terminals(members: &[Held], shares: &mut [Share]) {
+    for (at, (member, share)) in members.iter().zip(shares).enumerate() {
+        let session = &member.session;
+        let Some((index, shown)) = session.terminal.filter(|_| at == 0 || session.leads) else {
+            continue;
+        };
+        let is_master = |group: &Group| group.link.ends_with("ptmx");
+        let holds = |member: &Held| {
+            let mut ends = member.groups.iter().zip(&member.objects);
+            ends.any(|(group, o)| is_master(group) && *o == Some(Object::Terminal(index)))
+        };
+        if !members.iter().any(holds) {
+            continue;
+        }
+        let shown = members.iter().find(|one| one.session.group == shown && shown > 0);
+        let others = shown.filter(|one| one.session.group != session.group);
+        let foreground = others.map_or(0, |one| one.session.inner_group);
+        share.terminal = Some(Terminal { index, foreground });
+    }
 }

@@ -42,7 +42,7 @@ pub const NAME_LETTER: usize = 8;
 pub const GUARD_CONTROL_FD: i32 = 3;
 /// File descriptor of the pidfd of the pager that the guard watches.
 pub const GUARD_PAGER_FD: i32 = 4;
-/// Number under which a guard keeps the read side of [`FD_GUARD_QUEUE`].
+/// Number under which a guard keeps its child's userfaultfd, or the read side of [`FD_GUARD_QUEUE`].
 pub const GUARD_QUEUE_FD: i32 = 15;
 /// First number under which a guard keeps safety copies of userfaultfds: above all others that it keeps,
 /// and low, for the kernel's table is as large as the highest number.
@@ -74,13 +74,15 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
-    /// Node to guard: a template makes the child: its pid will be `a`. The attached fd is the read
-    /// side of [`super::FD_GUARD_QUEUE`].
+    /// Child of a template to its guard, before it runs: keep the attached userfaultfd.
+    pub const HOLD_MAIN: u32 = 6;
+    /// Node to guard: a template makes the child: its pid will be `a`.
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
     /// Node to guard: make the processes of a tree. Attached: a file with `a` [`super::TreeEntry`]s,
-    /// the root first, then for each that is to live a socket on which its own FORK comes.
+    /// the root first, then for each that is to live a socket on which its own FORK comes, and if `b`
+    /// is 1 a file system of pseudo-terminals for them.
     pub const FORK_TREE: u32 = 19;
     /// Guard to node: ready for an order.
     pub const READY: u32 = 17;
@@ -130,18 +132,22 @@ pub struct TreeEntry {
     pub pid: i32,
     /// The process group to join, once it is there; 0 for the one that it is born in.
     pub group: i32,
-    /// Index of its parent: smaller than its own.
+    /// Index of the process that makes it: smaller than its own.
     pub parent: u32,
+    /// Index of the one whose child it is when those have ended that do so.
+    pub heir: u32,
     /// `TREE_*`.
     pub flags: u32,
     /// Of a zombie, how it ended, as `waitpid(2)` gives it.
     pub status: u32,
     /// Index among those that live.
     pub order: u32,
+    /// Number of the pseudo-terminal that controls the session which it begins, plus one; 0 for none.
+    pub terminal: u32,
 }
 
 /// Bytes of a [`TreeEntry`].
-pub const TREE_ENTRY: usize = 24;
+pub const TREE_ENTRY: usize = 32;
 /// Most processes of a tree.
 pub const TREE_MAX: usize = 64;
 /// [`TreeEntry::flags`]: it begins a session of its own.
@@ -150,11 +156,15 @@ pub const TREE_LEADS_SESSION: u32 = 1;
 pub const TREE_LEADS_GROUP: u32 = 2;
 /// [`TreeEntry::flags`]: it is born before its parent begins a session of its own.
 pub const TREE_BEFORE: u32 = 4;
-/// [`TreeEntry::flags`]: it ends at once.
+/// [`TreeEntry::flags`]: it ends, and is not waited for.
 pub const TREE_ZOMBIE: u32 = 8;
+/// [`TreeEntry::flags`]: it ends when all have joined their groups, and nobody hears of it.
+pub const TREE_TEMPORARY: u32 = 16;
+/// [`TreeEntry::flags`]: orphans of those that it makes become its own.
+pub const TREE_ADOPTS: u32 = 32;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
-/// attached fds the last two are the guard's pidfd and the write side for [`FD_GUARD_QUEUE`]; the
+/// attached fds the last two are the guard's pidfd and the node's end of its control socket, for [`FD_GUARD_QUEUE`]; the
 /// others are those of [`TemplateOrder::fork`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +192,9 @@ pub const FD_PLAN: i32 = 0;
 pub const FD_STATUS: i32 = 1;
 /// Attached fd 2: the pager's socket for the child's userfaultfd.
 pub const FD_PAGER: i32 = 2;
-/// Attached fd 3: write side of the socket whose read side stays in the guard.
+/// Attached fd 3: where the child leaves its userfaultfd for the guard. From a template it is the
+/// guard's control socket ([`guard_message::HOLD_MAIN`]), else the write side of one whose read side
+/// stays in the guard and is never read.
 pub const FD_GUARD_QUEUE: i32 = 3;
 /// Number the child's userfaultfd gets, relative to `fd_base`.
 pub const FD_UFFD: i32 = 4;

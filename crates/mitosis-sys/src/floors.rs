@@ -11,7 +11,7 @@ mod memory;
 
 pub use fault::{
     Backing, Bulk, DropOutcome, bulk_place, dropped_page, fault_latency, plain_fault_latency,
-    remote_fault_latency,
+    receive_and_place, remote_fault_latency,
 };
 pub use fork::{fork_cost, scratch_child};
 pub use mapping::{PAGE_BYTES, Pages, cached_private};

@@ -55,21 +55,21 @@ struct EpollSlot {
 }
 
 /// Whether the `nth` registration of descriptor `target` in the epoll instance `epoll` is of the
-/// file that `candidate` names (kcmp(2), KCMP_EPOLL_TFD, Linux 4.13). The number may have been
-/// closed and given to another file meanwhile, while a duplicate keeps the registration alive.
+/// file that `candidate` names (kcmp(2), KCMP_EPOLL_TFD, Linux 4.13); both are of a process. The number
+/// may have been closed and given to another file meanwhile, while a duplicate keeps the registration
+/// alive.
 ///
 /// # Errors
 /// EPERM, ESRCH; ENOENT if there is no such registration.
 pub fn watches_file(
-    pid: i32,
-    epoll: u32,
+    (pid, epoll): (i32, u32),
     (target, nth): (u32, u32),
-    candidate: u32,
+    (holder, candidate): (i32, u32),
 ) -> Result<bool, SysError> {
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = EpollSlot { epoll, target, nth };
     let at = &raw const slot;
     // SAFETY: the kernel reads one slot, which lives until the call returns.
-    let r = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, candidate, at) };
+    let r = unsafe { libc::syscall(libc::SYS_kcmp, holder, pid, KCMP_EPOLL_TFD, candidate, at) };
     if r < 0 { Err(SysError::last("kcmp", format!("{pid}: epoll {epoll}"))) } else { Ok(r == 0) }
 }

@@ -3,7 +3,7 @@
 
 use crate::SysError;
 use std::ffi::{CStr, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Namespaces a guard gets besides pid, mount, UTS and IPC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -19,170 +19,162 @@ struct Order {
     control: RawFd,
     /// -1 for none.
     pager: RawFd,
+    null: RawFd,
     name: *const libc::c_char,
     environment: *const libc::c_char,
-    /// Namespaces to be made.
-    namespaces: libc::c_int,
-    /// Top of the stack of the process that executes.
-    stack: *mut c_void,
-    /// Out: its pid, or the negative errno of its clone.
-    made: i32,
 }
 
-impl Order {
-    fn new(elf: BorrowedFd<'_>, control: BorrowedFd<'_>, name: &CStr) -> Order {
-        Order {
-            elf: elf.as_raw_fd(),
-            control: control.as_raw_fd(),
-            pager: -1,
-            name: name.as_ptr(),
-            environment: c"".as_ptr(),
-            namespaces: 0,
-            stack: std::ptr::null_mut(),
-            made: 0,
+/// Descriptors of this process under low numbers, made early and kept: what a new guest inherits is the
+/// part of the table up to the highest of them, however many descriptors this process has by then.
+#[derive(Debug)]
+pub struct Lane {
+    elf: OwnedFd,
+    pager: Option<OwnedFd>,
+    null: OwnedFd,
+    /// Where the control socket of the next guest goes: a number that is this lane's.
+    control: OwnedFd,
+}
+
+impl Lane {
+    /// One lane starts one guest at a time, of the program in `elf`. A guard watches the `pager`, a
+    /// template none.
+    ///
+    /// # Errors
+    /// open(2), dup(2).
+    pub fn new(elf: BorrowedFd<'_>, pager: Option<BorrowedFd<'_>>) -> Result<Lane, SysError> {
+        let failed = |what| move |e| SysError::io("open", what, e);
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+        let null = OwnedFd::from(null.map_err(failed("/dev/null"))?);
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("lane of guards"));
+        let (elf, pager) = (copy(elf)?, pager.map(copy).transpose()?);
+        Ok(Lane { elf, pager, control: copy(null.as_fd())?, null })
+    }
+
+    /// Starts the program as pid 1 of new pid, mount, UTS and IPC namespaces, with `control` as fd 3, the
+    /// pager as fd 4, and that environment. Nothing else is inherited. Returns its pid and pidfd.
+    ///
+    /// # Errors
+    /// What clone(2) says (EPERM without CAP_SYS_ADMIN, ENOSPC over a namespace limit), or
+    /// [`SysError::Unexpected`] when the program could not be executed.
+    pub fn guard(
+        &mut self,
+        control: OwnedFd,
+        network: Network,
+        environment: &CStr,
+    ) -> Result<(i32, OwnedFd), SysError> {
+        let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
+        let namespaces =
+            libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+        self.spawn(control, (c"mitosis-guard", environment), namespaces | own_net, "guard")
+    }
+
+    /// Starts the program with `control` as fd 3, to become a template, in this process's namespaces.
+    /// Nothing else is inherited. Returns its pid and pidfd.
+    ///
+    /// # Errors
+    /// What clone(2) says.
+    pub fn template(&mut self, control: OwnedFd) -> Result<(i32, OwnedFd), SysError> {
+        self.spawn(control, (c"mitosis-template", c""), 0, "template")
+    }
+
+    fn spawn(
+        &mut self,
+        control: OwnedFd,
+        (name, environment): (&CStr, &CStr),
+        namespaces: libc::c_int,
+        what: &'static str,
+    ) -> Result<(i32, OwnedFd), SysError> {
+        // SAFETY: the target is this lane's own; whatever it was is closed.
+        let moved =
+            unsafe { libc::dup3(control.as_raw_fd(), self.control.as_raw_fd(), libc::O_CLOEXEC) };
+        drop(control);
+        if moved < 0 {
+            return Err(SysError::last("dup3", what));
         }
+        let mut order = Order {
+            elf: self.elf.as_raw_fd(),
+            control: moved,
+            pager: self.pager.as_ref().map_or(-1, AsRawFd::as_raw_fd),
+            null: self.null.as_raw_fd(),
+            name: name.as_ptr(),
+            environment: environment.as_ptr(),
+        };
+        let made = clone_and_run(&mut order, namespaces, what);
+        // The guest's end is the guest's alone.
+        // SAFETY: as above.
+        unsafe { libc::dup3(order.null, moved, libc::O_CLOEXEC) };
+        made
     }
 }
 
-/// For each of the two processes.
+/// Bytes of stack of a process until it executes.
 const STACK_BYTES: usize = 32 << 10;
 /// Where the program waits for its execution: just above what it keeps.
 const ELF_FD: RawFd = 5;
 
-/// Starts the program in `elf` with `control` as fd 3 and `pager` as fd 4, as pid 1 of new pid,
-/// mount, UTS and IPC namespaces, with that environment. Nothing else is inherited. Returns its pid and
-/// pidfd.
-///
-/// # Errors
-/// What clone(2) says (EPERM without CAP_SYS_ADMIN, ENOSPC over a namespace limit), or
-/// [`SysError::Unexpected`] when the program could not be executed.
-pub fn spawn_guard(
-    elf: BorrowedFd<'_>,
-    control: BorrowedFd<'_>,
-    pager: BorrowedFd<'_>,
-    network: Network,
-    environment: &CStr,
+fn clone_and_run(
+    order: &mut Order,
+    namespaces: libc::c_int,
+    what: &'static str,
 ) -> Result<(i32, OwnedFd), SysError> {
-    let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
-    let namespaces =
-        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
-    let order = Order {
-        pager: pager.as_raw_fd(),
-        environment: environment.as_ptr(),
-        namespaces: namespaces | own_net,
-        ..Order::new(elf, control, c"mitosis-guard")
-    };
-    spawn(order, "guard")
-}
-
-/// Starts the program in `elf` with `control` as fd 3, to become a template, in this process's
-/// namespaces. Nothing else is inherited. Returns its pid and pidfd.
-///
-/// # Errors
-/// What clone(2) says.
-pub fn spawn_template(
-    elf: BorrowedFd<'_>,
-    control: BorrowedFd<'_>,
-) -> Result<(i32, OwnedFd), SysError> {
-    spawn(Order::new(elf, control, c"mitosis-template"), "template")
-}
-
-/// Two processes, one after the other. The first has a copy of all of this process's descriptors and
-/// leaves those that are wanted. The second, a child of this process too (`CLONE_PARENT`), is the one that
-/// executes: its table is as large as what it inherits, where the first one's is as large as this
-/// process's, for life: 64 KiB for each child of a node that has thousands.
-fn spawn(mut order: Order, what: &'static str) -> Result<(i32, OwnedFd), SysError> {
-    let mut stack = vec![0u64; 2 * STACK_BYTES / 8];
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: CLONE_VFORK suspends this thread until the child has exited, and the child until its own
-    // has executed or exited, so `order` and `stack` outlive their use; both only make system calls.
-    // Each stack grows down from the end of its half of `stack`, which is 16-byte aligned by
-    // construction of its length.
-    let first = unsafe {
-        let mut top = |bytes: usize| {
-            let end = stack.as_mut_ptr().cast::<u8>().add(bytes).cast::<c_void>();
-            end.map_addr(|a| a & !15)
-        };
-        order.stack = top(STACK_BYTES);
-        let order = std::ptr::from_mut(&mut order).cast();
-        libc::clone(arrange, top(2 * STACK_BYTES), flags, order)
+    let mut stack = vec![0u64; STACK_BYTES / 8];
+    let mut pidfd: RawFd = -1;
+    // The table of descriptors is shared until the process has one of its own, with the lower part of
+    // it: a copy of all of it takes longer the more children there are, and would be as large for life.
+    let flags = libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_FILES
+        | libc::CLONE_PIDFD
+        | libc::SIGCHLD
+        | namespaces;
+    // SAFETY: CLONE_VFORK suspends this thread until the child has executed or exited, so `order` and
+    // `stack` outlive their use; the child only makes system calls. The stack grows down from the end of
+    // `stack`, aligned to 16 bytes.
+    let made = unsafe {
+        let end = stack.as_mut_ptr().cast::<u8>().add(STACK_BYTES).cast::<c_void>();
+        let top = end.map_addr(|a| a & !15);
+        libc::clone(run, top, flags, std::ptr::from_mut(order).cast(), &raw mut pidfd)
     };
     drop(stack);
-    if first < 0 {
+    if made < 0 {
         return Err(SysError::last("clone", what));
     }
-    reap(first);
-    if order.made <= 0 {
-        return Err(SysError::io("clone", what, std::io::Error::from_raw_os_error(-order.made)));
-    }
-    // Nobody has reaped it: the pid is its.
-    // SAFETY: no pointers; the descriptor is ours alone.
+    // SAFETY: the kernel made the descriptor for this call.
+    Ok((made, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// In the new process, before exec; memory is shared with the suspended parent.
+extern "C" fn run(order: *mut c_void) -> i32 {
+    // SAFETY: only system calls on values of `order`, which the suspended parent keeps alive. Signal
+    // dispositions are this process's own copies, and so is the table of descriptors once it is its own:
+    // nothing is done to it before.
     unsafe {
-        let pidfd = libc::syscall(libc::SYS_pidfd_open, order.made, 0);
-        if pidfd < 0 {
-            let error = SysError::last("pidfd_open", what);
-            libc::kill(order.made, libc::SIGKILL);
-            reap(order.made);
-            return Err(error);
+        let order = &*order.cast::<Order>();
+        let highest = order.elf.max(order.control).max(order.pager).max(order.null);
+        let first = (highest + 1).max(ELF_FD + 1) as u32;
+        const CLOSE_RANGE_UNSHARE: u32 = 2;
+        if libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_UNSHARE) != 0 {
+            return 1;
         }
-        Ok((order.made, OwnedFd::from_raw_fd(pidfd as RawFd)))
-    }
-}
-
-/// Waits for the end of a child that was just made here.
-fn reap(pid: i32) {
-    // SAFETY: no status is asked for. EINTR: a signal of this process.
-    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } < 0
-        && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
-    {}
-}
-
-/// In the first process; memory is shared with the suspended parent.
-extern "C" fn arrange(order: *mut c_void) -> i32 {
-    // SAFETY: only system calls on values of `order`, which the suspended parent keeps alive. The
-    // fd table is this process's own copy.
-    unsafe {
-        let order = &mut *order.cast::<Order>();
+        // Out of the way of the places, and then into them.
         let elf = libc::fcntl(order.elf, libc::F_DUPFD_CLOEXEC, 10);
         let control = libc::fcntl(order.control, libc::F_DUPFD, 10);
-        // Closed again below when there is none: a number above 4 that is not kept.
-        let source = if order.pager < 0 { order.control } else { order.pager };
-        let pager = libc::fcntl(source, libc::F_DUPFD, 10);
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
-        order.made = -*libc::__errno_location();
-        if elf < 0 || control < 0 || pager < 0 || null < 0 {
+        let null = libc::fcntl(order.null, libc::F_DUPFD, 10);
+        let pager = if order.pager < 0 { -1 } else { libc::fcntl(order.pager, libc::F_DUPFD, 10) };
+        if elf < 0 || control < 0 || null < 0 || (pager < 0) != (order.pager < 0) {
             return 1;
         }
         for fd in 0..3 {
             libc::dup2(null, fd);
         }
         libc::dup2(control, 3);
-        if order.pager >= 0 {
+        if pager < 0 {
+            libc::close(4);
+        } else {
             libc::dup2(pager, 4);
         }
         libc::dup3(elf, ELF_FD, libc::O_CLOEXEC);
-        if order.pager < 0 {
-            libc::close(4);
-        }
         libc::syscall(libc::SYS_close_range, ELF_FD + 1, u32::MAX, 0);
-        let flags = libc::CLONE_VM
-            | libc::CLONE_VFORK
-            | libc::CLONE_PARENT
-            | libc::SIGCHLD
-            | order.namespaces;
-        let stack = order.stack;
-        let made = libc::clone(run, stack, flags, std::ptr::from_mut(order).cast());
-        order.made = if made < 0 { -*libc::__errno_location() } else { made };
-    }
-    0
-}
-
-/// In the second, before exec; memory is shared with the suspended others.
-extern "C" fn run(order: *mut c_void) -> i32 {
-    // SAFETY: only system calls on values of `order`, which the suspended parents keep alive. Signal
-    // dispositions are this process's own copies.
-    unsafe {
-        let order = &*order.cast::<Order>();
         libc::setsid();
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);

@@ -28,7 +28,7 @@ pub use local::LocalSource;
 pub use mitosis_rdma_sys::{Device, RdmaError};
 pub use rdma::{FetchedBy, ReadBy};
 pub use server::{ServerConfig, serve};
-pub use service::{Lease, OpenSeed, SeedService, SeedState};
+pub use service::{KeptPages, Lease, OpenSeed, SeedService, SeedState};
 pub use source::{Handle, PageSource, ReadRequest, SourceEvent};
 pub use tcp::TcpSource;
 pub use wire::OwnerClocks;

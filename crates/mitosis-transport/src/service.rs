@@ -1,8 +1,10 @@
 //! What a node offers to other nodes.
 
+use crate::wire::PAGE;
 use crate::{ReadError, Refused};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,26 @@ pub struct Lease {
     pub time: Duration,
     /// Pages of the seed's working set so far.
     pub working_set: u32,
+}
+
+/// Consecutive pages in memory that nothing changes any more.
+#[derive(Clone, Debug)]
+pub struct KeptPages {
+    memory: Arc<[u8]>,
+    pages: Range<usize>,
+}
+
+impl KeptPages {
+    /// Some `pages` of those that `memory` holds; `None` if it does not hold them.
+    pub fn new(memory: Arc<[u8]>, pages: Range<usize>) -> Option<KeptPages> {
+        let fits = pages.start <= pages.end && pages.end <= memory.len() / PAGE;
+        fits.then_some(KeptPages { memory, pages })
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.memory[self.pages.start * PAGE..self.pages.end * PAGE]
+    }
 }
 
 /// Whether a seed's pages can still be had.
@@ -96,6 +118,11 @@ pub trait OpenSeed: Send + Sync {
     /// file that holds them one after the other.
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<std::fs::File>)> {
         let _ = most;
+        None
+    }
+
+    /// These pages in their order, if all of them are kept in memory.
+    fn kept(&self, _pages: &[u64]) -> Option<Vec<KeptPages>> {
         None
     }
 

@@ -1,26 +1,23 @@
 //! One connection of a server: requests in, answers out, in order.
 
+mod pages;
+
 use crate::rdma::Links;
 use crate::server::TICK;
 use crate::wire::{self, Header, Kind, WireError};
 use crate::{OpenSeed, ReadError, SeedService, SeedState, ServerConfig};
-use mitosis_descriptor::Vpn;
-use rustix::fs::sendfile;
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Pages read and sent at a time: large enough to amortise the calls, small enough for the cache.
-const CHUNK_PAGES: u32 = 32;
-/// Pages of a working set sent between two looks at the seed's state.
-const IMAGE_PAGES: usize = 256;
-/// Send buffer of a connection: a working set fits, so that its owner need not wait for the reader.
-const SEND_BUFFER: usize = 4 << 20;
+/// Send buffer of a connection: what a first child waits for fits, so that its owner need not wait for the
+/// reader. Of more, both sides would have to get from memory what the cache still holds of less.
+const SEND_BUFFER: usize = 1 << 20;
 /// Most bytes of answers kept for reuse.
 const OUTPUT_KEPT: usize = 512 << 10;
 /// Bytes of requests taken in at a time.
@@ -126,6 +123,10 @@ impl Session {
             let header = self.header()?;
             let body = self.body(header.length as usize)?;
             self.answer(header, &body)?;
+            // One packet can ask for hundreds of descriptors, which are not to be here all at once.
+            if self.output.used >= OUTPUT_KEPT {
+                self.send()?;
+            }
         }
     }
 
@@ -176,9 +177,26 @@ impl Session {
         Ok(body)
     }
 
+    /// Sends what is there, with what follows in the same packet.
+    fn send_before(&mut self) -> Result<(), End> {
+        self.send_with(SendFlags::MORE)
+    }
+
     fn send(&mut self) -> Result<(), End> {
+        self.send_with(SendFlags::empty())
+    }
+
+    fn send_with(&mut self, flags: SendFlags) -> Result<(), End> {
         if self.output.used > 0 {
-            self.stream.write_all(self.output.filled())?;
+            let mut left = self.output.filled();
+            while !left.is_empty() {
+                match rustix::net::send(&self.stream, left, flags | SendFlags::NOSIGNAL) {
+                    Ok(sent) => left = &left[sent..],
+                    Err(Errno::INTR) => {}
+                    // The bound on a peer that takes nothing, too.
+                    Err(_) => return Err(End::Peer),
+                }
+            }
             self.output.used = 0;
             // A descriptor may have been large, and comes once.
             self.output.bytes.truncate(OUTPUT_KEPT);
@@ -318,83 +336,6 @@ impl Session {
         }
     }
 
-    /// Pages one by one, in their order.
-    fn gather(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
-        let wire::Pages { pages } = wire::body(Kind::Gather, body)?;
-        if !(1..=wire::GATHER_PAGES_MAX).contains(&pages.len()) {
-            return Err(End::Peer);
-        }
-        match self.handles.get(&header.a) {
-            Some(Some(seed)) => {
-                let seed = Arc::clone(seed);
-                self.single(header.tag, &*seed, &pages)
-            }
-            _ => self.fail(header.tag, &ReadError::Refused),
-        }
-    }
-
-    fn single(&mut self, tag: u64, seed: &dyn OpenSeed, pages: &[u64]) -> Result<(), End> {
-        let mut done = 0;
-        for chunk in pages.chunks(CHUNK_PAGES as usize) {
-            let at = self.output.used;
-            let count = chunk.len() as u32;
-            let length = count * wire::PAGE as u32;
-            let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
-            self.output.push(&head.encode());
-            let mut read = || {
-                usable(seed.state())?;
-                for run in chunk.chunk_by(|a, b| a + 1 == *b) {
-                    let out = self.output.room(run.len() * wire::PAGE);
-                    seed.read(Vpn(run[0]), run.len() as u32, out)?;
-                }
-                usable(seed.state())
-            };
-            if let Err(error) = read() {
-                self.output.used = at;
-                return self.fail(tag, &error);
-            }
-            done += count;
-            self.send()?;
-        }
-        Ok(())
-    }
-
-    /// Sends the beginning of a working set from a file in memory, which costs no copy on this side.
-    fn image(
-        &mut self,
-        tag: u64,
-        seed: &dyn OpenSeed,
-        pages: &[u64],
-        file: &File,
-    ) -> Result<(), End> {
-        let head = Header { tag, ..Header::new(Kind::WorkingSet) };
-        self.output.push(&wire::control(head, &wire::Pages { pages: pages.to_vec() })?);
-        let mut done = 0;
-        for chunk in pages.chunks(IMAGE_PAGES) {
-            if let Err(error) = usable(seed.state()) {
-                return self.fail(tag, &error);
-            }
-            let count = chunk.len() as u32;
-            let length = count * wire::PAGE as u32;
-            let head = Header { length, kind: Kind::Data, tag, a: done, b: count, c: 0 };
-            self.output.push(&head.encode());
-            self.send()?;
-            let mut at = u64::from(done) * wire::PAGE as u64;
-            done += count;
-            let end = u64::from(done) * wire::PAGE as u64;
-            while at < end {
-                let left = (end - at) as usize;
-                match sendfile(&self.stream, file, Some(&mut at), left) {
-                    // A file that is too short: nothing may follow what was announced.
-                    Ok(0) => return Err(End::Peer),
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(_) => return Err(End::Peer),
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn open(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
         let access: wire::Access = wire::body(Kind::Open, body)?;
         if header.b == 1 && !std::mem::replace(&mut self.deferred, true) {
@@ -436,39 +377,6 @@ impl Session {
         Ok(())
     }
 
-    fn read(&mut self, header: Header) -> Result<(), End> {
-        let seed = match self.handles.get(&header.a) {
-            Some(Some(seed)) => Arc::clone(seed),
-            _ => return self.fail(header.tag, &ReadError::Refused),
-        };
-        self.links.missed(header.a, header.c, header.b);
-        let mut done = 0;
-        while done < header.b {
-            let count = CHUNK_PAGES.min(header.b - done);
-            let bytes = count as usize * wire::PAGE;
-            let head = Header {
-                length: bytes as u32,
-                kind: Kind::Data,
-                tag: header.tag,
-                a: done,
-                b: count,
-                c: 0,
-            };
-            let at = self.output.used;
-            self.output.push(&head.encode());
-            let out = self.output.room(bytes);
-            if let Err(error) = checked_read(&*seed, Vpn(header.c + u64::from(done)), count, out) {
-                self.output.used = at;
-                return self.fail(header.tag, &error);
-            }
-            done += count;
-            if self.output.used >= CHUNK_PAGES as usize * wire::PAGE {
-                self.send()?;
-            }
-        }
-        Ok(())
-    }
-
     fn fail(&mut self, tag: u64, error: &ReadError) -> Result<(), End> {
         self.output.push(&wire::error_frame(tag, error)?);
         Ok(())
@@ -482,25 +390,5 @@ impl Session {
         let changed = states.collect();
         self.output.push(&wire::control(Header::new(Kind::Pong), &wire::Pong { changed })?);
         Ok(())
-    }
-}
-
-/// A read, between two looks at the state: what was revoked meanwhile is not sent.
-fn checked_read(
-    seed: &dyn OpenSeed,
-    source: Vpn,
-    count: u32,
-    out: &mut [u8],
-) -> Result<(), ReadError> {
-    usable(seed.state())?;
-    seed.read(source, count, out)?;
-    usable(seed.state())
-}
-
-fn usable(state: SeedState) -> Result<(), ReadError> {
-    match state {
-        SeedState::Alive | SeedState::Expiring => Ok(()),
-        SeedState::Revoked => Err(ReadError::Revoked),
-        SeedState::Lost => Err(ReadError::Lost("its memory is gone".into())),
     }
 }

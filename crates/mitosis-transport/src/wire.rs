@@ -19,6 +19,9 @@ pub const VERSION: u32 = 4;
 pub const HEADER: usize = 32;
 /// Bytes of a page.
 pub const PAGE: usize = mitosis_descriptor::PAGE_SIZE as usize;
+/// Pages of a trail that are asked for at a time. Whoever keeps a trail in such parts, each ascending,
+/// finds most questions answered by one of them.
+pub const GATHERED: usize = 128;
 /// Most pages in one read.
 pub const READ_PAGES_MAX: u32 = 512;
 /// Most pages in one data frame.

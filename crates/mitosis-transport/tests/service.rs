@@ -17,11 +17,13 @@ const SECRET: Secret = Secret([2; 32]);
 const WAIT: Duration = Duration::from_secs(20);
 
 type Image = (Arc<[u64]>, Arc<File>);
+type Pages = (Arc<[u64]>, Arc<[u8]>);
 
 struct Memory {
     state: Mutex<SeedState>,
     trail: Mutex<Vec<u64>>,
     image: Mutex<Option<Image>>,
+    kept: Mutex<Option<Pages>>,
 }
 
 impl OpenSeed for Memory {
@@ -39,6 +41,14 @@ impl OpenSeed for Memory {
     }
     fn image(&self, most: usize) -> Option<(Arc<[u64]>, Arc<File>)> {
         self.image.lock().unwrap().clone().filter(|(pages, _)| pages.len() <= most)
+    }
+    fn kept(&self, wanted: &[u64]) -> Option<Vec<KeptPages>> {
+        let (pages, memory) = self.kept.lock().unwrap().clone()?;
+        let kept = |page| {
+            let at = pages.iter().position(|other| other == page)?;
+            KeptPages::new(Arc::clone(&memory), at..at + 1)
+        };
+        wanted.iter().map(kept).collect()
     }
     fn state(&self) -> SeedState {
         *self.state.lock().unwrap()
@@ -74,6 +84,7 @@ fn start(config: ServerConfig) -> Running {
         state: Mutex::new(SeedState::Alive),
         trail: Mutex::default(),
         image: Mutex::default(),
+        kept: Mutex::default(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -155,6 +166,44 @@ fn a_large_read_comes_whole_in_parts() {
             next += pages.len() as u32;
         }
     }
+}
+
+/// All pages of a read, in their order, that `seen` brings from the front.
+fn pages_of(source: &mut TcpSource, tag: u64, count: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        for event in see(source, 1).unwrap() {
+            let Seen::Pages(of, first, pages) = event else { panic!("{event:?}") };
+            assert_eq!((of, first as usize), (tag, all.len()));
+            all.extend(pages);
+        }
+    }
+    all
+}
+
+#[test]
+fn pages_that_are_kept_come_from_memory_and_the_others_as_they_are_read() {
+    let node = start(ServerConfig::default());
+    let mut source = TcpSource::connect(node.address).unwrap();
+    source.open(Handle(1), SEED, &SECRET);
+    // In no order, and told apart from what is read by 100.
+    let pages: Arc<[u64]> = (0..150).rev().step_by(2).collect();
+    let memory = pages.iter().flat_map(|page| [*page as u8 + 100; 4096]).collect();
+    *node.memory.kept.lock().unwrap() = Some((Arc::clone(&pages), memory));
+    let mut sorted = pages.to_vec();
+    sorted.sort_unstable();
+    assert!(source.gather(1, Handle(1), &sorted));
+    let kept: Vec<u8> = sorted.iter().map(|page| *page as u8 + 100).collect();
+    assert_eq!(pages_of(&mut source, 1, kept.len()), kept);
+    // One page of a part that is not kept: then all of it is read. The next part is kept.
+    let mut mixed: Vec<u64> = (0..wire::GATHERED as u64).collect();
+    mixed.extend(&sorted);
+    assert!(source.gather(2, Handle(1), &mixed));
+    let want: Vec<u8> = (0..wire::GATHERED as u8).chain(kept).collect();
+    assert_eq!(pages_of(&mut source, 2, want.len()), want);
+    *node.memory.state.lock().unwrap() = SeedState::Revoked;
+    assert!(source.gather(3, Handle(1), &sorted));
+    assert_eq!(see(&mut source, 1).unwrap(), [Seen::Failed(3, ReadError::Revoked)]);
 }
 
 #[test]
@@ -379,6 +428,32 @@ fn nonsense_ends_its_connection_only() {
     let mut source = TcpSource::connect(node.address).unwrap();
     source.ping();
     assert_eq!(see(&mut source, 1).unwrap(), [Seen::Pong]);
+}
+
+/// Of nodes, too, that hold a capability: their wishes cost the owner no memory.
+#[test]
+fn hundreds_of_descriptors_that_are_asked_for_at_once_are_not_held_at_once() {
+    const ASKED: usize = 600;
+    let node = start(ServerConfig::default());
+    let hello =
+        wire::control(Header::new(Kind::Hello), &wire::Hello { version: wire::VERSION }).unwrap();
+    let access = wire::Access { seed: SEED, secret: SECRET };
+    let ask = wire::ForkAsk { access, have: 0, want: 0, inline: u32::MAX };
+    let ask = wire::control(Header::new(Kind::Fork), &ask).unwrap();
+    let mut stream = TcpStream::connect(node.address).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(&[hello.clone(), ask.repeat(ASKED)].concat()).unwrap();
+    let mut left = hello.len() + ASKED * (wire::HEADER + 300_000);
+    let mut buffer = vec![0; 1 << 20];
+    while left > 0 {
+        let got = stream.read(&mut buffer).unwrap();
+        assert_ne!(got, 0, "{left} bytes are missing");
+        left -= got;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 100 << 10, "{peak} KiB for answers of {} KiB", ASKED * 300);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::cluster::{ANSWER_BOUND, Parent, ask_json, python};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
 use crate::response::HELLO;
-use mitosis_proto::{ChildState, ForkRequest, Prepared, Via};
+use mitosis_proto::{ForkRequest, Prepared, Via};
 use std::time::{Duration, Instant};
 
 const SPINNER_PORT: u16 = 7106;
@@ -154,9 +154,9 @@ pub fn sustained(bed: &Bed<'_>, seed: &Prepared, count: usize) -> Result<Sustain
 /// Waits until at most so many children run.
 fn settle(bed: &Bed<'_>, most: usize) -> Result<(), BenchError> {
     let end = Instant::now() + ANSWER_BOUND;
+    let mut client = bed.host.client()?;
     loop {
-        let running = |row: &&mitosis_proto::ChildRow| row.state == ChildState::Running;
-        let alive = bed.host.children()?.iter().filter(running).count();
+        let alive = client.node().map_err(BenchError::node("node"))?.children;
         if alive <= most {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use super::Bed;
 use super::fault::{BLOB_SIZE_MIB, blob, command};
 use crate::error::BenchError;
-use crate::peers::{Pass, STREAM_MIB, bare_server, per_page_us, plain_stream, rate};
+use crate::peers::{Pass, STREAM_MIB, bare_server, per_page_us, placed_stream, plain_stream, rate};
 use crate::report::{Figure, Samples, Section, Target};
 
 // Both sides move the same number of bytes.
@@ -30,9 +30,11 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let bare = bare_server(bed.owner.node)?;
     let parent = blob(bed)?;
     let (mut plain, mut touch) = (Passes::default(), Passes::default());
+    let mut placed = Passes::default();
     for _ in 0..bed.runs {
         bed.quiet.wait(0);
         plain.push(plain_stream(bed.host.node, bed.owner.node, &bare)?);
+        placed.push(placed_stream(bed.host.node, bed.owner.node, &bare, 1)?);
         // A new seed on a node that remembers nothing: the child is to be the first that goes this way.
         bed.owner.renew()?;
         bed.quiet.wait(0);
@@ -48,9 +50,12 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
             .beside("plain TCP stream", peer)
             .promised(Target::RatioLeast(0.5)),
     );
+    let name = "plain TCP stream whose pages are placed, 64 at a time";
+    section.add(Figure::new(name, rate(placed.rate)).beside("plain TCP stream", peer));
     let sides = [
         ("plain stream, processor per page, sender", plain.sender),
         ("plain stream, processor per page, receiver", plain.receiver),
+        ("plain stream placed, processor per page, receiver", placed.receiver),
         ("touch, processor per page, owner's daemon", touch.sender),
         ("touch, processor per page, pager", touch.receiver),
         ("touch, processor per page, child", touch.reader),

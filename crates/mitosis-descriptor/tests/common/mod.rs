@@ -184,3 +184,57 @@ pub fn three_hops() -> Descriptor {
     .expect("ascending");
     d
 }
+
+/// A tree: a shell on a terminal of the root's, a daemon whose leader has ended, one that has ended; they
+/// share memory, a System V segment and what one hands to another.
+pub fn family() -> Descriptor {
+    let memory = |sysv: bool| SharedObject {
+        name: if sysv { "SYSV00004d54" } else { "zero" }.to_owned(),
+        size: 4 * PAGE_SIZE,
+    };
+    let process_of = |pid: i32, group: i32, session: i32| {
+        let mut d = minimal();
+        (d.process, d.threads) = (process(pid), vec![thread(pid, vec![0; 832])]);
+        d.rare.tree.place.session = Session { group, session };
+        d.shared = vec![memory(false), memory(true)];
+        d.vmas.push(vma(0x7f00_0000_0000, 4, Backing::Shared { object: 0, offset: 0 }));
+        d.vmas.push(vma(0x7f00_1000_0000, 4, Backing::Shared { object: 1, offset: 0 }));
+        let ipc = IpcObject { id: 3, key: 0x4d54, mode: 0o640, ..IpcObject::default() };
+        let (size, removed, locked) = (4 * PAGE_SIZE, true, false);
+        d.rare.ipc.segments = vec![Segment { ipc, object: 1, size, removed, locked }];
+        d
+    };
+    let (mut shell, mut daemon) = (process_of(100, 100, 100), process_of(101, 90, 90));
+    for member in [&mut shell, &mut daemon] {
+        member.rare.tree.place.memory_from = vec![(0, 0), (1, 0)];
+    }
+    shell.rare.tree.place.terminal = Some(Terminal { index: 2, foreground: 100 });
+    daemon.rare.open_objects = vec![OpenObject { object: 0, file: (1, 77) }];
+    daemon.open_files = vec![OpenFile {
+        // Handed over by member 0; it registers nothing.
+        kind: 40,
+        flags: 2,
+        fds: vec![(3, true)],
+        body: vec![0, 0],
+        signals: None,
+    }];
+    let mut root = process_of(42, 42, 42);
+    let ipc = IpcObject { id: 9, ..IpcObject::default() };
+    root.rare.ipc.semaphores = vec![Semaphores { ipc, values: vec![1, 0] }];
+    root.open_files = vec![OpenFile {
+        kind: 3,
+        flags: 2,
+        fds: vec![(5, false)],
+        body: vec![0, 0],
+        signals: None,
+    }];
+    root.rare.tree.place.gifts = vec![Gift { fd: 5, to: 2 }];
+    root.rare.tree.place.memory_to =
+        [(0, 1), (1, 1), (0, 2), (1, 2)].map(|(fd, to)| Gift { fd, to }).to_vec();
+    let member = |one: &Descriptor| Member { parent: 0, image: encode(one).expect("encodes") };
+    root.rare.tree.members = vec![member(&shell), member(&daemon)];
+    // Of a group of the shell's that nobody leads any more.
+    let session = Session { group: 80, session: 100 };
+    root.rare.tree.zombies = vec![Zombie { parent: 1, pid: 200, session, status: 9 }];
+    root
+}

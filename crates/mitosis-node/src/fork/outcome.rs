@@ -8,6 +8,9 @@ use mitosis_pager::ChildId;
 use mitosis_proto::ForkedChild;
 use std::time::Duration;
 
+/// How long the news of the end of a child that is seen to be gone may take.
+const HOOKS_CRASHED: Duration = Duration::from_millis(200);
+
 impl Batch<'_> {
     /// Ends a child that was never complete. Its guard's words went to whoever read them first, us
     /// or the pager.
@@ -41,21 +44,13 @@ impl Batch<'_> {
     /// Whether a child that ended before it was seen to go on crashed in its hooks. One that went on
     /// and ended by itself at once is none of our business.
     fn hooks_crashed(&self, id: u64) -> Result<(), NodeError> {
-        for _ in 0..20 {
-            let stats = self.pager.client.stats()?;
-            let child = stats.into_iter().find(|one| one.child == ChildId(id));
-            if let Some(status) = child.and_then(|child| child.exit) {
-                return match status & 0x7f {
-                    0 => Ok(()),
-                    signal => {
-                        let cause = format!("signal {signal} ended it there, or right afterwards");
-                        Err(NodeError::step(Phase::Build, "hook of the child", cause))
-                    }
-                };
+        match self.node.children.exit_status(id, HOOKS_CRASHED).map(|status| status & 0x7f) {
+            None | Some(0) => Ok(()),
+            Some(signal) => {
+                let cause = format!("signal {signal} ended it there, or right afterwards");
+                Err(NodeError::step(Phase::Build, "hook of the child", cause))
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
     }
 
     /// What the pager heard of a guard that could not make the child.

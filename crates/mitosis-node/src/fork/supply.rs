@@ -12,13 +12,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 impl Batch<'_> {
     /// The descriptors that the plan asks for, in its order, and the shares in sockets among them.
-    /// Sockets to other processes of its tree are `member`'s to give.
+    /// What is between the processes of its tree is `of_tree`'s to give.
     pub(crate) fn provide(
         &self,
         recipe: &Recipe,
         log: Option<&File>,
         table: &OwnedFd,
-        mut member: impl FnMut(u32) -> Option<OwnedFd>,
+        mut of_tree: impl FnMut(&Provided) -> Option<OwnedFd>,
     ) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let mut shares = Vec::new();
         let mut fds = Vec::with_capacity(recipe.plan.provided.len());
@@ -27,8 +27,8 @@ impl Batch<'_> {
             let failed = |e| NodeError::step(Phase::Build, object(), e);
             fds.push(match wanted {
                 Provided::Stdio(stream) => self.stdio(*stream, log).map_err(failed)?,
-                Provided::Member(number) => member(*number)
-                    .ok_or_else(|| NodeError::step(Phase::Build, object(), "no such process"))?,
+                Provided::Member(_) | Provided::Terminal(_) => of_tree(wanted)
+                    .ok_or_else(|| NodeError::step(Phase::Build, object(), "not in its tree"))?,
                 Provided::Listener { key, fd, spec } => {
                     let listeners = &self.node.listeners;
                     let siblings = self.node.children.pids_of_seed(&self.seed);

@@ -3,6 +3,7 @@
 
 use super::Seed;
 use crate::error::NodeError;
+use crate::kept::Kept;
 use crate::trail::{BEGINNING, Trail};
 use crate::working_set::Part;
 use mitosis_transport::wire::WORKING_SET_FIRST;
@@ -14,11 +15,14 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 pub(crate) struct Images {
     first: Option<Arc<Part>>,
     whole: Option<Arc<Part>>,
+    /// What is fetched along the trail.
+    pub kept: Kept,
 }
 
 impl Images {
     pub fn pages(&self) -> usize {
-        [&self.first, &self.whole].into_iter().flatten().map(|part| part.pages.len()).sum()
+        let parts = [&self.first, &self.whole].into_iter().flatten();
+        parts.map(|part| part.pages.len()).sum::<usize>() + self.kept.pages()
     }
 }
 
@@ -99,6 +103,35 @@ impl Seed {
         if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
             images.first = first.or(images.first.take());
             images.whole = whole.or(images.whole.take());
+        }
+        Ok(())
+    }
+
+    /// Puts what children have told into the memory that is sent along the trail, as far as `room`
+    /// pages are enough; gives it up if it is not used, or if memory is `short`. One thread does this.
+    ///
+    /// # Errors
+    /// As [`Seed::make_images`].
+    pub fn keep_trail(&self, room: usize, short: bool) -> Result<(), NodeError> {
+        let told = |trail: &Trail| if trail.told() { trail.pages().len() } else { 0 };
+        // One lock after the other.
+        let length = told(&self.known());
+        {
+            let kept = &mut self.images().kept;
+            if short {
+                *kept = Kept::default();
+            }
+            kept.sweep();
+            if short || !kept.wants(length) {
+                return Ok(());
+            }
+        }
+        let trail = self.known().pages().to_vec();
+        let Some(addition) = self.images().kept.lacks(&trail, room) else { return Ok(()) };
+        let memory = addition.read(self)?;
+        let mut images = self.images();
+        if matches!(self.state(), SeedState::Alive | SeedState::Expiring) {
+            images.kept.add(&addition, memory);
         }
         Ok(())
     }

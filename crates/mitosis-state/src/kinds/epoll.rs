@@ -2,7 +2,8 @@
 //!
 //! A registration is of an open file, under the number that it had then. That number may have been
 //! closed since, or name another file: the registration lives as long as anything holds the file. What
-//! only another process holds is not the child's, and neither is its registration.
+//! only another process holds is not the child's, and neither is its registration, unless that process
+//! is of its tree: see `tree::watches`.
 
 use super::{Capture, F_DUPFD_CLOEXEC, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
@@ -13,31 +14,50 @@ use serde::{Deserialize, Serialize};
 /// The kind.
 pub const KIND: Kind = Kind { number: 4, name: "epoll", capture, plan, describe };
 
-#[derive(Serialize, Deserialize)]
-struct Watch {
+/// A registration.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Watch {
     /// The number under which it was added.
-    fd: u32,
-    events: u32,
-    data: u64,
+    pub fd: u32,
+    /// What it waits for, and how.
+    pub events: u32,
+    /// What the program is told of it.
+    pub data: u64,
     /// A number of the file that is watched.
-    file: u32,
+    pub file: u32,
 }
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    if group.link != "anon_inode:[eventpoll]" {
+    if !is_instance(group) {
         return Ok(None);
     }
+    if let Some(watches) = context.watches {
+        let watches = watches.get(&group.first()).map_or(&[][..], Vec::as_slice);
+        return encode(KIND.number, &watches).map(Some);
+    }
     let mut watches: Vec<Watch> = Vec::new();
-    let mut seen: Vec<u32> = Vec::new();
-    for line in group.info.lines().filter(|line| line.starts_with("tfd:")) {
-        let watch = parse(line).ok_or_else(|| group.refused(format!("an epoll with `{line}`")))?;
-        let nth = seen.iter().filter(|fd| **fd == watch.fd).count() as u32;
-        seen.push(watch.fd);
+    for (watch, nth) in registrations(group)? {
         let file = watched(context, group.first(), (watch.fd, nth))
             .map_err(|e| group.refused(format!("an epoll: {e}")))?;
         watches.extend(file.map(|file| Watch { file, ..watch }));
     }
     encode(KIND.number, &watches).map(Some)
+}
+
+/// Whether a description is an epoll instance.
+pub(crate) fn is_instance(group: &Group) -> bool {
+    group.link == "anon_inode:[eventpoll]"
+}
+
+/// What is registered, and how many registrations with the same number come before each.
+pub(crate) fn registrations(group: &Group) -> Result<Vec<(Watch, u32)>, StateError> {
+    let mut seen: Vec<(Watch, u32)> = Vec::new();
+    for line in group.info.lines().filter(|line| line.starts_with("tfd:")) {
+        let watch = parse(line).ok_or_else(|| group.refused(format!("an epoll with `{line}`")))?;
+        let nth = seen.iter().filter(|(before, _)| before.fd == watch.fd).count() as u32;
+        seen.push((watch, nth));
+    }
+    Ok(seen)
 }
 
 /// A number of the file behind a registration: most likely the one under which it was added.
@@ -50,7 +70,8 @@ fn watched(
     let likely = context.groups.iter().filter(|group| of(group)).map(|_| target);
     let others = context.groups.iter().filter(|group| !of(group)).map(Group::first);
     for candidate in likely.chain(others) {
-        if mitosis_sys::kcmp::watches_file(context.pid, epoll, (target, nth), candidate)? {
+        let (instance, file) = ((context.pid, epoll), (context.pid, candidate));
+        if mitosis_sys::kcmp::watches_file(instance, (target, nth), file)? {
             return Ok(Some(candidate));
         }
     }
@@ -87,12 +108,18 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
 /// Adds the registrations, once everything is there that they name.
 pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let watches: Vec<Watch> = decode(file)?;
+    add(file.fds[0].0, watches, files);
+    Ok(())
+}
+
+/// Adds registrations to the instance at `epoll`.
+pub(super) fn add(epoll: u32, watches: Vec<Watch>, files: &mut Files<'_>) {
     for watch in watches {
         let mut event = Vec::with_capacity(12);
         event.extend(watch.events.to_le_bytes());
         event.extend(watch.data.to_le_bytes());
         let event = files.program.data(&event);
-        let args = [u64::from(file.fds[0].0), EPOLL_CTL_ADD, u64::from(watch.fd), event];
+        let args = [u64::from(epoll), EPOLL_CTL_ADD, u64::from(watch.fd), event];
         let owner = owner_of(watch.fd, files);
         if owner.is_some() && owner == owner_of(watch.file, files) {
             let list = if files.late.contains(&watch.fd) { List::Finish } else { List::Build };
@@ -114,11 +141,10 @@ pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), Sta
             }
             None => {
                 files.close(watch.fd);
-                files.used.remove(&watch.fd);
+                files.used.remove(watch.fd);
             }
         }
     }
-    Ok(())
 }
 
 /// Which of the files has a number, and whether that is closed by exec.
@@ -134,7 +160,11 @@ const NUMBERS_MAX: u32 = 1 << 20;
 
 /// The highest number that is used in passing, open or not.
 pub(super) fn highest(file: &OpenFile) -> u32 {
-    let watches: Vec<Watch> = decode(file).unwrap_or_default();
+    highest_of(&decode::<Vec<Watch>>(file).unwrap_or_default())
+}
+
+/// The same of registrations.
+pub(super) fn highest_of(watches: &[Watch]) -> u32 {
     watches.iter().map(|watch| watch.fd).max().unwrap_or(0).min(NUMBERS_MAX)
 }
 

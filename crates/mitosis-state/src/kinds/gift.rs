@@ -1,10 +1,13 @@
 //! A description that another member of the process tree makes and hands over: see
 //! [`crate::tree`]. No kind of its own is behind it.
 
+use super::epoll::{self, Watch};
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List, Program};
 use crate::{Group, Provided, StateError};
 use mitosis_descriptor::{MEMBERS_MAX, OpenFile};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The kind.
 pub const KIND: Kind = Kind { number: 40, name: "shared in the tree", capture, plan, describe };
@@ -14,22 +17,39 @@ const MESSAGE_FDS_MAX: usize = 128;
 const SENDMSG: u16 = 46;
 const RECVMSG: u16 = 47;
 
+/// Lets a member register files in the instance that it gets as description `at`.
+pub(crate) fn watch(gets: &mut BTreeMap<usize, OpenFile>, at: usize, watches: Vec<Watch>) {
+    if let Some(file) = gets.get_mut(&at) {
+        let from = decode::<Body>(file).map_or(0, |body| body.from);
+        file.body = encode(KIND.number, &Body { from, watches }).unwrap_or_default();
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Body {
+    /// The member that makes it.
+    from: u32,
+    /// Of an epoll instance: registrations that are this member's to make.
+    watches: Vec<Watch>,
+}
+
 /// Never found by a look: only whoever sees the whole tree knows.
 fn capture(_: &Capture<'_>, _: &Group) -> Result<Option<Vec<u8>>, StateError> {
     Ok(None)
 }
 
 /// The description at the numbers that it has in a member that gets it from member `from`.
-pub(crate) fn file(group: &Group, from: u32) -> OpenFile {
+/// It registers `watches`, if that is an epoll instance.
+pub(crate) fn file(group: &Group, from: u32, watches: Vec<Watch>) -> OpenFile {
     let fds = group.fds.iter().map(|fd| (fd.number, fd.cloexec)).collect();
     // A number always can be encoded.
-    let body = encode(KIND.number, &from).unwrap_or_default();
+    let body = encode(KIND.number, &Body { from, watches }).unwrap_or_default();
     OpenFile { kind: KIND.number, flags: group.flags, fds, body, signals: None }
 }
 
 /// Comes with the others: see [`exchange`].
 fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
-    let from: u32 = decode(file)?;
+    let Body { from, .. } = decode(file)?;
     if files.place.is_none() {
         let reason = format!("of member {from} of a tree, in a process alone");
         return Err(StateError::Malformed { kind: KIND.number, reason });
@@ -47,13 +67,9 @@ pub(super) fn exchange(all: &[OpenFile], files: &mut Files<'_>) -> Result<(), St
             give(files.program, socket, fds, "tree: hand over open files to member", to);
         }
     }
-    for &fd in &place.temporary {
-        files.close(fd);
-        files.used.remove(&fd);
-    }
     let mut wanted = Vec::new();
     for file in all.iter().filter(|file| file.kind == KIND.number) {
-        let from = decode::<u32>(file)?;
+        let Body { from, .. } = decode(file)?;
         if from as usize >= MEMBERS_MAX {
             // Each would be a socket that the node makes.
             let reason = format!("comes from member {from}, which no tree has");
@@ -75,9 +91,30 @@ pub(super) fn exchange(all: &[OpenFile], files: &mut Files<'_>) -> Result<(), St
     Ok(())
 }
 
+/// Registers in instances that others have made what only this process holds.
+pub(super) fn register(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
+    let Body { watches, .. } = decode(file)?;
+    epoll::add(file.fds[0].0, watches, files);
+    Ok(())
+}
+
+/// Closes what is there for others only.
+pub(super) fn close_temporary(files: &mut Files<'_>) {
+    let Some(place) = files.place else { return };
+    for &fd in &place.temporary {
+        files.close(fd);
+        files.used.remove(fd);
+    }
+}
+
+/// The highest number that is used in passing.
+pub(super) fn highest(file: &OpenFile) -> u32 {
+    decode::<Body>(file).map_or(0, |body| epoll::highest_of(&body.watches))
+}
+
 /// What goes to, or comes from, each member, in the order in which it was named.
-fn by_member<T>(all: impl Iterator<Item = (u32, T)>) -> std::collections::BTreeMap<u32, Vec<T>> {
-    let mut members = std::collections::BTreeMap::<u32, Vec<T>>::new();
+fn by_member<T>(all: impl Iterator<Item = (u32, T)>) -> BTreeMap<u32, Vec<T>> {
+    let mut members = BTreeMap::<u32, Vec<T>>::new();
     for (member, one) in all {
         members.entry(member).or_default().push(one);
     }
@@ -121,5 +158,5 @@ pub fn take(
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
-    Ok(format!("with member {}", decode::<u32>(file)?))
+    Ok(format!("with member {}", decode::<Body>(file)?.from))
 }

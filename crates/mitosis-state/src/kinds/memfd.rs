@@ -2,7 +2,7 @@
 //! along, those that are not zero.
 
 use super::{Capture, Files, Kind, decode, encode};
-use crate::program::Detail;
+use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::SysError;
@@ -54,7 +54,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
     let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
-    let mapped: Vec<(u64, u64)> = context.shared_mappings(stat.st_dev, stat.st_ino).collect();
+    let mapped = context.shared_mappings(stat.st_dev, stat.st_ino);
     let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
     let body = Body {
         file: (stat.st_dev, stat.st_ino),
@@ -193,14 +193,18 @@ fn fill(fd: u32, files: &mut Files<'_>, body: &Body) {
     for (at, bytes) in &body.content {
         let len = bytes.len() as u64;
         let data = files.program.data(bytes);
-        let (list, label) = (crate::List::Build, Detail::Fd(fd));
+        let (list, label) = (List::Build, Detail::Fd(fd));
         let args = [me, data, len, *at];
         files.program.call_expect(list, PWRITE64, &args, len, "files: pwrite", label);
     }
     files.call(FCHMOD, &[me, u64::from(body.mode & 0o7777)], "files: fchmod", fd);
     // A file that is no memfd cannot be sealed: neither can what stands for it.
     if body.seals != 0 && body.seals != SEAL_SEAL {
-        files.call(FCNTL, &[me, F_ADD_SEALS, u64::from(body.seals)], "files: F_ADD_SEALS", fd);
+        // Others of its tree map it, to fill it, for as long as any is being built.
+        let late = files.place.is_some() && files.objects.contains_key(&body.file);
+        let list = if late { List::Finish } else { List::Build };
+        let args = [me, F_ADD_SEALS, u64::from(body.seals)];
+        files.program.call(list, FCNTL, &args, "files: F_ADD_SEALS", Detail::Fd(fd));
     }
 }
 

@@ -100,6 +100,8 @@ pub fn capture_member(
 ) -> Result<Vec<OpenFile>, StateError> {
     let mut context = Capture::new(pid, &share.groups, true, content_max)?;
     context.members = &share.members;
+    context.mapped = Some(&share.mapped);
+    context.watches = Some(&share.watches);
     let one = |(at, group): (usize, &Group)| match share.gets.get(&at) {
         Some(gift) => Ok(gift.clone()),
         None => capture_one(&context, group),
@@ -138,6 +140,9 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == epoll::KIND.number) {
         epoll::register(file, context)?;
     }
+    for file in files.iter().filter(|file| file.kind == gift::KIND.number) {
+        gift::register(file, context)?;
+    }
     for file in files.iter().filter(|file| file.kind == inotify::KIND.number) {
         inotify::watch(file, context)?;
     }
@@ -147,6 +152,8 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     for file in files.iter().filter(|file| file.kind == unix_pair::KIND.number) {
         unix_pair::deliver(file, context)?;
     }
+    gift::close_temporary(context);
+    terminal::foreground(context);
     for file in told {
         notice::plan(file, context);
     }
@@ -155,7 +162,11 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
 
 /// The highest number that a file has in a child, or that is used in passing.
 pub fn highest_number(file: &OpenFile) -> u32 {
-    let passing = if file.kind == epoll::KIND.number { epoll::highest(file) } else { 0 };
+    let passing = match file.kind {
+        kind if kind == epoll::KIND.number => epoll::highest(file),
+        kind if kind == gift::KIND.number => gift::highest(file),
+        _ => 0,
+    };
     file.fds.iter().map(|(number, _)| *number).max().unwrap_or(0).max(passing)
 }
 

@@ -7,9 +7,9 @@
 //! terminal does with it (echo, signals, other ends of lines).
 
 use super::{Capture, Files, Kind, decode, encode};
-use crate::program::{Detail, List};
-use crate::{Group, StateError};
-use mitosis_descriptor::OpenFile;
+use crate::program::{Detail, List, Program};
+use crate::{Group, Provided, StateError};
+use mitosis_descriptor::{OpenFile, TERMINAL_MAX};
 use mitosis_sys::{openfile, procfs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -35,7 +35,7 @@ struct Body {
 }
 
 /// A child opens all masters below one to get its number.
-const INDEX_MAX: u32 = 127;
+const INDEX_MAX: u32 = TERMINAL_MAX;
 /// The first device of slaves (Documentation/admin-guide/devices.txt: 136 to 143).
 const SLAVE_MAJOR: u32 = 136;
 
@@ -76,14 +76,14 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         locked: master && on(TIOCGPTLCK),
         packet: master && on(TIOCGPKT),
         exclusive: on(TIOCGEXCL),
-        // Of a tree only whoever leads a session could be given it.
-        controls: !master && control == Some(index) && context.members.len() < 2,
+        // Of a tree it is given to whoever leads the session: see `Share::terminal`.
+        controls: !master && control == Some(index) && !context.in_tree(),
     };
     encode(KIND.number, &body).map(Some)
 }
 
 /// Number of the slave that is the process's controlling terminal.
-fn controlling(pid: i32) -> Option<u32> {
+pub(crate) fn controlling(pid: i32) -> Option<u32> {
     let device = procfs::stat_field(&procfs::stat(pid).ok()?, 7) as u32;
     // Major in bits 8 to 19, minor in the others (proc(5)).
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
@@ -107,6 +107,10 @@ const TIOCSPTLCK: u64 = 0x4004_5431;
 const TIOCPKT: u64 = 0x5420;
 const TIOCEXCL: u64 = 0x540c;
 const TIOCSCTTY: u64 = 0x540e;
+const TIOCSPGRP: u64 = 0x5410;
+const SIGPROCMASK: u16 = 14;
+const SIG_BLOCK: u64 = 0;
+const SIGTTOU: u64 = 22;
 /// O_CREAT, O_EXCL, O_TRUNC: about the moment of opening.
 const OPENING_ONLY: u32 = 0o100 | 0o200 | 0o1000;
 /// What of `Files::done` belongs to this kind: no inode has this number.
@@ -127,6 +131,17 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         let reason = format!("pseudo-terminal {last}");
         return Err(StateError::Malformed { kind: KIND.number, reason });
     }
+    if files.place.is_some() {
+        // They were there before the processes of the tree, of which any may be in a session that one
+        // of them controls.
+        stay_in_background(files.program);
+        for &index in &indices {
+            let mine: Vec<&(OpenFile, Body)> = ends.iter().filter(|e| e.1.index == index).collect();
+            let master = files.provide(Provided::Terminal(index));
+            pair(files, master, index, &mine);
+        }
+        return Ok(());
+    }
     mount(files, file.fds[0].0);
     for index in 0..=last {
         let at = files.lowest(1)[0];
@@ -143,6 +158,34 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     }
     (0..=last).for_each(|index| files.close(files.high + index));
     Ok(())
+}
+
+/// Whoever changes a terminal from the background would be stopped (termios(3), SIGTTOU). The signal
+/// mask becomes the parent's when a child goes on.
+fn stay_in_background(program: &mut Program) {
+    let mask = program.words(&[1 << (SIGTTOU - 1)]);
+    let args = [SIG_BLOCK, mask, 0, 8];
+    program.call(List::Build, SIGPROCMASK, &args, "files: block SIGTTOU", Detail::None);
+}
+
+/// In a process that leads a session of its tree: which group is in the foreground of its terminal.
+/// All groups are there.
+pub(super) fn foreground(files: &mut Files<'_>) {
+    let Some(terminal) = files.place.and_then(|place| place.terminal) else { return };
+    if terminal.foreground == 0 {
+        return;
+    }
+    stay_in_background(files.program);
+    let (at, list) = (files.lowest(1)[0], List::Build);
+    let path = format!("/dev/pts/{}", terminal.index);
+    let (name, detail) = (files.program.string(&path), || Detail::Text(path.clone()));
+    let args = [AT_FDCWD, name, O_RDWR_NOCTTY_CLOEXEC, 0];
+    let what = "files: open controlling terminal";
+    files.program.call_expect(list, OPENAT, &args, u64::from(at), what, detail());
+    let group = files.program.words(&[terminal.foreground as u64]);
+    let args = [u64::from(at), TIOCSPGRP, group];
+    files.program.call(list, IOCTL, &args, "files: TIOCSPGRP", detail());
+    files.close(at);
 }
 
 fn mount(files: &mut Files<'_>, fd: u32) {

@@ -341,13 +341,17 @@ impl Guard {
             }
             guard_message::END => empty_namespace(),
             guard_message::KEEP => self.keep = a == 1,
-            // The read side of the queue stays open and is never read.
-            guard_message::ADOPT if self.pid == 0 && count == 1 => self.pid = i64::from(a),
+            guard_message::ADOPT if self.pid == 0 && count == 0 => self.pid = i64::from(a),
+            guard_message::HOLD_MAIN if self.pid != 0 && count == 1 => {
+                syscall!(sys::DUP3, control.fds[0], GUARD_QUEUE_FD, 0x80000);
+                syscall!(sys::CLOSE, control.fds[0]);
+            }
             guard_message::FORK if self.pid == 0 && count as u32 == packet.order.fd_count => {
                 self.fork(&packet.order, &control.fds);
             }
             guard_message::FORK_TREE if self.pid == 0 && count >= 2 => {
-                self.fork_tree(a, &control.fds, count as u32);
+                let terminals = packet.message.b == 1;
+                self.fork_tree(a, terminals, &control.fds, count as u32);
             }
             _ => exit(3),
         }
@@ -368,12 +372,13 @@ impl Guard {
     }
 
     /// Makes the root of a tree, which makes its children, and so forth.
-    fn fork_tree(&mut self, entries: u32, fds: &[i32; FDS_MAX], count: u32) {
+    fn fork_tree(&mut self, entries: u32, terminals: bool, fds: &[i32; FDS_MAX], count: u32) {
         let mut queue = [-1i32; 2];
         syscall!(sys::SOCKETPAIR, 1, 5 | 0x80000, 0, queue.as_mut_ptr());
         let pid = tree::make(fds[0]);
         if pid == 0 {
-            tree::grow(entries, fds, queue[1], self.vdso, self.generation);
+            let last = if terminals { fds[count as usize - 1] } else { -1 };
+            tree::grow(entries, fds, last, queue[1], self.vdso, self.generation);
         }
         self.forked(pid, &queue, fds, count);
     }

@@ -23,6 +23,7 @@ mod pager_kills;
 mod paging;
 mod support;
 mod template;
+mod tenants;
 mod tree_faults;
 mod trees;
 mod unique;

@@ -1,5 +1,6 @@
 //! Process trees when something goes wrong, or ends: there is no half tree, and nothing is left.
 
+use std::io::{BufRead, BufReader};
 use std::process::Command;
 
 use mitosis_lab::{Lab, Node};
@@ -183,4 +184,113 @@ fn a_subreaper_never_hears_of_a_shadow() {
     same_pids(a.node(), &before);
     assert_eq!(parent.ask("look"), "(0, 0)");
     assert_eq!(parent.ask("end"), "none", "it has the children that it has made");
+}
+
+/// Kills the first process that appears below one that is made by a guard of the node: a member of a
+/// tree that is being built. Says which.
+const KILLER: &str = "import os, sys, time\n\
+    before = set(sys.argv[1].split(','))\n\
+    def parent(pid):\n\
+    \x20   try:\n        return open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[1]\n\
+    \x20   except OSError:\n        return '0'\n\
+    end = time.monotonic() + 5\n\
+    print('looks', flush=True)\n\
+    while time.monotonic() < end:\n\
+    \x20   for pid in os.listdir('/proc'):\n\
+    \x20       if not pid.isdigit() or pid in before:\n            continue\n\
+    \x20       above = parent(pid)\n\
+    \x20       if above != '0' and above not in before and parent(above) in before - {'1'}:\n\
+    \x20           time.sleep(float(sys.argv[2]))\n\
+    \x20           try:\n                os.kill(int(pid), 9)\n\
+    \x20           except OSError:\n                pass\n\
+    \x20           print(pid)\n            sys.exit(0)\n";
+
+#[test]
+fn a_member_killed_while_its_tree_is_made_takes_all_of_it_along() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = tree(&lab);
+    let seed = prepare(&a, parent.pid(), &["--tree"]);
+    // So that all that comes with the first child is there.
+    fork_one(&b, &seed.reference, &[]);
+    end_children(&b);
+    let mut failed = 0;
+    // At once, and later and later: while its kin are made, while it becomes the member, when it is.
+    for round in 0..12 {
+        let before = settled_pids(b.node());
+        let known = before.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let mut killer = Command::new("/usr/bin/python3");
+        let delay = format!("{}", f64::from(round) * 0.004);
+        killer.args(["-c", KILLER, &known, &delay]).stdout(std::process::Stdio::piped());
+        let mut killer = b.node().spawn(killer).unwrap();
+        let mut looks = BufReader::new(killer.take_stdout().unwrap());
+        looks.read_line(&mut String::new()).unwrap();
+        let output = b.mitosis(&["fork", &seed.reference, "--detach"]).unwrap();
+        killer.wait(SOON).unwrap();
+        let rows = ps(&b);
+        let running = rows.iter().filter(|row| row["state"] == "running").count();
+        match output.code() {
+            0 => assert_eq!(running, 1, "{rows:?}"),
+            1 => {
+                assert!(!output.stderr.trim().is_empty() && running == 0, "{output:?} {rows:?}");
+                failed += 1;
+            }
+            code => panic!("exit {code}: {output:?}"),
+        }
+        end_children(&b);
+        let now = settled_pids(b.node());
+        assert_eq!(now.len(), before.len(), "round {round}: {before:?} and {now:?}");
+    }
+    assert!(failed > 0, "each fork was done before its member was killed");
+    fork_one(&b, &seed.reference, &[]);
+    assert_eq!(said(b.node(), "peer bump"), 1001, "the seed is whole");
+}
+
+#[test]
+fn a_member_of_the_parent_killed_in_the_midst_of_prepare_harms_no_other_one() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let mut whole = 0;
+    for round in 0..10 {
+        let mut parent = tree(&lab);
+        let victim = said(a.node(), "peer about")["pid"].to_string();
+        let before = settled_pids(a.node());
+        let kill = format!("sleep {}; kill -9 {victim}", f64::from(round) * 0.005);
+        let (prepared, _) = std::thread::scope(|scope| {
+            let killed = scope.spawn(|| a.node().sh(&kill).unwrap());
+            let pid = parent.pid().to_string();
+            (a.mitosis(&["prepare", &pid, "--tree", "-o", "json"]).unwrap(), killed.join().unwrap())
+        });
+        let seed: Option<Value> = serde_json::from_str(&prepared.stdout).ok();
+        match (prepared.code(), &seed) {
+            (0, Some(seed)) => {
+                // Of one moment: the member lives in the child, or has ended there.
+                let child = fork_one(&b, seed["ref"].as_str().unwrap(), &[]);
+                let lived = seed["processes"] == PROCESSES;
+                assert!(lived || seed["processes"] == PROCESSES - 1, "{seed}");
+                let state = format!(
+                    "nsenter -t {} -p -m cat /proc/{victim}/stat | cut -d ' ' -f 3",
+                    child.pid
+                );
+                let state = b.node().sh(&state).unwrap().stdout;
+                assert_eq!(state.trim() != "Z", lived, "{state}");
+                if lived {
+                    assert_eq!(said(b.node(), "peer about")["pid"].to_string(), victim);
+                }
+                assert_eq!(said(b.node(), "worker bump"), 1001);
+                end_children(&b);
+                a.mitosis(&["seed", "rm", seed["seed"].as_str().unwrap()]).unwrap();
+                whole += 1;
+            }
+            (1, _) => assert!(!prepared.stderr.trim().is_empty(), "{prepared:?}"),
+            _ => panic!("{prepared:?}"),
+        }
+        // What is left is a zombie, which the root has not waited for.
+        same_pids(a.node(), &before);
+        assert_eq!(said(a.node(), "worker bump"), 1001);
+        assert_eq!(said(a.node(), "leader bump"), serde_json::json!([1002, 1003]));
+        assert!(a.mitosis_json(&["seed", "ls"]).unwrap().as_array().unwrap().is_empty());
+        parent.process.kill().unwrap();
+    }
+    assert!(whole > 0, "no seed was made");
 }

@@ -27,6 +27,9 @@ pub enum Protocol {
     Redis,
     /// nginx: the state is a text of its configuration and its counter of requests.
     Nginx,
+    /// PostgreSQL: the state is a parameter of the server and a sequence that is not logged, which is
+    /// counted in its shared memory.
+    Postgres,
 }
 
 /// An answer. Its third part, the work, has been found right.
@@ -51,8 +54,30 @@ impl Protocol {
             Self::Fn => parse(&function(node)?),
             Self::Redis => redis(node),
             Self::Nginx => nginx(node),
+            Self::Postgres => query(node, ANSWER).and_then(|text| postgres(&text)),
         };
         answer.map_err(|error| format!("{}: {error}", node.name()))
+    }
+
+    /// Asks as one of the clients that do so without a pause: over one connection, where each would be a
+    /// process of the server.
+    pub fn ask_again(
+        self,
+        node: &Node,
+        kept: &mut Option<Box<dyn Stream>>,
+    ) -> Result<Answer, String> {
+        if self != Self::Postgres {
+            return self.ask(node);
+        }
+        if kept.is_none() {
+            let mut stream = connect(node)?;
+            stream.write_all(&greeting()).map_err(|e| e.to_string())?;
+            until_ready(&mut stream)?;
+            *kept = Some(stream);
+        }
+        let stream = kept.as_mut().ok_or("no connection")?;
+        stream.write_all(&statement(ANSWER)).map_err(|e| e.to_string())?;
+        postgres(&until_ready(stream)?)
     }
 
     /// Gives a server its state, where it has none of its own.
@@ -62,11 +87,17 @@ impl Protocol {
             let text = exchange(connect(node)?, &format!("SET secret {secret}\r\n"), "+OK")?;
             return if text.starts_with("+OK") { Ok(()) } else { Err(text) };
         }
+        if self == Self::Postgres {
+            query(node, "CREATE UNLOGGED SEQUENCE IF NOT EXISTS count")?;
+            // From here on nothing is written to the cluster's files.
+            query(node, "CHECKPOINT")?;
+        }
         Ok(())
     }
 }
 
-trait Stream: Read + Write {}
+/// A connection.
+pub trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 fn connect(node: &Node) -> Result<Box<dyn Stream>, String> {
@@ -77,9 +108,13 @@ fn connect(node: &Node) -> Result<Box<dyn Stream>, String> {
 }
 
 /// Sends `question` and reads until `end` has come with what follows it at once, or all of it.
-fn exchange(mut stream: Box<dyn Stream>, question: &str, end: &str) -> Result<String, String> {
+fn exchange(
+    mut stream: Box<dyn Stream>,
+    question: impl AsRef<[u8]>,
+    end: &str,
+) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("no answer: {error}");
-    stream.write_all(question.as_bytes()).map_err(failed)?;
+    stream.write_all(question.as_ref()).map_err(failed)?;
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&all);
@@ -135,6 +170,57 @@ fn redis(node: &Node) -> Result<Answer, String> {
             let count = count.trim_start_matches(':').parse();
             Ok(Answer { secret: secret.into(), count: count.map_err(|_| text.clone())? })
         }
+        _ => Err(format!("a wrong answer: {text}")),
+    }
+}
+
+/// What PostgreSQL is asked.
+const ANSWER: &str = "SELECT '{' || current_setting('cluster_name') || ' ' || nextval('count') || ' ' \
+                      || (SELECT sum(i * i) FROM generate_series(0, 999) i) || '}'";
+
+/// The last message of an answer of it: ready, and in no transaction.
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+/// A body with its length ("Message Formats", version 3).
+fn sized(text: &str) -> Vec<u8> {
+    [&(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat()
+}
+
+fn greeting() -> Vec<u8> {
+    sized("\0\x03\0\0user\0postgres\0database\0postgres\0\0")
+}
+
+fn statement(text: &str) -> Vec<u8> {
+    [b"Q".to_vec(), sized(&format!("{text}\0"))].concat()
+}
+
+fn until_ready(stream: &mut Box<dyn Stream>) -> Result<String, String> {
+    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+    while !all.ends_with(READY) {
+        match stream.read(&mut piece) {
+            Ok(0) => return Err(format!("closed: {}", String::from_utf8_lossy(&all))),
+            Ok(n) => all.extend_from_slice(&piece[..n]),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(String::from_utf8_lossy(&all).into_owned())
+}
+
+/// A statement over a connection of its own.
+fn query(node: &Node, text: &str) -> Result<String, String> {
+    let question = [greeting(), statement(text), b"X".to_vec(), sized("")].concat();
+    let said = exchange(connect(node)?, question, "")?;
+    if said.as_bytes().ends_with(READY) { Ok(said) } else { Err(format!("{text}: {said}")) }
+}
+
+fn postgres(text: &str) -> Result<Answer, String> {
+    // What comes before may be any bytes: a key by which a query is cancelled.
+    let answer = text.rsplit_once('}').and_then(|(all, _)| Some(all.rsplit_once('{')?.1));
+    match answer.map(|answer| answer.split(' ').collect::<Vec<_>>()).as_deref() {
+        Some([secret, count, WORK]) => Ok(Answer {
+            secret: (*secret).into(),
+            count: count.parse().map_err(|_| text.to_owned())?,
+        }),
         _ => Err(format!("a wrong answer: {text}")),
     }
 }

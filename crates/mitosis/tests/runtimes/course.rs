@@ -1,6 +1,6 @@
 //! What each server goes through: idle, then under load, with two children on two other nodes.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use mitosis_lab::{Daemon, Lab, LabProcess, Node};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, FN_SOCKET, Protocol, first, link_target};
-use crate::rows::Row;
+use crate::rows::{CLUSTER, Row};
 use crate::support::SOON;
 
 /// Clients that ask without a pause while a server is forked under load.
@@ -90,8 +90,11 @@ fn stage(
     let done = AtomicU64::new(0);
     let node = lab.node(0);
     let client = || -> Result<(), String> {
+        let mut kept = None;
         while !stop.load(Ordering::Relaxed) {
-            protocol.ask(node).map_err(|e| format!("a client of the parent: {e}"))?;
+            protocol
+                .ask_again(node, &mut kept)
+                .map_err(|e| format!("a client of the parent: {e}"))?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -145,6 +148,9 @@ fn fork(
             let line = format!("ln -sf {name} {FN_SOCKET}");
             daemon.node().sh(&line).map_err(|e| e.to_string())?;
         }
+        if protocol == Protocol::Postgres {
+            copy_cluster(node, daemon.node())?;
+        }
         let said =
             verb(daemon, &["fork", seed["ref"].as_str().unwrap(), "--detach", "--via", via])?;
         start_us.push(said["children"][0]["start_us"].clone());
@@ -156,6 +162,22 @@ fn fork(
         "start_us": start_us,
     });
     Ok((said, before, after))
+}
+
+/// The files that the processes of PostgreSQL have open and map, on another node: its cluster, and what
+/// is in `/dev/shm` of it.
+fn copy_cluster(from: &Node, to: &Node) -> Result<(), String> {
+    for dir in [CLUSTER, "/dev/shm"] {
+        let (source, target) = (from.host_path(dir), to.host_path(dir));
+        std::fs::create_dir_all(&target).map_err(|e| e.to_string())?;
+        let mut copy = Command::new("cp");
+        copy.arg("-aT").arg(source).arg(target);
+        let output = copy.output().map_err(|e| e.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+    }
+    Ok(())
 }
 
 /// Both children and the parent against what must be: one secret, counts that part from one.

@@ -171,6 +171,30 @@ pub const ROWS: &[Row] = &[
             PYTHON,
         )
     },
+    Row {
+        protocol: Protocol::Postgres,
+        tree: true,
+        ..http(
+            "postgresql",
+            "PostgreSQL, a cluster with its processes",
+            &[
+                "setpriv",
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--init-groups",
+                "{postgres}/postgres",
+                "-D",
+                CLUSTER,
+                "-p",
+                "{port}",
+                "-k",
+                "",
+                "-c",
+                "listen_addresses=*",
+            ],
+            (&["{postgres}/postgres", "--version"], "(PostgreSQL) "),
+        )
+    },
     http(
         "tokio",
         "Rust, tokio",
@@ -188,6 +212,28 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// The cluster of PostgreSQL.
+pub const CLUSTER: &str = "/tmp/runtimes/cluster";
+
+/// Where Debian puts the programs of the server: by its version, not on PATH.
+fn postgres() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let newest = versions.filter_map(|entry| Some(entry.ok()?.path())).max();
+    newest.unwrap_or_default().join("bin")
+}
+
+/// A cluster that anybody may ask.
+fn make_cluster(node: &Node) {
+    let line = format!(
+        "install -d -o postgres {CLUSTER} && cd {CLUSTER} && \
+         setpriv --reuid=postgres --regid=postgres --init-groups {}/initdb -A trust -N -D {CLUSTER} \
+         --locale=C.UTF-8 && echo 'host all all all trust' >> {CLUSTER}/pg_hba.conf",
+        postgres().display()
+    );
+    let made = node.sh(&line).unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
 /// The directory that cargo builds into, where `scripts/setup-runtimes.sh` puts the servers too.
 fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
@@ -198,6 +244,7 @@ fn word(word: &str) -> String {
     word.replace("{port}", &PORT.to_string())
         .replace("{fixtures}", &path(root().join("tests/runtimes")))
         .replace("{venv}", &path(root().join("target/venv/bin")))
+        .replace("{postgres}", &path(postgres()))
         .replace("{built}", &path(target().join("runtimes")))
 }
 
@@ -219,6 +266,11 @@ impl Row {
             std::fs::write(node.host_path("/tmp/runtimes/nginx.conf"), text).unwrap();
         }
         let mut command = command(self.command);
+        if self.protocol == Protocol::Postgres {
+            make_cluster(node);
+            let secret = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+            command.args(["-c", &format!("cluster_name={}", secret.trim())]);
+        }
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         if self.protocol == Protocol::Fn {
             command.env("FN_LISTENER", format!("unix:{FN_SOCKET}")).env("FN_FORMAT", "http-stream");
