@@ -7,6 +7,7 @@ use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
 use mitosis_stub::abi::{OP_ENDED, OP_EXPECT};
 use mitosis_sys::procfs;
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -85,10 +86,20 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     if let Body::Thread(tid) = body {
         // Until the threads are there, the process's own.
         files.same_ids(file, "a pidfd")?;
+        if !knows_threads() {
+            let what = "a pidfd of a thread (PIDFD_THREAD, Linux 6.9), which this node's kernel lacks";
+            return Err(StateError::Refused { fd, what: what.into(), hint: "" });
+        }
         let args = [tid as u64, u64::from(THREAD | file.flags & NONBLOCK)];
         files.make_late(file, PIDFD_OPEN, &args, "files: pidfd_open of a thread");
     }
     Ok(())
+}
+
+/// Whether this node's kernel has pidfds of threads.
+fn knows_threads() -> bool {
+    let flags = PidfdFlags::from_bits_retain(THREAD);
+    pidfd_open(rustix::thread::gettid(), flags).is_ok()
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {
