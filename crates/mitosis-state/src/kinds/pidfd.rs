@@ -87,7 +87,8 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         // Until the threads are there, the process's own.
         files.same_ids(file, "a pidfd")?;
         if !knows_threads() {
-            let what = "a pidfd of a thread (PIDFD_THREAD, Linux 6.9), which this node's kernel lacks";
+            let what =
+                "a pidfd of a thread (PIDFD_THREAD, Linux 6.9), which this node's kernel lacks";
             return Err(StateError::Refused { fd, what: what.into(), hint: "" });
         }
         let args = [tid as u64, u64::from(THREAD | file.flags & NONBLOCK)];
