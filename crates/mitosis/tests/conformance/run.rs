@@ -164,6 +164,14 @@ fn course(lab: &Lab, daemons: &[Daemon<'_>], name: &str, program: &Path, via: &s
     right("parent at the end", "check", &parent.ask("check"));
 }
 
+/// The end of a daemon's log: how children have ended.
+fn last_words(daemon: &Daemon<'_>) -> String {
+    let log = daemon.log().unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines[lines.len().saturating_sub(8)..].join("\n  ");
+    format!("\n log of {}:\n  {last}", daemon.node().name())
+}
+
 /// Runs `course` for all programs and gives what went wrong.
 fn work(queue: &Mutex<Vec<(String, &str)>>, failed: &Mutex<Vec<String>>) {
     let dir = directory();
@@ -177,7 +185,8 @@ fn work(queue: &Mutex<Vec<(String, &str)>>, failed: &Mutex<Vec<String>>) {
         if let Err(panic) = tried {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.unwrap_or_else(|| "it panicked, see above".into());
-            failed.lock().unwrap().push(format!("{name} via {via}: {text}"));
+            let ends: Vec<String> = daemons.iter().map(last_words).collect();
+            failed.lock().unwrap().push(format!("{name} via {via}: {text}{}", ends.concat()));
         }
         for daemon in &daemons {
             end_children(daemon);
