@@ -26,19 +26,7 @@ fn refused(daemon: &Daemon<'_>, pid: u32, words: &[&str]) {
 fn python(lab: &Lab, code: &str) -> LabProcess {
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-c", code]);
-    python_by(lab, command)
-}
-
-/// As [`python`], with a command of the caller's.
-#[track_caller]
-fn python_by(lab: &Lab, mut command: Command) -> LabProcess {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut process = lab.node(0).spawn(command).unwrap();
-    let mut line = String::new();
-    let stdout = process.take_stdout().unwrap();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    process
+    ready(lab.node(0), command)
 }
 
 #[test]
@@ -90,7 +78,7 @@ fn a_process_that_is_not_dumpable() {
 print('ready', flush=True); time.sleep(1000)";
     let mut command = Command::new("setpriv");
     command.args(["--reuid=1234", "--clear-groups", "/usr/bin/python3", "-c", code]);
-    let target = python_by(&lab, command);
+    let target = ready(lab.node(0), command);
     refused(&a, target.node_pid().unwrap(), &["dumpable"]);
 }
 

@@ -365,6 +365,18 @@ pub fn same_pids(node: &Node, before: &[u32]) {
     panic!("{} had {before:?} and has {last:?}: {extra:?}", node.name());
 }
 
+/// A process on a node that has said `ready`.
+#[track_caller]
+pub fn ready(node: &Node, mut command: Command) -> LabProcess {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut process = node.spawn(command).unwrap();
+    let mut line = String::new();
+    let stdout = process.take_stdout().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    process
+}
+
 /// The pager of a node; the process that holds descriptors for it is a child of it.
 #[track_caller]
 pub fn pager(daemon: &Daemon<'_>) -> u32 {

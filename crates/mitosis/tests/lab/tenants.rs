@@ -1,7 +1,7 @@
 //! Programs that mean harm, as parents and as children: they harm nobody but themselves.
 
 use std::os::unix::fs::MetadataExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::support::*;
 
@@ -20,13 +20,8 @@ fn tenant_with(node: &mitosis_lab::Node, before: &str, code: &str) -> mitosis_la
          while os.readlink('/proc/self/ns/pid') == here: time.sleep(0.01)\n{code}"
     );
     let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", &text]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut process = node.spawn(command).unwrap();
-    let mut line = String::new();
-    let stdout = process.take_stdout().unwrap();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    process
+    command.args(["-c", &text]);
+    ready(node, command)
 }
 
 /// A child of root's can stop its guard, which is to reap it: with a signal of ptrace(2)'s, from which
