@@ -348,7 +348,8 @@ fn freeze(
     clock: &mut Clock,
 ) -> Result<Frozen, CaptureError> {
     place.with_parent();
-    let mut process = stop::stop(planted.pid, planted.gadget.vdso, deadline)?;
+    let mut process = stop::stop(planted.pid, deadline)?;
+    process.let_out_of_vdso(planted.gadget.vdso, deadline)?;
     looks.reach(planted.pid, Point::Stopped)?;
     clock.lap(Phase::Stop);
     let stood_at = Clocks::now();

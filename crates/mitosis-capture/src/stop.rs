@@ -105,8 +105,9 @@ pub(crate) struct Taken {
 ///
 /// In a stop it runs on the parent's CPU and before all others there: waking a task on the same CPU
 /// takes 1-2 us, on another one 40-60, and while this thread waits for its turn the parent stands
-/// still. A nice value is not enough: whoever has the CPU keeps it for a slice, 3 ms. Between the stops it runs anywhere else: a busy parent would take whatever this thread
-/// does on its CPU for one long stop.
+/// still. A nice value is not enough: whoever has the CPU keeps it for a slice, 3 ms. Between the stops
+/// it runs anywhere else: a busy parent would take whatever this thread does on its CPU for one long
+/// stop.
 pub(crate) struct Place {
     pid: i32,
     all: CpuSet,
@@ -158,36 +159,9 @@ pub(crate) fn stop_leader(pid: i32, deadline: Instant) -> Result<StoppedProcess,
     stop_some(pid, deadline, |tid| tid == pid)
 }
 
-/// How often threads that stand in the vdso are let go on.
-const LET_GO_MAX: usize = 8;
-/// For how long.
-const LET_GO: Duration = Duration::from_micros(20);
-
-/// Seizes and stops every thread, until a scan finds no new one. Those that stand in the vdso are let
-/// go on and stopped once more: whoever reads a clock is done with it in a fraction of the time that
-/// leading it out takes (see `vdso.rs`), and until then nothing has been asked of it.
-pub(crate) fn stop(
-    pid: i32,
-    (start, end): (u64, u64),
-    deadline: Instant,
-) -> Result<StoppedProcess, CaptureError> {
-    let mut process = stop_some(pid, deadline, |_| true)?;
-    for _ in 0..LET_GO_MAX {
-        let inside =
-            |thread: &Stopped| thread.regs().is_ok_and(|regs| (start..end).contains(&regs.rip));
-        let (inside, outside): (Vec<_>, _) = process.threads.drain(..).partition(inside);
-        process.threads = outside;
-        if inside.is_empty() {
-            break;
-        }
-        // What has ended meanwhile, or cannot be seen, is found out by the scan.
-        let running: Vec<Running> = inside.into_iter().filter_map(|t| t.run().ok()).collect();
-        std::thread::sleep(LET_GO);
-        let told = running.into_iter().filter(|thread| thread.interrupt().is_ok());
-        process.stopping(told.collect(), deadline)?;
-        process.stop_rest(deadline, |_| true)?;
-    }
-    Ok(process)
+/// Seizes and stops every thread, until a scan finds no new one.
+pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
+    stop_some(pid, deadline, |_| true)
 }
 
 fn stop_some(
@@ -218,7 +192,7 @@ fn seize(pid: i32, tid: i32) -> Result<Option<Running>, CaptureError> {
 
 impl StoppedProcess {
     /// Seizes and stops the threads that are not stopped yet, until a scan finds no new one.
-    fn stop_rest(
+    pub(crate) fn stop_rest(
         &mut self,
         deadline: Instant,
         wanted: impl Fn(i32) -> bool,
@@ -244,7 +218,11 @@ impl StoppedProcess {
     }
 
     /// Waits for threads that were told to stop.
-    fn stopping(&mut self, running: Vec<Running>, deadline: Instant) -> Result<(), CaptureError> {
+    pub(crate) fn stopping(
+        &mut self,
+        running: Vec<Running>,
+        deadline: Instant,
+    ) -> Result<(), CaptureError> {
         let (pid, begun) = (self.pid, Instant::now());
         if self.threads.is_empty() {
             self.since = begun;
