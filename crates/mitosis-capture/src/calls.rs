@@ -3,8 +3,8 @@
 //!
 //! Only its registers are set, to an entry of the stub that is in its region since the fork; what it
 //! does there ends by itself, see `mitosis_stub`. Then it gets the registers that it had: one that makes
-//! children ([`serve`](crate::serve)) goes on waiting for orders. The region is found by the address at which it sleeps,
-//! so this works for shadows of an earlier daemon too, if that was of the same version.
+//! children ([`serve`](crate::serve)) goes on waiting for orders. The region is found by the address at
+//! which it sleeps, so this works for shadows of an earlier daemon too, if that was of the same version.
 
 use crate::CaptureError;
 use crate::inject::start;

@@ -46,8 +46,12 @@ pub struct Birth {
     pub adopts: bool,
 }
 
-/// The highest id given to a process that nobody asks for: every machine has it.
-const HIGHEST: i32 = 32_000;
+/// Pids for processes that nobody asks for by theirs, of those that are not taken. Those of a new
+/// namespace are given from the lowest on, so the highest come first, of those that every machine has.
+pub fn spare_pids(taken: impl Fn(i32) -> bool) -> impl Iterator<Item = i32> {
+    const HIGHEST: i32 = 32_000;
+    (2..=HIGHEST).rev().filter(move |pid| !taken(*pid))
+}
 
 /// All that have to be made, in an order in which they can be.
 ///
@@ -181,7 +185,8 @@ impl<'a> Family<'a> {
         let ids = |one: &Kin| [one.pid, one.session.group, one.session.session];
         let kin = self.kin.iter().flat_map(ids);
         let named: BTreeSet<i32> = kin.chain(self.born.iter().map(|one| one.pid)).collect();
-        (2..=HIGHEST).rev().find(|id| !named.contains(id)).unwrap_or(HIGHEST)
+        // There is one: a tree has 64 processes. The kernel refuses what is none.
+        spare_pids(|pid| named.contains(&pid)).next().unwrap_or(-1)
     }
 
     /// The kernel gives orphans to the nearest subreaper.

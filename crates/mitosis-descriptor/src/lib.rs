@@ -20,7 +20,7 @@ mod reference;
 mod tree;
 mod validate;
 
-pub use births::{Birth, Kin, births};
+pub use births::{Birth, Kin, births, spare_pids};
 pub use codec::{HEADER_BYTES, MAGIC, VERSION, decode, encode};
 pub use error::DescriptorError;
 pub use image::*;

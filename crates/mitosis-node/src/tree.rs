@@ -6,7 +6,7 @@ use crate::node::Node;
 use crate::recipe::{self, Basis, Recipe, pair};
 use crate::terminals::Terminals;
 use crate::time::Space;
-use mitosis_descriptor::{Descriptor, Limits};
+use mitosis_descriptor::{Descriptor, Limits, spare_pids};
 use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
 use mitosis_restore::Provided;
@@ -16,9 +16,6 @@ use mitosis_sandbox::Network;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-
-/// Every machine has that pid.
-const HIGHEST: i32 = 32_000;
 
 /// Questions to the pager that wait for an answer at the same time: each has a connection, and the
 /// pager serves no more than so many.
@@ -51,8 +48,7 @@ impl Members {
         }
         let images = tree.images(&Limits::default())?;
         let taken = ids(root, &images.iter().collect::<Vec<_>>());
-        // Those of a new namespace are given from the lowest on.
-        let free = (2..=HIGHEST).rev().filter(|id| !taken.contains(id));
+        let free = spare_pids(|pid| taken.contains(&pid));
         let spares = free.take(1 + images.len()).collect();
         Ok(Members { images, spares })
     }

@@ -60,15 +60,14 @@ pub(crate) fn plan(
     Ok(())
 }
 
-/// A pid that no thread of the child has, whatever ids they get: those of a new namespace are given from
-/// the lowest on.
+/// A pid that no thread of the child has, whatever ids they get.
 pub(crate) fn spare_pid(descriptor: &Descriptor, request: &Request) -> i32 {
     if let Some(spare) = request.tree {
         return spare;
     }
-    const HIGHEST: i32 = 32_000;
-    let taken = |pid: &i32| descriptor.threads.iter().any(|thread| thread.tid == *pid);
-    (1..=HIGHEST).rev().find(|pid| !taken(pid)).unwrap_or(HIGHEST)
+    let taken = |pid| descriptor.threads.iter().any(|thread| thread.tid == pid);
+    // The kernel refuses what is none, as it would a pid that is taken.
+    mitosis_descriptor::spare_pids(taken).next().unwrap_or(-1)
 }
 
 /// When everything has been opened: paths are those of the node, and `/proc` may be outside.

@@ -164,8 +164,8 @@ pub const TREE_TEMPORARY: u32 = 16;
 pub const TREE_ADOPTS: u32 = 32;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
-/// attached fds the last two are the guard's pidfd and the node's end of its control socket, for [`FD_GUARD_QUEUE`]; the
-/// others are those of [`TemplateOrder::fork`].
+/// attached fds the last two are the guard's pidfd and the node's end of its control socket, for
+/// [`FD_GUARD_QUEUE`]; the others are those of [`TemplateOrder::fork`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TemplateOrder {
