@@ -11,8 +11,8 @@ use mitosis_proto::SeedRow;
 use mitosis_transport::rdma::Exporter;
 use mitosis_transport::{Lease, OpenSeed, Refused, SeedService, SeedState};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Instant, SystemTime};
 
 /// Most pages of all working sets that are kept in files: 256 MiB.
 const IMAGE_PAGES_MAX: usize = 64 << 10;
@@ -29,6 +29,9 @@ pub(crate) struct Registry {
     habits: Arc<Habits>,
     /// For all trails.
     room: Arc<Room>,
+    /// Those that nobody has looked at yet.
+    new: Mutex<Vec<Arc<Seed>>>,
+    added: Condvar,
 }
 
 impl Registry {
@@ -76,8 +79,20 @@ impl Registry {
         if seeds.len() >= SEEDS_MAX {
             return false;
         }
-        seeds.insert(seed.id, seed);
+        seeds.insert(seed.id, Arc::clone(&seed));
+        drop(seeds);
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(seed);
+        self.added.notify_one();
         true
+    }
+
+    /// The seeds that have been added since this was last asked; waits for one until `end`.
+    pub fn await_new(&self, end: Instant) -> Vec<Arc<Seed>> {
+        let new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = end.saturating_duration_since(Instant::now());
+        let none = |new: &mut Vec<_>| new.is_empty();
+        let waited = self.added.wait_timeout_while(new, left, none);
+        std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// Takes a seed out: it can no longer be found.
@@ -131,17 +146,16 @@ impl Registry {
         Ok(seed)
     }
 
-    /// Puts what children have told into files, within a bound on all of them together. If memory is
-    /// `short` only the beginnings are there.
+    /// Puts what children of `seeds` have told into files, within a bound on all seeds together. If memory
+    /// is `short` only the beginnings are there.
     ///
     /// # Errors
     /// The last failure; the others were tried all the same.
-    pub fn make_images(&self, short: bool) -> Result<(), NodeError> {
-        let seeds = self.all();
+    pub fn make_images(&self, seeds: &[Arc<Seed>], short: bool) -> Result<(), NodeError> {
         let pages = |seed: &Arc<Seed>| seed.images().pages();
-        let mut all: usize = seeds.iter().map(pages).sum();
+        let mut all: usize = self.all().iter().map(pages).sum();
         let mut result = Ok(());
-        for seed in &seeds {
+        for seed in seeds {
             let before = pages(seed);
             let left = |most: usize| most.saturating_sub(all);
             let made = seed

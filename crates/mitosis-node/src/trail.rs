@@ -38,7 +38,7 @@ const REWRITTEN_MAX: usize = 768;
 const REWRITTEN_FIRST: usize = WORKING_SET_FIRST / 2;
 /// What was seen of the parent's writes stands for so long, and for half of the seed's age: what
 /// children begin with is what the parent does first.
-const REWRITTEN_AGE: Duration = Duration::from_millis(100);
+const REWRITTEN_AGE: Duration = Duration::from_millis(50);
 
 /// It only grows, so that a node which has the first part of it can ask for the rest.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use crate::children::End;
 use crate::memory::Place;
 use crate::node::Node;
 use crate::pager::{Pager, events};
-use crate::seed::Step;
+use crate::seed::{Seed, Step};
 use mitosis_pager::{ChildId, ChildState, Event, PagerEvents};
 use mitosis_transport::SeedState;
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How often the stop flag is looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How long after it was made it is first looked what children of a seed will need.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
 
 /// Follows the pager until the daemon ends; replaces one that died.
 pub(crate) fn pager(node: &Node) {
@@ -111,16 +113,25 @@ fn replace(node: &Node) {
 /// Ends seeds in time, notices dead shadows, forgets old children, until the daemon ends.
 pub(crate) fn time(node: &Node) {
     while !node.stopping() {
-        node.note("make a spare working set", node.working_sets.sweep());
+        node.working_sets.sweep();
         node.templates.sweep(&node.admission);
         if node.admission.is_short()
             && let Some(pager) = node.pager.now()
         {
             node.note("drop what the pager keeps for siblings", pager.client.drop_cache());
         }
-        std::thread::sleep(TICK);
+        let tick = Instant::now() + TICK;
+        while Instant::now() < tick {
+            let new = node.seeds.await_new(tick);
+            if new.is_empty() {
+                break;
+            }
+            // What their parents write first is known by then.
+            std::thread::sleep(FIRST_LOOK);
+            make_images(node, &new);
+        }
         shadows(node);
-        node.note("keep a working set", node.seeds.make_images(node.admission.is_short()));
+        make_images(node, &node.seeds.all());
         expiry(node);
         node.children.late(Instant::now());
         crate::logs::trim(node);
@@ -132,6 +143,11 @@ pub(crate) fn time(node: &Node) {
         }
         forgotten.iter().for_each(|start| node.store.drop_child(start));
     }
+}
+
+fn make_images(node: &Node, seeds: &[Arc<Seed>]) {
+    let made = node.seeds.make_images(seeds, node.admission.is_short());
+    node.note("keep a working set", made);
 }
 
 fn shadows(node: &Node) {
