@@ -165,7 +165,7 @@ fn check_body(kind: Kind, body: &[u8]) {
     match kind {
         Kind::Hello => same_again(kind, body, wire::body::<Hello>(kind, body)),
         Kind::Fork => same_again(kind, body, wire::body::<wire::ForkAsk>(kind, body)),
-        Kind::Open | Kind::Vdso | Kind::Lease => {
+        Kind::Open | Kind::Vdso | Kind::Lease | Kind::Begin => {
             same_again(kind, body, wire::body::<Access>(kind, body))
         }
         Kind::Pong => same_again(kind, body, wire::body::<Pong>(kind, body)),

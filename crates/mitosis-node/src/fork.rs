@@ -173,14 +173,15 @@ fn batch<'a>(
             };
             let Got { descriptor, reading, rest, came } =
                 fetch(node, reference, want, request.transport)?;
-            rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
+            rest.into_iter().for_each(|rest| working_set.follows(rest));
             let fetched = arrived.elapsed();
             let clocks = node.times.of(&reading, &descriptor.clocks)?;
-            let (descriptor, parts) = (Arc::new(descriptor), working_set.sizes());
+            let descriptor = Arc::new(descriptor);
             let members = tree::Members::of(&descriptor)?;
             let tree = members.spare(0);
             let (part, placed, proven) = (Part::Whole, Placed::Pages(&[]), &node.hashes);
-            let basis = Basis { part, working_set: &parts, tree, placed, proven };
+            let filled = working_set.is_expected();
+            let basis = Basis { part, filled, tree, placed, proven };
             let members = members.recipes(node, request, &basis, &clocks)?;
             let mut recipe = Recipe::new(node, request, descriptor, &basis, clocks)?;
             recipe.paging.why.push_str(&came);

@@ -15,6 +15,7 @@ mod config;
 mod control;
 mod error;
 mod filesystems;
+mod fill;
 mod fork;
 mod generation;
 mod habits;

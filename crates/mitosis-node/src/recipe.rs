@@ -5,13 +5,13 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::paging::{self, Paging};
 use crate::time::{Reading, Space};
-use crate::working_set::{Rest, WorkingSet};
-use mitosis_descriptor::{Descriptor, Limits, PAGE_SIZE, Phase, Reference, decode};
+use crate::working_set::Rest;
+use mitosis_descriptor::{Descriptor, Limits, Phase, Reference, decode};
 use mitosis_proto::{ForkRequest, Net, Transport};
 use mitosis_restore::{Part, ProvenFiles, Provided, RestorePlan, Time};
 use mitosis_sys::clock::Clocks;
 use mitosis_transport::Want;
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,8 +50,8 @@ impl Drop for Shape {
 pub(crate) struct Basis<'a> {
     /// Which part of the plan it performs.
     pub part: Part,
-    /// Files with pages that it will get: how many each may have.
-    pub working_set: &'a [usize],
+    /// It waits for pages that the node puts in place.
+    pub filled: bool,
     /// See [`mitosis_restore::Request::tree`].
     pub tree: Option<i32>,
     /// Pages that it has from its template.
@@ -97,7 +97,7 @@ impl Recipe {
         basis: &Basis<'_>,
         (time, space): (Time, Option<Arc<Space>>),
     ) -> Result<Recipe, NodeError> {
-        let Basis { part, working_set, tree, placed, proven } = *basis;
+        let Basis { part, filled, tree, placed, proven } = *basis;
         if part != Part::Whole && !descriptor.rare.tree.is_alone() {
             let cause = "the processes of a tree are made from nothing each time";
             return Err(NodeError::step(Phase::Plan, "template", cause));
@@ -112,7 +112,7 @@ impl Recipe {
             new_pid: request.new_pid || descriptor.process.pid == 1,
             hostname: request.hostname.clone(),
             own_net: request.net == Net::Own,
-            working_set: working_set.to_vec(),
+            filled,
             time,
             no_hooks: request.hooks == mitosis_proto::Hooks::None,
             part,
@@ -184,15 +184,13 @@ pub(crate) fn in_bulk(node: &Node, reference: &Reference, transport: Transport) 
 pub(crate) fn provide_memory(
     node: &Node,
     descriptor: &Descriptor,
-    working_set: &WorkingSet<'_>,
     wanted: &Provided,
-    table: &OwnedFd,
+    filled: &OwnedFd,
 ) -> Result<Option<OwnedFd>, NodeError> {
     let failed = |e| NodeError::step(Phase::Build, format!("{wanted:?}"), e);
     Ok(Some(match wanted {
         Provided::MappedFile(path) => mapped_file(node, descriptor, path)?,
-        Provided::WorkingSet(number) => working_set.file(*number).map_err(failed)?,
-        Provided::PlaceTable => table.try_clone().map_err(failed)?,
+        Provided::Filled => filled.try_clone().map_err(failed)?,
         Provided::Executable(path) => {
             File::open(path).map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?.into()
         }
@@ -221,25 +219,4 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), NodeError> {
     let flags = SocketFlags::CLOEXEC;
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(|e| NodeError::step(Phase::Sandbox, "socketpair", e))
-}
-
-/// Lets a process put the working set in place once all of it is here. Then `announce` is told
-/// which pages that are, and how many bytes were fetched for them: not earlier, for the pager
-/// would only take the processor from what the child waits for.
-pub(crate) fn place(
-    working_set: &WorkingSet<'_>,
-    plan: &RestorePlan,
-    table: &OwnedFd,
-    announce: impl FnOnce(Vec<u64>, u64),
-) -> Result<(), NodeError> {
-    let (parts, coming) = working_set.list()?;
-    let placement = plan.placement(&parts);
-    let bytes = coming.as_ref().map_or(0, |coming| coming.pages() as u64 * PAGE_SIZE);
-    let come = coming.map(|coming| coming.receive()).transpose()?;
-    for part in &placement.tables {
-        let failed = |e| NodeError::step(Phase::Build, "the table of the working set", e);
-        rustix::net::send(table, part, SendFlags::NOSIGNAL).map_err(failed)?;
-    }
-    announce(placement.pages, bytes);
-    come.map_or(Ok(()), |come| come.keep())
 }

@@ -1,9 +1,10 @@
 //! Starting all processes of a tree: one guard, one plan for each, and none goes on before all can.
 
 use crate::error::NodeError;
+use crate::fill::{Arrival, fill};
 use crate::fork::{Batch, Held};
 use crate::node::Node;
-use crate::recipe::{self, Basis, Recipe, pair};
+use crate::recipe::{Basis, Recipe, pair};
 use crate::terminals::Terminals;
 use crate::time::Space;
 use mitosis_descriptor::{Descriptor, Limits, spare_pids};
@@ -11,7 +12,7 @@ use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
 use mitosis_restore::Provided;
 use mitosis_restore::tree::{Process, ids, start_tree, table};
-use mitosis_restore::{StartFds, Time};
+use mitosis_restore::{Building, StartFds, Time};
 use mitosis_sandbox::Network;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,7 +72,7 @@ impl Members {
     ) -> Result<Vec<Arc<Recipe>>, NodeError> {
         let spares = self.spares.into_iter().skip(1);
         let recipe = |(image, spare): (Descriptor, i32)| {
-            let basis = Basis { working_set: &[], tree: Some(spare), ..*basis };
+            let basis = Basis { filled: false, tree: Some(spare), ..*basis };
             Recipe::new(node, request, Arc::new(image), &basis, clocks.clone()).map(Arc::new)
         };
         self.images.into_iter().zip(spares).map(recipe).collect()
@@ -110,7 +111,7 @@ impl Batch<'_> {
         let ids: Vec<u64> =
             (0..count).map(|n| if n == 0 { id } else { self.node.next_child_id() }).collect();
         let mut held = Held(Some(self.pager.pool.take(network)?));
-        let (table_rx, table_tx) = pair()?;
+        let (filled, word) = pair()?;
         let log = self.log(id)?;
         let mut between = Between::default();
         let terminals = Terminals::of(&recipes)?;
@@ -122,23 +123,24 @@ impl Batch<'_> {
                 Provided::Terminal(index) => terminals.as_ref()?.master(*index),
                 _ => None,
             };
-            let (provided, share) = self.provide(recipe, log.as_ref(), &table_rx, of_tree)?;
+            let (provided, share) = self.provide(recipe, log.as_ref(), &filled, of_tree)?;
             let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
             processes.push(Process { plan: &recipe.plan, fds });
             arrivals.push(uffd_rx);
             shares.push(share);
         }
-        drop((table_rx, between));
+        drop((filled, between));
         let guard = held.guard()?;
         let mut asked: Vec<Result<Asked<'_>, NodeError>> = Vec::new();
         let (mut placed, mut answered) = (Ok(()), Ok(()));
-        let page = || {
+        let page = |building: &Building<'_>| {
             let of = |number: usize| Some((id, number as u32, count));
-            placed =
-                recipe::place(&self.working_set, &self.recipe.plan, &table_tx, |pages, bytes| {
-                    let root = (id, of(0));
-                    asked.push(self.page(&self.recipe, root, guard, &arrivals[0], (pages, bytes)));
-                });
+            let (set, plan) = (&self.working_set, &self.recipe.plan);
+            let ends = (Arrival::Pagers(&arrivals[0]), &word);
+            placed = fill(set, plan, ends, building, |pages, bytes| {
+                let root = (id, of(0));
+                asked.push(self.page(&self.recipe, root, guard, &arrivals[0], (pages, bytes)));
+            });
             for number in 1..recipes.len() {
                 let this = (ids[number], of(number));
                 let none = (Vec::new(), 0);

@@ -1,27 +1,23 @@
 //! Working sets of seeds: what their children begin with, kept on the node that starts them.
 //!
 //! The seed's node knows which pages the parent and earlier children have touched. It sends them
-//! right behind the descriptor, and they are received while the child is being built, which puts
-//! them in place before its first instruction. They stay here: the next child of the seed on this
-//! node finds them without asking anybody but for the right to be.
+//! right behind the descriptor, and they are received while the child is being built, and put in
+//! place before its first instruction. They stay here: for the next child of the seed on this
+//! node nobody is asked but for the right to be.
 
 use crate::error::NodeError;
 use crate::seed::Seed;
 use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
 use mitosis_transport::wire::{WORKING_SET_FIRST, WORKING_SET_MAX};
 use mitosis_transport::{ControlClient, Incoming, Want};
-use rustix::fs::MemfdFlags;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most parts of one working set: it grows with what children tell.
 const PARTS_MAX: usize = 8;
-const _: () = assert!(PARTS_MAX < mitosis_restore::WORKING_SET_PARTS);
 /// Most pages kept for all seeds together: 256 MiB.
 const PAGES_MAX: usize = 64 << 10;
 /// Most pages that a child of a seed of this very node waits for.
@@ -36,26 +32,17 @@ const CHUNK_PAGES: usize = 32;
 pub(crate) struct Part {
     /// Which, ascending.
     pub pages: Arc<[u64]>,
-    /// A file in memory: the `n`-th page at offset `n * 4096`.
-    pub file: Arc<File>,
+    /// What is in them, one after the other.
+    pub content: Content,
 }
 
-impl Part {
-    /// Some pages of a seed of this node, ascending.
-    ///
-    /// # Errors
-    /// No memory, or the seed has ended.
-    pub fn read(seed: &Seed, pages: Vec<u64>) -> Result<Part, NodeError> {
-        let file = memory_file()?;
-        read(seed, &pages, |at, bytes| file.write_all_at(bytes, at as u64 * PAGE_SIZE))?;
-        Ok(Part { pages: Arc::from(pages), file: Arc::new(file) })
-    }
-}
-
-fn memory_file() -> Result<File, NodeError> {
-    let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
-    let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
-    Ok(file.map_err(failed)?.into())
+/// Where pages are.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// Here.
+    Memory(Vec<u8>),
+    /// In a file in memory, of which others send.
+    File(Arc<File>),
 }
 
 /// A seed, by its node and its id.
@@ -77,8 +64,8 @@ impl Kept {
 #[derive(Debug, Default)]
 pub(crate) struct WorkingSets {
     kept: Mutex<HashMap<Key, Kept>>,
-    /// A file that has its memory already: getting it costs more than filling it.
-    spare: Mutex<Option<File>>,
+    /// Memory that has been written to: getting it costs more than filling it.
+    spare: Mutex<Option<Vec<u8>>>,
 }
 
 impl WorkingSets {
@@ -106,32 +93,31 @@ impl WorkingSets {
         }
     }
 
-    /// Forgets what has not been used for long, and makes the next spare file.
-    ///
-    /// # Errors
-    /// There is no memory for it: the next working set gets its own as it comes.
-    pub fn sweep(&self) -> Result<(), NodeError> {
+    /// Forgets what has not been used for long, and makes the next spare.
+    pub fn sweep(&self) {
         {
             let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             all.retain(|_, kept| kept.used.elapsed() < KEPT);
         }
         if self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-            return Ok(());
+            return;
         }
-        let file = memory_file()?;
-        let failed = |e| NodeError::step(Phase::Fetch, "a spare working set", e);
-        let zeros = [0; CHUNK_PAGES * PAGE_SIZE as usize];
-        for at in (0..WORKING_SET_FIRST as u64).step_by(CHUNK_PAGES) {
-            file.write_all_at(&zeros, at * PAGE_SIZE).map_err(failed)?;
-        }
-        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
-        Ok(())
+        // Not zero: zeros would come as they are touched.
+        let spare = vec![1; WORKING_SET_FIRST * PAGE_SIZE as usize];
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(spare);
     }
 
-    /// A file for what a first child waits for; it grows if more comes.
-    fn file(&self) -> Result<File, NodeError> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-        spare.map_or_else(memory_file, Ok)
+    /// Memory for so many pages, whatever is in it.
+    fn room(&self, pages: usize) -> Vec<u8> {
+        let bytes = pages * PAGE_SIZE as usize;
+        let fits = |spare: &mut Vec<u8>| spare.len() >= bytes;
+        let spare = {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.take_if(fits)
+        };
+        let mut room = spare.unwrap_or_default();
+        room.resize(bytes, 0);
+        room
     }
 }
 
@@ -149,26 +135,24 @@ pub(crate) struct WorkingSet<'a> {
     sets: &'a WorkingSets,
     key: Key,
     parts: RefCell<Vec<Arc<Part>>>,
-    /// What was asked for last.
-    asked: Cell<Want>,
-    /// What is on its way, in the last part.
+    /// What is on its way behind them.
     rest: RefCell<Option<Rest>>,
-    /// It is known which pages these are.
-    listed: Cell<bool>,
+    /// A child of this fork has something to wait for.
+    expected: Cell<bool>,
 }
 
 impl<'a> WorkingSet<'a> {
     /// Of the seed `key`, with what is kept of it.
     pub fn kept(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
         let parts = sets.parts(&key);
-        WorkingSet { parts: RefCell::new(parts), ..WorkingSet::none(nodes, sets, key) }
+        let expected = Cell::new(!parts.is_empty());
+        WorkingSet { parts: RefCell::new(parts), expected, ..WorkingSet::none(nodes, sets, key) }
     }
 
     /// None, and none to come.
     pub fn none(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
-        let (asked, listed) = (Cell::default(), Cell::new(false));
-        let (parts, rest) = (RefCell::default(), RefCell::default());
-        WorkingSet { nodes, sets, key, parts, asked, rest, listed }
+        let (parts, rest) = Default::default();
+        WorkingSet { nodes, sets, key, parts, rest, expected: Cell::new(false) }
     }
 
     /// What to ask of the seed's node for a template: all.
@@ -184,155 +168,102 @@ impl<'a> WorkingSet<'a> {
 
     fn want_up_to(&self, most: usize) -> Want {
         let have = self.pages();
-        let more = self.len() < PARTS_MAX && have < most;
-        let want = Want { have: have as u32, want: if more { most as u32 } else { 0 } };
-        self.asked.set(want);
-        want
+        let more = self.parts.borrow().len() < PARTS_MAX && have < most;
+        Want { have: have as u32, want: if more { most as u32 } else { 0 } }
     }
 
-    /// The rest is on its way. Its part is a file at once, whatever will come.
-    ///
-    /// # Errors
-    /// No memory or no descriptor.
-    pub fn follows(&self, rest: Rest) -> Result<(), NodeError> {
-        let mut parts = self.parts.borrow_mut();
+    /// The rest is on its way.
+    pub fn follows(&self, rest: Rest) {
+        self.expected.set(true);
         if let Rest::Local(seed, want) = &rest
             && let Some(image) = seed.image(want.want as usize).filter(|_| want.have == 0)
         {
-            parts.push(image);
-            return Ok(());
+            let (pages, content) = (image.pages.clone(), Content::File(image.file.clone()));
+            self.parts.borrow_mut().push(Arc::new(Part { pages, content }));
+            return;
         }
-        let file = if parts.is_empty() { self.sets.file()? } else { memory_file()? };
-        parts.push(Arc::new(Part { pages: Arc::from([]), file: Arc::new(file) }));
         *self.rest.borrow_mut() = Some(rest);
-        Ok(())
     }
 
-    /// Number of parts, the one that is coming included.
-    fn len(&self) -> usize {
-        self.parts.borrow().len()
+    /// Whether there is anything for a child to wait for.
+    pub fn is_expected(&self) -> bool {
+        self.expected.get()
     }
 
-    /// How many pages each part may have.
-    pub fn sizes(&self) -> Vec<usize> {
-        let parts = self.parts.borrow();
-        let mut sizes: Vec<usize> = parts.iter().map(|part| part.pages.len()).collect();
-        let coming = self.rest.borrow().is_some() && !self.listed.get();
-        if let Some(last) = sizes.last_mut().filter(|_| coming) {
-            let Want { have, want } = self.asked.get();
-            *last = want.saturating_sub(have) as usize;
-        }
-        sizes
-    }
-
-    /// Number of pages, as far as their list is known.
+    /// Number of pages that are here.
     pub fn pages(&self) -> usize {
         self.parts.borrow().iter().map(|part| part.pages.len()).sum()
     }
 
-    /// The file of a part.
-    ///
-    /// # Errors
-    /// There is no such part, or no descriptor.
-    pub fn file(&self, number: usize) -> std::io::Result<OwnedFd> {
-        let parts = self.parts.borrow();
-        let part = parts.get(number).ok_or(std::io::ErrorKind::NotFound)?;
-        Ok(part.file.try_clone()?.into())
-    }
-
-    /// Waits until the seed's node has said which pages are coming.
+    /// Takes what is here and, for the first child of a fork, what is on its way: it waits until the
+    /// seed's node has said which pages are.
     ///
     /// # Errors
     /// [`NodeError`] if it does not say.
-    pub fn know(&self) -> Result<(), NodeError> {
-        if self.listed.get() {
-            return Ok(());
-        }
-        let pages = match &*self.rest.borrow() {
-            Some(Rest::Remote(incoming)) => self.nodes.list(incoming)?,
-            Some(Rest::Local(seed, want)) => seed.working_set(*want),
-            None => return Ok(()),
+    pub fn take(&'a self) -> Result<(Vec<Arc<Part>>, Option<Coming<'a>>), NodeError> {
+        let here = self.parts.borrow().clone();
+        let coming = match self.rest.borrow_mut().take() {
+            None => None,
+            Some(rest) => {
+                let pages = match &rest {
+                    Rest::Remote(incoming) => self.nodes.list(incoming)?,
+                    Rest::Local(seed, want) => seed.working_set(*want),
+                };
+                Some(Coming { set: self, rest, pages: Arc::from(pages) })
+            }
         };
-        let mut parts = self.parts.borrow_mut();
-        if let Some(empty) = parts.pop() {
-            let file = Arc::clone(&empty.file);
-            parts.push(Arc::new(Part { pages: Arc::from(pages), file }));
-        }
-        self.listed.set(true);
-        Ok(())
-    }
-
-    /// The pages of all parts. For the first child of a fork this waits until the seed's node has
-    /// said which are coming; what it returns besides is to be received.
-    ///
-    /// # Errors
-    /// [`NodeError`] if it does not say.
-    pub fn list(&'a self) -> Result<Listed<'a>, NodeError> {
-        self.know()?;
-        let rest = self.rest.borrow_mut().take();
-        let last = self.parts.borrow().last().cloned();
-        let coming = rest.zip(last).map(|(rest, part)| {
-            let before = self.len() - 1;
-            Coming { set: self, rest, part, before }
-        });
-        let pages = self.parts.borrow().iter().map(|part| Arc::clone(&part.pages)).collect();
-        Ok((pages, coming))
+        Ok((here, coming))
     }
 }
-
-/// The pages of all parts, and the part that is still to be received.
-type Listed<'a> = (Vec<Arc<[u64]>>, Option<Coming<'a>>);
 
 /// A part of which the list is known.
 pub(crate) struct Coming<'a> {
     set: &'a WorkingSet<'a>,
     rest: Rest,
-    part: Arc<Part>,
-    before: usize,
+    /// Which pages.
+    pub pages: Arc<[u64]>,
 }
 
 impl<'a> Coming<'a> {
-    /// Number of pages.
-    pub fn pages(&self) -> usize {
-        self.part.pages.len()
-    }
-
-    /// Receives it.
+    /// Receives it. `progress` sees what has come so far, each time some has.
     ///
     /// # Errors
     /// Whatever the cause: then the child that waits must be ended.
-    pub fn receive(self) -> Result<Come<'a>, NodeError> {
-        let Coming { set, rest, part, before } = self;
-        let write =
-            |first: usize, bytes: &[u8]| part.file.write_all_at(bytes, first as u64 * PAGE_SIZE);
+    pub fn receive(self, mut progress: impl FnMut(&[u8])) -> Result<Come<'a>, NodeError> {
+        let Coming { set, rest, pages } = self;
+        let mut room = set.sets.room(pages.len());
         match rest {
-            Rest::Remote(incoming) => set.nodes.receive(incoming, part.pages.len(), write)?,
-            Rest::Local(seed, _) => read(&seed, &part.pages, write)?,
+            Rest::Remote(incoming) => set.nodes.receive(incoming, &mut room, progress)?,
+            Rest::Local(seed, _) => read(&seed, &pages, |at, bytes| {
+                let at = at * PAGE_SIZE as usize;
+                room[at..at + bytes.len()].copy_from_slice(bytes);
+                progress(&room[..at + bytes.len()]);
+                Ok(())
+            })?,
         }
-        Ok(Come { set, part, before })
+        Ok(Come { set, pages, room })
     }
 }
 
 /// A part that is here.
 pub(crate) struct Come<'a> {
     set: &'a WorkingSet<'a>,
-    part: Arc<Part>,
-    before: usize,
+    pages: Arc<[u64]>,
+    room: Vec<u8>,
 }
 
 impl Come<'_> {
-    /// Keeps it for the next fork, with no more memory than it needs. Nobody waits for this.
-    ///
-    /// # Errors
-    /// The file cannot be cut.
-    pub fn keep(self) -> Result<(), NodeError> {
-        let Come { set, part, before } = self;
-        let failed = |e| NodeError::step(Phase::Fetch, "the working set", e);
-        part.file.set_len(part.pages.len() as u64 * PAGE_SIZE).map_err(failed)?;
-        if !part.pages.is_empty() {
-            set.sets.keep(&set.key, before, &part);
+    /// Keeps it for the other children of this fork and for the next fork, with no more memory than it
+    /// needs. Nobody waits for this.
+    pub fn keep(mut self) {
+        self.room.shrink_to_fit();
+        if self.pages.is_empty() {
+            return;
         }
-        Ok(())
+        let part = Arc::new(Part { pages: self.pages, content: Content::Memory(self.room) });
+        let mut parts = self.set.parts.borrow_mut();
+        self.set.sets.keep(&self.set.key, parts.len(), &part);
+        parts.push(part);
     }
 }
 
@@ -361,7 +292,7 @@ mod tests {
     use super::*;
 
     fn part(pages: std::ops::Range<u64>) -> Arc<Part> {
-        Arc::new(Part { pages: pages.collect(), file: Arc::new(memory_file().unwrap()) })
+        Arc::new(Part { pages: pages.collect(), content: Content::Memory(Vec::new()) })
     }
 
     #[test]
@@ -377,6 +308,18 @@ mod tests {
         assert_eq!(want(), Want { have: 14, want: most });
         sets.keep(&key, 2, &part(100..40_000));
         assert_eq!(want().want, 0);
+    }
+
+    #[test]
+    fn the_spare_is_used_where_it_suffices_and_is_made_anew() {
+        let sets = WorkingSets::default();
+        sets.sweep();
+        assert_eq!(sets.room(WORKING_SET_FIRST + 1).len(), (WORKING_SET_FIRST + 1) << 12);
+        assert!(sets.spare.lock().unwrap().is_some());
+        assert_eq!(sets.room(3).len(), 3 << 12);
+        assert!(sets.spare.lock().unwrap().is_none());
+        sets.sweep();
+        assert!(sets.spare.lock().unwrap().is_some());
     }
 
     #[test]

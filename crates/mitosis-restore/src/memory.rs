@@ -49,8 +49,6 @@ pub(crate) struct Memory<'a> {
     numbers: Vec<Option<u32>>,
     areas: Vec<Area>,
     runs: Vec<PageRun>,
-    /// See [`crate::Request`].
-    working_set: &'a [usize],
     /// The node's kernel has `MAP_DROPPABLE`.
     droppable: bool,
     /// See [`crate::Request`].
@@ -64,7 +62,6 @@ impl<'a> Memory<'a> {
         descriptor: &'a Descriptor,
         fd_base: u32,
         proven: &dyn ProvenFiles,
-        working_set: &'a [usize],
     ) -> Memory<'a> {
         let mut usable: Vec<bool> = descriptor.files.iter().map(|f| proven.proven(f)).collect();
         let mut count = 0;
@@ -84,7 +81,6 @@ impl<'a> Memory<'a> {
             numbers,
             areas: Vec::new(),
             runs: Vec::new(),
-            working_set,
             droppable: false,
             placed: &[],
             all_placed: false,
@@ -125,13 +121,13 @@ impl<'a> Memory<'a> {
             self.layout(program, provided);
         }
         if part == Part::Memory {
-            self.register(program, provided, part);
+            self.register(program, part);
             return Ok(());
         }
         if part == Part::Rest {
             shared::map(program, self.descriptor, self.fd_base, provided);
         }
-        self.register(program, provided, part);
+        self.register(program, part);
         if part == Part::Rest {
             let args = [PR_SET_THP_DISABLE, 0, 0, 0, 0];
             program.call(List::Build, PRCTL, &args, "register: thp_disable", Detail::None);

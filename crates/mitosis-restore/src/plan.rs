@@ -37,10 +37,8 @@ pub struct Request {
     pub hostname: Option<String>,
     /// A network namespace of its own.
     pub own_net: bool,
-    /// Files with parts of the seed's working set that there will be when the child is built, at
-    /// most [`crate::WORKING_SET_PARTS`], each with how many pages it may have; without one it waits for
-    /// none.
-    pub working_set: Vec<usize>,
+    /// The node puts pages in place while the child is built, which waits for them.
+    pub filled: bool,
     /// How its clocks go on.
     pub time: Time,
     /// Leave out what the program is told to call before it goes on.
@@ -113,8 +111,8 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
-    /// For each file with a part of the working set: how many pages it may have.
-    working_set: Vec<usize>,
+    /// It waits until the node has put the working set in place: see [`Provided::Filled`].
+    pub filled: bool,
     /// The image in a file, once somebody needed it.
     file: OnceLock<Arc<File>>,
 }
@@ -144,11 +142,10 @@ impl RestorePlan {
         Ok(Arc::clone(self.file.get_or_init(|| Arc::new(file))))
     }
 
-    /// What the child is to put in place of the working set, whose `parts` it gets in files: what it
-    /// waits for. The pages are in the index, too.
-    pub fn placement(&self, parts: &[Arc<[u64]>]) -> Placement {
-        let (base, areas) = (self.program.region.base, &self.areas);
-        working_set::placement(base, areas, &self.index, parts, &self.working_set)
+    /// What is to be put in place of the working set, given in parts, each ascending. The pages are in
+    /// the index, too.
+    pub fn placement<'a>(&self, parts: impl Iterator<Item = &'a [u64]>) -> Placement {
+        working_set::placement(&self.areas, &self.index, parts)
     }
 }
 
@@ -206,7 +203,7 @@ pub fn plan(
     let gate = region.frames();
     let fd_base = fd_base(descriptor, part);
     let mut provided = Vec::new();
-    let mut memory = memory::Memory::new(descriptor, fd_base, proven, &request.working_set);
+    let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -246,6 +243,11 @@ pub fn plan(
         files::finish(&mut program, fd_base);
         rare::process(&mut program, descriptor);
     }
+    // Without an area there is no userfaultfd through which the node could.
+    let filled = request.filled && part != Part::Rest && memory.misses();
+    if filled {
+        working_set::wait(&mut program, &mut provided, fd_base);
+    }
     descriptors_fit(descriptor, node, provided_base(fd_base) + provided.len() as u32)?;
     let room = if part == Part::Whole { 0 } else { TEMPLATE_REGION };
     let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp, room);
@@ -269,7 +271,7 @@ pub fn plan(
         monotonic_shift,
         gate,
         hooks: hooks.names,
-        working_set: request.working_set.clone(),
+        filled,
         file: OnceLock::new(),
     })
 }

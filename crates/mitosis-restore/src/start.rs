@@ -8,6 +8,7 @@ use mitosis_stub::abi::{
 };
 use mitosis_sys::SysError;
 use mitosis_sys::sched::Patience;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Descriptors for the child.
 #[derive(Debug)]
 pub struct StartFds {
-    /// Socket on which the pager will receive the child's userfaultfd.
+    /// Socket on which the pager, or the node alone if it is a template, will receive its userfaultfd.
     pub pager: OwnedFd,
     /// What the plan asked for, in its order.
     pub provided: Vec<OwnedFd>,
@@ -65,6 +66,37 @@ const HOOKS_TIMEOUT: Duration = Duration::from_secs(10);
 const STATUS_WORDS: usize = 9;
 pub(crate) const STATUS_STARTED: u64 = 1;
 
+/// A child that is being built.
+#[derive(Clone, Copy, Debug)]
+pub struct Building<'a> {
+    pub(crate) status: BorrowedFd<'a>,
+    pub(crate) control: Option<BorrowedFd<'a>>,
+    pub(crate) deadline: Instant,
+}
+
+impl Building<'_> {
+    /// Waits until something of the child's can be read from `socket`; `false` if it or its guard has
+    /// ended or given up before, or nothing came in the time for building: [`start`] says why.
+    pub fn sends(&self, socket: BorrowedFd<'_>) -> bool {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let mut polled = vec![
+                PollFd::from_borrowed_fd(socket, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.status, PollFlags::IN),
+            ];
+            polled.extend(self.control.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            match poll(&mut polled, Some(&timespec(left))) {
+                Err(rustix::io::Errno::INTR) => {}
+                _ => return polled[0].revents().contains(PollFlags::IN),
+            }
+        }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
+}
+
 /// Makes the child under the guard behind `control` and waits until it runs. What the caller has to
 /// do besides, it does in `meanwhile`, while the guard and the child work; if that is `false` the child
 /// is not waited for. On error the caller ends the guard; `meanwhile` has not run if nobody could be
@@ -77,7 +109,7 @@ pub fn start(
     control: BorrowedFd<'_>,
     maker: Maker<'_>,
     fds: StartFds,
-    meanwhile: impl FnOnce() -> bool,
+    meanwhile: impl FnOnce(&Building<'_>) -> bool,
 ) -> Result<Started, RestoreError> {
     let begun = Instant::now();
     let (status, status_child) = status_pair()?;
@@ -108,14 +140,15 @@ pub fn start(
     drop(attached);
     // A message wakes its receiver on this processor, as if this thread were about to sleep.
     std::thread::yield_now();
-    if !meanwhile() {
+    let deadline = begun + BUILD_TIMEOUT;
+    if !meanwhile(&Building { status: status.as_fd(), control: Some(control), deadline }) {
         return Err(RestoreError::Silent("given up".into()));
     }
     drop((status_child, fds));
     let sent = Instant::now();
     // A child that says that it runs is to run.
     let patience = Patience::begin();
-    let (pid, words) = receive(&status, Some(control), begun + BUILD_TIMEOUT)?;
+    let (pid, words) = receive(&status, Some(control), deadline)?;
     drop(patience);
     let word = |n: usize| words[n];
     if word(0) & 0xffff_ffff != STATUS_STARTED {
@@ -234,25 +267,24 @@ pub(crate) fn send(
 pub fn start_template(
     plan: &RestorePlan,
     control: BorrowedFd<'_>,
-    provided: Vec<OwnedFd>,
-    meanwhile: impl FnOnce() -> bool,
+    fds: StartFds,
+    meanwhile: impl FnOnce(&Building<'_>) -> bool,
 ) -> Result<OwnedFd, RestoreError> {
     let deadline = Instant::now() + BUILD_TIMEOUT;
     let (status, status_child) = status_pair()?;
     let image = plan.image_file()?;
-    // It has no pager: its one userfaultfd is its own.
-    let mut attached = vec![image.as_fd(), status_child.as_fd(), status_child.as_fd()];
-    attached.extend(provided.iter().map(AsFd::as_fd));
+    let mut attached = vec![image.as_fd(), status_child.as_fd(), fds.pager.as_fd()];
+    attached.extend(fds.provided.iter().map(AsFd::as_fd));
     let mut order = order(plan, attached.len(), None);
     order[1] = TEMPLATE_REGION;
     let head = [u64::from(guard_message::FORK), 0];
     send(control, &[&head[..], &order[..]].concat(), &attached)
         .map_err(failed("sendmsg", "template"))?;
     drop(attached);
-    if !meanwhile() {
+    if !meanwhile(&Building { status: status.as_fd(), control: None, deadline }) {
         return Err(RestoreError::Silent("given up".into()));
     }
-    drop((status_child, provided));
+    drop((status_child, fds));
     let (_, words) = receive(&status, None, deadline)?;
     if words[0] & 0xffff_ffff != STATUS_STARTED {
         return Err(operation_error(plan, &words));
@@ -266,17 +298,14 @@ pub(crate) fn receive(
     control: Option<BorrowedFd<'_>>,
     deadline: Instant,
 ) -> Result<(i32, [u64; STATUS_WORDS]), RestoreError> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(RestoreError::Silent("not done in 20 s".into()));
         }
-        let timeout =
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let mut polled = vec![PollFd::new(status, PollFlags::IN)];
         polled.extend(control.map(|control| PollFd::from_borrowed_fd(control, PollFlags::IN)));
-        match poll(&mut polled, Some(&timeout)) {
+        match poll(&mut polled, Some(&timespec(left))) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(RestoreError::Silent(e.to_string())),
         }

@@ -2,8 +2,8 @@
 //! none goes on before all can.
 
 use crate::start::{
-    BUILD_TIMEOUT, STATUS_STARTED, StartFds, Started, failed, operation_error, order, pair,
-    receive, send, status_pair,
+    BUILD_TIMEOUT, Building, STATUS_STARTED, StartFds, Started, failed, operation_error, order,
+    pair, receive, send, status_pair,
 };
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
@@ -29,7 +29,7 @@ pub struct Process<'a> {
 
 /// Makes all processes of a tree under the guard behind `control`, and lets them go when all can go
 /// on: see [`start`]. `table` says who is born of whom; the parts are those that live, in their own
-/// order. `terminals` is a file system of pseudo-terminals for them.
+/// order; `meanwhile` sees the root. `terminals` is a file system of pseudo-terminals for them.
 ///
 /// # Errors
 /// [`RestoreError`], with the operation that failed; then none has gone on.
@@ -38,7 +38,7 @@ pub fn start_tree(
     table: &[u8],
     terminals: Option<BorrowedFd<'_>>,
     control: BorrowedFd<'_>,
-    meanwhile: impl FnOnce() -> bool,
+    meanwhile: impl FnOnce(&Building<'_>) -> bool,
 ) -> Result<Vec<Started>, RestoreError> {
     let begun = Instant::now();
     let file = crate::plan::sealed_file("mitosis-tree", table)?;
@@ -71,13 +71,15 @@ pub fn start_tree(
         plans.push(part.plan);
     }
     drop(orders);
-    if !meanwhile() {
+    let deadline = begun + BUILD_TIMEOUT;
+    let root = statuses.first().map_or(control, |(status, _)| status.as_fd());
+    if !meanwhile(&Building { status: root, control: Some(control), deadline }) {
         return Err(RestoreError::Silent("given up".into()));
     }
     let statuses: Vec<OwnedFd> = statuses.into_iter().map(|(status, _)| status).collect();
     let mut started = Vec::with_capacity(plans.len());
     for (plan, status) in plans.iter().zip(&statuses) {
-        let (pid, words) = receive(status, Some(control), begun + BUILD_TIMEOUT)?;
+        let (pid, words) = receive(status, Some(control), deadline)?;
         if words[0] & 0xffff_ffff != STATUS_STARTED {
             return Err(operation_error(plan, &words));
         }

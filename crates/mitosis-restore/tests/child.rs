@@ -143,10 +143,10 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
                 File::open(path).expect("open").into()
             }
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
-            Provided::WorkingSet(_) | Provided::PlaceTable => {
-                panic!("not asked for")
-            }
-            Provided::TimeNamespace | Provided::Member(_) | Provided::Terminal(_) => {
+            Provided::Filled
+            | Provided::TimeNamespace
+            | Provided::Member(_)
+            | Provided::Terminal(_) => {
                 panic!("none was asked for")
             }
         })

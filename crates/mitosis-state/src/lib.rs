@@ -45,11 +45,8 @@ pub enum Provided {
     MappedFile(String),
     /// The executable, for `/proc/self/exe`.
     Executable(String),
-    /// A part of the working set, by its number: a file with the pages one after the other.
-    WorkingSet(usize),
-    /// A socket from which one message comes when all of the working set is there: which pages are to
-    /// be put in place.
-    PlaceTable,
+    /// A socket from which a byte comes when the working set is in place.
+    Filled,
     /// A socket to another member of the process tree, by its number.
     Member(u32),
     /// The master of a pseudo-terminal of the process tree, by its number.

@@ -18,14 +18,14 @@ const GROW: usize = 256 << 10;
 /// Receive buffer of a connection: what the other side sends of a working set while this one plans
 /// must fit.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// Pages given out at a time.
+/// Pages received before it is told.
 const CHUNK_PAGES: usize = 32;
 /// What each MiB of a descriptor, or of a working set, may take longer.
 const MIB_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tag of the one request under way on a connection.
 const TAG: u64 = 1;
 
-/// What a child's node asks of a seed's working set, besides the descriptor.
+/// What a child's node asks of a seed's working set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// Pages of it, in the order in which it grew, that are here already.
@@ -53,7 +53,7 @@ pub struct Fetched {
     pub by: FetchedBy,
     /// What the clocks of the seed's node showed when it was sent.
     pub clocks: OwnerClocks,
-    /// What follows it of the working set, if that was asked for.
+    /// What was wanted of the working set, if anything: it is asked for when its list is.
     pub incoming: Option<Incoming>,
 }
 
@@ -64,13 +64,16 @@ struct Connection {
     fetcher: Option<Fetcher>,
 }
 
-/// Pages on their way, right behind a descriptor.
+/// Pages of a working set that is to be asked for, or on its way.
+///
+/// It is a request of its own, made when the child is being built: a descriptor must not wait behind
+/// pages, nor its sender's processor be busy with them, and the child needs them only late.
 #[derive(Debug)]
 pub struct Incoming {
     connection: Connection,
     address: String,
-    /// Most pages that can follow.
-    most: usize,
+    access: wire::Access,
+    want: Want,
     deadline: Instant,
 }
 
@@ -94,8 +97,8 @@ impl ControlClient {
     }
 
     /// Fetches the encoded descriptor of a seed from the node at `address` (`HOST:PORT`), with what
-    /// that node's clocks show meanwhile, and begins to fetch a part of its working set. With `by` a
-    /// descriptor is read by RDMA if no working set is wanted.
+    /// that node's clocks show meanwhile, and holds the connection for what is `wanted` of its working
+    /// set. With `by` a descriptor is read by RDMA if nothing is.
     ///
     /// # Errors
     /// [`ForkError::Refused`] if that node refuses, [`ForkError::Unreachable`] if there is no
@@ -110,8 +113,9 @@ impl ControlClient {
     ) -> Result<Fetched, ForkError> {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
+        let by = by.filter(|_| wanted.want == 0);
         let inline = by.map_or(u32::MAX, |by| by.above);
-        let mut ask = wire::ForkAsk { access, have: wanted.have, want: wanted.want, inline };
+        let mut ask = wire::ForkAsk { access: access.clone(), inline };
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
         let (mut connection, mut head) = self.ask(address, Kind::Fork, &ask, deadline)?;
         let mut failed = None;
@@ -129,7 +133,8 @@ impl ControlClient {
             // What came of that is not known: a new connection, and no second attempt.
             ask.inline = u32::MAX;
             let stream = connect(address, deadline).map_err(unreachable)?;
-            head = exchange(&stream, Kind::Fork, &ask, true, deadline).map_err(unreachable)?;
+            head = exchange(&stream, Header::new(Kind::Fork), &ask, true, deadline)
+                .map_err(unreachable)?;
             connection = Connection { stream, fetcher: None };
         }
         // A large one, with what files held, takes its time over a slow link.
@@ -150,8 +155,8 @@ impl ControlClient {
             self.keep(address, connection);
             None
         } else {
-            let most = wanted.want.saturating_sub(wanted.have) as usize;
-            Some(Incoming { connection, address: address.to_owned(), most, deadline })
+            let address = address.to_owned();
+            Some(Incoming { connection, address, access, want: wanted, deadline })
         };
         let by = failed.map_or(FetchedBy::Answer, FetchedBy::Again);
         Ok(Fetched { descriptor, by, clocks, incoming })
@@ -200,40 +205,47 @@ impl ControlClient {
         // A pooled connection may have been closed by the other side meanwhile: only then is a
         // second attempt made, over a new connection.
         if let Some(connection) = self.pooled(address)
-            && let Ok(head) = exchange(&connection.stream, kind, ask, false, deadline)
+            && let Ok(head) = exchange(&connection.stream, Header::new(kind), ask, false, deadline)
         {
             return Ok((connection, head));
         }
         let stream = connect(address, deadline).map_err(unreachable)?;
-        let head = exchange(&stream, kind, ask, true, deadline).map_err(unreachable)?;
+        let head =
+            exchange(&stream, Header::new(kind), ask, true, deadline).map_err(unreachable)?;
         Ok((Connection { stream, fetcher: None }, head))
     }
 
-    /// Which pages of the seed follow, ascending.
+    /// Asks for the pages, and waits until it is known which will come, ascending.
     ///
     /// # Errors
-    /// [`ForkError::Unreachable`].
+    /// As [`ControlClient::fork`].
     pub fn list(&self, incoming: &Incoming) -> Result<Vec<u64>, ForkError> {
-        let Incoming { connection, address, most, deadline } = incoming;
+        let Incoming { connection, address, access, want, deadline } = incoming;
         let unreachable = |cause| ForkError::Unreachable { address: address.clone(), cause };
-        take_list(&connection.stream, *most, *deadline).map_err(unreachable)
+        let stream = &connection.stream;
+        let most = want.want.saturating_sub(want.have) as usize;
+        let ask = Header { a: want.have, b: want.want, ..Header::new(Kind::Begin) };
+        let head = exchange(stream, ask, access, false, *deadline).map_err(unreachable)?;
+        if head.kind == Kind::Refused {
+            return Err(ForkError::Refused { address: address.clone() });
+        }
+        take_list(stream, &head, most, *deadline).map_err(unreachable)
     }
 
-    /// Receives the `count` pages of the list. `sink` gets the index of the first and the bytes of
-    /// some, in order.
+    /// Receives the pages of the list into `pages`, which has room for just these; `progress` sees what
+    /// has come so far, each time some have.
     ///
     /// # Errors
-    /// [`ForkError::Unreachable`] with the cause, also if the owner could not read a page or `sink`
-    /// failed.
+    /// [`ForkError::Unreachable`] with the cause, also if the owner could not read a page.
     pub fn receive(
         &self,
         incoming: Incoming,
-        count: usize,
-        sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
+        pages: &mut [u8],
+        progress: impl FnMut(&[u8]),
     ) -> Result<(), ForkError> {
         let Incoming { connection, address, deadline, .. } = incoming;
-        let deadline = deadline + MIB_TIMEOUT * ((count * wire::PAGE) >> 20) as u32;
-        match take_pages(&connection.stream, count, deadline, sink) {
+        let deadline = deadline + MIB_TIMEOUT * (pages.len() >> 20) as u32;
+        match take_pages(&connection.stream, pages, deadline, progress) {
             Ok(()) => {
                 self.keep(&address, connection);
                 Ok(())
@@ -367,7 +379,7 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
 /// One request and the head of its answer.
 fn exchange<T: serde::Serialize>(
     stream: &TcpStream,
-    kind: Kind,
+    head: Header,
     ask: &T,
     fresh: bool,
     deadline: Instant,
@@ -377,7 +389,7 @@ fn exchange<T: serde::Serialize>(
         let hello = wire::Hello { version: wire::VERSION };
         out.extend(wire::control(Header::new(Kind::Hello), &hello)?);
     }
-    out.extend(wire::control(Header { tag: TAG, ..Header::new(kind) }, ask)?);
+    out.extend(wire::control(Header { tag: TAG, ..head }, ask)?);
     stream.set_write_timeout(Some(left(deadline)?)).map_err(|e| SourceError::io("send", e))?;
     let mut writer = stream;
     writer.write_all(&out).map_err(|e| SourceError::io("send", e))?;
@@ -398,15 +410,19 @@ fn exchange<T: serde::Serialize>(
 }
 
 fn ping(stream: &TcpStream, fresh: bool, deadline: Instant) -> Result<(), SourceError> {
-    let head = exchange(stream, Kind::Ping, &(), fresh, deadline)?;
+    let head = exchange(stream, Header::new(Kind::Ping), &(), fresh, deadline)?;
     if head.kind != Kind::Pong {
         return Err(unexpected(head.kind));
     }
     body(stream, head.length as usize, deadline).map(drop)
 }
 
-fn take_list(stream: &TcpStream, most: usize, deadline: Instant) -> Result<Vec<u64>, SourceError> {
-    let header = header(stream, deadline)?;
+fn take_list(
+    stream: &TcpStream,
+    header: &Header,
+    most: usize,
+    deadline: Instant,
+) -> Result<Vec<u64>, SourceError> {
     if header.kind != Kind::WorkingSet {
         return Err(unexpected(header.kind));
     }
@@ -422,20 +438,20 @@ fn unexpected(kind: Kind) -> SourceError {
     SourceError::Protocol(format!("unexpected frame {kind:?}"))
 }
 
-/// Takes `count` pages off a connection, in order.
+/// Takes the pages of a list off a connection, in order.
 fn take_pages(
     stream: &TcpStream,
-    count: usize,
+    pages: &mut [u8],
     deadline: Instant,
-    mut sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
+    mut progress: impl FnMut(&[u8]),
 ) -> Result<(), SourceError> {
-    let mut buffer = vec![0; CHUNK_PAGES * wire::PAGE];
+    let count = pages.len() / wire::PAGE;
     let mut taken = 0;
     while taken < count {
         let head = header(stream, deadline)?;
-        let pages = head.b as usize;
+        let mut left = head.b as usize;
         match head.kind {
-            Kind::Data if head.a as usize == taken && pages <= count - taken => {}
+            Kind::Data if head.a as usize == taken && left <= count - taken => {}
             Kind::Error => {
                 let body = body(stream, head.length as usize, deadline)?;
                 let error: crate::ReadError = wire::body(Kind::Error, &body)?;
@@ -443,12 +459,11 @@ fn take_pages(
             }
             other => return Err(unexpected(other)),
         }
-        let mut left = pages;
         while left > 0 {
             let part = left.min(CHUNK_PAGES);
-            let bytes = &mut buffer[..part * wire::PAGE];
-            read_full(stream, bytes, deadline)?;
-            sink(taken, bytes).map_err(|e| SourceError::io("keep a page", e))?;
+            let (from, to) = (taken * wire::PAGE, (taken + part) * wire::PAGE);
+            read_full(stream, &mut pages[from..to], deadline)?;
+            progress(&pages[..to]);
             taken += part;
             left -= part;
         }

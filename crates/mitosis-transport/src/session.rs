@@ -211,6 +211,7 @@ impl Session {
         }
         match header.kind {
             Kind::Fork => self.fork(header, body),
+            Kind::Begin => self.begin(header, body),
             Kind::Vdso => self.vdso(header, body),
             Kind::Lease => self.lease(header, body),
             Kind::Open => self.open(header, body),
@@ -264,9 +265,6 @@ impl Session {
                 let head = Header { length, tag: header.tag, ..clocks.header() };
                 self.output.push(&head.encode());
                 self.output.push(&bytes);
-                if ask.want > 0 {
-                    self.working_set(header.tag, &ask)?;
-                }
             }
             _ => self.refuse(header.tag),
         }
@@ -275,7 +273,7 @@ impl Session {
 
     /// Where a descriptor is for one who would rather read it than be sent it.
     fn place(&mut self, ask: &wire::ForkAsk, bytes: &[u8]) -> Option<wire::RdmaPlace> {
-        if bytes.len() <= ask.inline as usize || ask.want > 0 {
+        if bytes.len() <= ask.inline as usize {
             return None;
         }
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok()?;
@@ -316,24 +314,23 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the part of the working set that the other node lacks. It plans meanwhile.
-    fn working_set(&mut self, tag: u64, ask: &wire::ForkAsk) -> Result<(), End> {
-        // The other node plans meanwhile.
-        self.send()?;
-        let seed = self.service.open(ask.access.seed, &ask.access.secret).ok();
-        let image = seed.as_ref().and_then(|seed| seed.image(ask.want as usize));
-        if let (Some(seed), Some((pages, file))) = (&seed, image.filter(|_| ask.have == 0)) {
-            return self.image(tag, &**seed, &pages, &file);
+    /// Sends the part of the working set that the other node lacks. It builds a child meanwhile.
+    fn begin(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
+        let access: wire::Access = wire::body(Kind::Begin, body)?;
+        let (tag, want) = (header.tag, crate::Want { have: header.a, want: header.b });
+        let Ok(seed) = self.service.open(access.seed, &access.secret) else {
+            self.refuse(tag);
+            return Ok(());
+        };
+        let image = seed.image(want.want as usize).filter(|_| want.have == 0);
+        if let Some((pages, file)) = image {
+            return self.image(tag, &*seed, &pages, &file);
         }
-        let known = seed.as_ref().map_or_else(Vec::new, |seed| seed.trail());
-        let pages = crate::Want { have: ask.have, want: ask.want }.part(known);
+        let pages = want.part(seed.trail());
         let head = Header { tag, ..Header::new(Kind::WorkingSet) };
         self.output.push(&wire::control(head, &wire::Pages { pages: pages.clone() })?);
         self.send()?;
-        match seed {
-            Some(seed) => self.single(tag, &*seed, &pages),
-            None => Ok(()),
-        }
+        self.single(tag, &*seed, &pages)
     }
 
     fn open(&mut self, header: Header, body: &[u8]) -> Result<(), End> {

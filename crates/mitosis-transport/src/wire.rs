@@ -64,9 +64,9 @@ pub const HANDLES_MAX: usize = 4096;
 pub enum Kind {
     /// First frame of each side: body [`Hello`].
     Hello = 1,
-    /// Request of a descriptor, and of a part of the working set: body [`ForkAsk`]; `tag`.
+    /// Request of a descriptor: body [`ForkAsk`]; `tag`.
     Fork = 2,
-    /// Answer: the descriptor's bytes; `tag`. If pages were asked for, [`Kind::WorkingSet`] follows.
+    /// Answer: the descriptor's bytes; `tag`.
     Descriptor = 3,
     /// The one refusal: `tag` of a fork or a lease, or `a` = handle of an open (`b` = 1).
     Refused = 4,
@@ -89,7 +89,7 @@ pub enum Kind {
     /// What earlier children touched, or the parent has written, sent after an open: `a` = handle,
     /// `b` = 1 if a child has told, body [`Pages`].
     Trail = 13,
-    /// The part of the working set that was asked for: `tag`, body [`Pages`], ascending. These pages
+    /// Answer to [`Kind::Begin`]: which pages that are: `tag`, body [`Pages`], ascending. These pages
     /// follow in this order, as [`Kind::Data`] with the same `tag`, or [`Kind::Error`].
     WorkingSet = 15,
     /// Asks for the right to start children of a seed without further questions for a while: `tag`,
@@ -105,6 +105,10 @@ pub enum Kind {
     /// Reads single pages: `tag`, `a` = handle, body [`Pages`], which are answered in this order as
     /// those of a [`Kind::Read`].
     Gather = 20,
+    /// Asks for a part of the working set: `tag`, `a` = pages of it, in the order in which it grew, that
+    /// the asking node has, `b` = up to how many it wants to have, body [`Access`]. Answered by
+    /// [`Kind::WorkingSet`] or [`Kind::Refused`].
+    Begin = 21,
     /// About RDMA: `a` = handle, body [`RdmaAsk`]. Answered by [`Kind::RdmaAnswer`].
     Rdma = 32,
     /// `a` = handle, body [`RdmaSaid`].
@@ -119,14 +123,14 @@ impl Kind {
         use Kind::*;
         let old = [Hello, Fork, Descriptor, Refused, Open, Close, Read, Data, Error, Ping, Pong];
         let all = old.into_iter().chain([Learn, Trail, WorkingSet, Lease, Leased]);
-        let all = all.chain([Vdso, VdsoImage, Gather, Rdma, RdmaAnswer, DescriptorAt]);
+        let all = all.chain([Vdso, VdsoImage, Gather, Begin, Rdma, RdmaAnswer, DescriptorAt]);
         all.into_iter().find(|k| *k as u8 == value)
     }
 
     fn body_max(self) -> usize {
         match self {
             Kind::Hello | Kind::Fork | Kind::Open | Kind::Rdma => REQUEST_BODY_MAX,
-            Kind::Lease | Kind::Vdso => REQUEST_BODY_MAX,
+            Kind::Lease | Kind::Vdso | Kind::Begin => REQUEST_BODY_MAX,
             Kind::Refused | Kind::Close | Kind::Read | Kind::Ping | Kind::Leased => 0,
             Kind::Descriptor => DESCRIPTOR_MAX,
             Kind::Data => DATA_PAGES_MAX as usize * PAGE,
@@ -294,10 +298,6 @@ pub struct Access {
 pub struct ForkAsk {
     /// The seed and the right to it.
     pub access: Access,
-    /// Pages of the working set, in the order in which it grew, that the asking node has.
-    pub have: u32,
-    /// Up to how many it wants to have; 0 for none.
-    pub want: u32,
     /// A descriptor of more bytes it would rather read by RDMA; `u32::MAX` for none.
     pub inline: u32,
 }

@@ -3,14 +3,15 @@
 use super::{Batch, Held, Stdio};
 use crate::children::{Guarded, Start};
 use crate::error::NodeError;
+use crate::fill::{Arrival, fill};
 use crate::listeners::Share;
 use crate::prepare::start_ticks;
-use crate::recipe::{self, Recipe, pair};
+use crate::recipe::{Recipe, pair};
 use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{PageIndex, Phase};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkedChild, Net, PhaseTime, Via};
-use mitosis_restore::{Maker, StartFds, Started};
+use mitosis_restore::{Building, Maker, StartFds, Started};
 use mitosis_sandbox::{Guard, Network};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
@@ -38,11 +39,11 @@ impl Batch<'_> {
         let plan = &self.recipe.plan;
         let mut held = Held(Some(self.pager.pool.take(network)?));
         let (uffd_rx, uffd_tx) = pair()?;
-        let (table_rx, table_tx) = pair()?;
+        let (filled, word) = pair()?;
         let log = self.log(id)?;
         let recipe = &self.recipe;
-        let (provided, shares) = self.provide(recipe, log.as_ref(), &table_rx, |_| None)?;
-        drop(table_rx);
+        let (provided, shares) = self.provide(recipe, log.as_ref(), &filled, |_| None)?;
+        drop(filled);
         let guard = held.guard()?;
         // A guard's child is born where the guard is.
         let group = guard.group.as_ref().filter(|_| self.template.is_some());
@@ -52,13 +53,16 @@ impl Batch<'_> {
         // stub's last system calls, waits for it.
         let mut added = None;
         let mut placed = Ok(());
-        let page = || {
+        let page = |building: &Building<'_>| {
             let mut announce = |pages, bytes| {
                 added = Some(self.page(recipe, (id, None), guard, &uffd_rx, (pages, bytes)));
             };
             match &self.template {
                 Some(_) => announce(Vec::new(), 0),
-                None => placed = recipe::place(&self.working_set, plan, &table_tx, announce),
+                None => {
+                    let ends = (Arrival::Pagers(&uffd_rx), &word);
+                    placed = fill(&self.working_set, plan, ends, building, announce);
+                }
             }
             placed.is_ok()
         };

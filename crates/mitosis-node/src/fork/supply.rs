@@ -17,7 +17,7 @@ impl Batch<'_> {
         &self,
         recipe: &Recipe,
         log: Option<&File>,
-        table: &OwnedFd,
+        filled: &OwnedFd,
         mut of_tree: impl FnMut(&Provided) -> Option<OwnedFd>,
     ) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let mut shares = Vec::new();
@@ -42,11 +42,8 @@ impl Batch<'_> {
                     let space = recipe.space.as_ref().ok_or_else(gone)?;
                     space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
                 }
-                other => {
-                    let (descriptor, set) = (&recipe.descriptor, &self.working_set);
-                    recipe::provide_memory(self.node, descriptor, set, other, table)?
-                        .ok_or_else(|| NodeError::step(Phase::Build, object(), "unknown"))?
-                }
+                other => recipe::provide_memory(self.node, &recipe.descriptor, other, filled)?
+                    .ok_or_else(|| NodeError::step(Phase::Build, object(), "unknown"))?,
             });
         }
         Ok((fds, shares))

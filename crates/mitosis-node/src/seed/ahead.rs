@@ -5,16 +5,43 @@ use super::Seed;
 use crate::error::NodeError;
 use crate::kept::Kept;
 use crate::trail::{BEGINNING, Trail};
-use crate::working_set::Part;
+use crate::working_set::read;
+use mitosis_descriptor::{PAGE_SIZE, Phase};
 use mitosis_transport::wire::WORKING_SET_FIRST;
 use mitosis_transport::{SeedState, Want};
+use rustix::fs::MemfdFlags;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, MutexGuard, PoisonError};
+
+/// Some pages of a seed, to be sent without a copy.
+#[derive(Debug)]
+pub(crate) struct Image {
+    /// Which, ascending.
+    pub pages: Arc<[u64]>,
+    /// A file in memory: the `n`-th page at offset `n * 4096`.
+    pub file: Arc<File>,
+}
+
+impl Image {
+    /// Of pages in ascending order.
+    ///
+    /// # Errors
+    /// No memory, or the seed has ended.
+    fn read(seed: &Seed, pages: Vec<u64>) -> Result<Image, NodeError> {
+        let failed = |e| NodeError::step(Phase::Fetch, "memfd_create", e);
+        let file = rustix::fs::memfd_create("mitosis-working-set", MemfdFlags::CLOEXEC);
+        let file: File = file.map_err(failed)?.into();
+        read(seed, &pages, |at, bytes| file.write_all_at(bytes, at as u64 * PAGE_SIZE))?;
+        Ok(Image { pages: Arc::from(pages), file: Arc::new(file) })
+    }
+}
 
 /// Beginnings of a trail, each with its pages in a file in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
-    first: Option<Arc<Part>>,
-    whole: Option<Arc<Part>>,
+    first: Option<Arc<Image>>,
+    whole: Option<Arc<Image>>,
     /// What is fetched along the trail.
     pub kept: Kept,
 }
@@ -53,13 +80,13 @@ impl Seed {
 
     /// The first pages of the working set in a file in memory, at most `most` of them, if there is
     /// such a file.
-    pub fn image(&self, most: usize) -> Option<Arc<Part>> {
+    pub fn image(&self, most: usize) -> Option<Arc<Image>> {
         // Of a long working set only the beginning is in a file.
         if most > BEGINNING && self.trail_pages() > BEGINNING {
             return None;
         }
         let images = self.images();
-        let fits = |part: &&Arc<Part>| part.pages.len() <= most;
+        let fits = |part: &&Arc<Image>| part.pages.len() <= most;
         let first = || images.first.as_ref().filter(|_| most <= WORKING_SET_FIRST);
         images.whole.as_ref().filter(fits).or_else(|| first().filter(fits)).cloned()
     }
@@ -71,7 +98,7 @@ impl Seed {
     /// # Errors
     /// No memory, or the seed has ended.
     pub fn make_images(&self, room: usize) -> Result<(), NodeError> {
-        let have = |part: &Option<Arc<Part>>| part.as_ref().map_or(0, |part| part.pages.len());
+        let have = |part: &Option<Arc<Image>>| part.as_ref().map_or(0, |part| part.pages.len());
         let (have_first, have_whole) = {
             let images = self.images();
             (have(&images.first), have(&images.whole))
@@ -93,7 +120,7 @@ impl Seed {
         let make = |pages: Option<Vec<u64>>| {
             let made = pages.map(|mut pages| {
                 pages.sort_unstable();
-                Part::read(self, pages).map(Arc::new)
+                Image::read(self, pages).map(Arc::new)
             });
             made.transpose()
         };

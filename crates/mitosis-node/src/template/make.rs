@@ -3,12 +3,13 @@
 use super::one::{Files, Process, Template};
 use super::{Jobs, key};
 use crate::error::NodeError;
+use crate::fill::{Arrival, fill};
 use crate::node::Node;
 use crate::recipe::{self, Basis, Got, Placed, Recipe, fetch, pair};
 use crate::working_set::WorkingSet;
 use mitosis_descriptor::{PAGE_SIZE, Phase, Reference};
 use mitosis_proto::{ForkRequest, Transport, Via};
-use mitosis_restore::{Part, Time};
+use mitosis_restore::{Building, Part, StartFds, Time};
 use mitosis_sandbox::{Blank, GuardImage};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -38,33 +39,34 @@ pub(super) fn make(
     let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
     let Got { descriptor, reading, rest, .. } =
         fetch(node, reference, working_set.want(), Transport::Tcp)?;
-    rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
+    rest.into_iter().for_each(|rest| working_set.follows(rest));
     let clocks = node.times.of(&reading, &descriptor.clocks)?;
     let descriptor = Arc::new(descriptor);
-    // Nobody waits: the plan is made for the pages that there are.
-    working_set.know()?;
-    let parts = working_set.sizes();
     let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
     let files = Files::now(node, &descriptor);
     let (part, placed) = (Part::Memory, Placed::Pages(&[]));
-    let basis = Basis { part, working_set: &parts, tree: None, placed, proven: &files };
+    let filled = working_set.is_expected();
+    let basis = Basis { part, filled, tree: None, placed, proven: &files };
     let recipe = Recipe::new(node, request, of, &basis, time)?;
     let process = Blank::start(image)?;
-    let (table_rx, table_tx) = pair()?;
+    let (filled, word) = pair()?;
+    let (arrival, pager) = pair()?;
     let mut provided = Vec::new();
     for wanted in &recipe.plan.provided {
-        let one = recipe::provide_memory(node, &descriptor, &working_set, wanted, &table_rx)?;
+        let one = recipe::provide_memory(node, &descriptor, wanted, &filled)?;
         let unknown = || NodeError::step(Phase::Build, format!("{wanted:?}"), "in a template");
         provided.push(one.ok_or_else(unknown)?);
     }
-    drop(table_rx);
+    drop(filled);
     let (mut placed, mut pages) = (Ok(()), Vec::new());
-    let fill = || {
-        placed = recipe::place(&working_set, &recipe.plan, &table_tx, |all, _| pages = all);
+    let meanwhile = |building: &Building<'_>| {
+        let ends = (Arrival::Own(&arrival), &word);
+        placed = fill(&working_set, &recipe.plan, ends, building, |all, _| pages = all);
         placed.is_ok()
     };
     let control = process.control.as_fd();
-    let orders = mitosis_restore::start_template(&recipe.plan, control, provided, fill);
+    let fds = StartFds { pager, provided, cgroup: None };
+    let orders = mitosis_restore::start_template(&recipe.plan, control, fds, meanwhile);
     placed?;
     pages.sort_unstable();
     let template = Template {

@@ -123,7 +123,7 @@ impl Template {
             Process::Made(_) => Placed::Pages(&self.pages),
             Process::Shadow(_) => Placed::All,
         };
-        let basis = Basis { part: Part::Rest, working_set: &[], tree: None, placed, proven };
+        let basis = Basis { part: Part::Rest, filled: false, tree: None, placed, proven };
         let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
         let recipe = Arc::new(recipe);
         let mut recipes = lock();

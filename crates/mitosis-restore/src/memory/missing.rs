@@ -22,6 +22,11 @@ impl<'a> Memory<'a> {
         Ok((self.areas, index))
     }
 
+    /// Whether anything is to be registered.
+    pub(crate) fn misses(&self) -> bool {
+        !self.areas.is_empty()
+    }
+
     /// What the template has is not missing, and where nothing else is, nothing is registered.
     pub(super) fn leave_out(&mut self) {
         let mut placed = self.placed.iter().copied().peekable();

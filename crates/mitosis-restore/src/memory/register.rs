@@ -1,9 +1,8 @@
 //! The userfaultfd, from its making until the pager and the guard have it.
 
 use super::Memory;
-use crate::plan::{Area, Part, provided_base};
-use crate::working_set;
-use mitosis_state::{Detail, List, Program, Provided, op};
+use crate::plan::{Area, Part};
+use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, guard_message};
 
 const IOCTL: u16 = 16;
@@ -22,10 +21,9 @@ const UFFD_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 pub(super) const SLOT_UFFD: u8 = 1;
 
 impl Memory<'_> {
-    /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
-    /// is here of the working set is put in place: nobody else knows of the descriptor yet. A template
-    /// has one for that alone.
-    pub(super) fn register(&self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
+    /// The userfaultfd: made, registered, given to the pager and to the guard, closed. A template has
+    /// one for its node alone, which puts its pages in place.
+    pub(super) fn register(&self, program: &mut Program, part: Part) {
         if self.areas.is_empty() {
             return;
         }
@@ -53,12 +51,6 @@ impl Memory<'_> {
             let args = [uffd, UFFDIO_REGISTER, range];
             program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
         }
-        if part != Part::Rest {
-            working_set::place(program, self.working_set, uffd, |wanted| {
-                provided.push(wanted);
-                provided_base(self.fd_base) + provided.len() as u32 - 1
-            });
-        }
         // A guard that has made its child holds what waits in a socket that it never reads; one that has
         // adopted it takes the descriptor, which is less: no socket, and no message for life.
         let hold = u128::from(guard_message::HOLD_MAIN).to_le_bytes();
@@ -67,7 +59,8 @@ impl Memory<'_> {
             (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),
             (FD_PAGER, &b"u"[..], "register: give the userfaultfd to the pager"),
         ];
-        for (to, bytes, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
+        let skipped = usize::from(part == Part::Memory);
+        for (to, bytes, what) in receivers.into_iter().skip(skipped) {
             let message = program.message(bytes, &[uffd as u32]);
             let (to, len) = (u64::from(self.fd_base) + to as u64, bytes.len() as u64);
             program.call_expect(List::Build, SENDMSG, &[to, message, 0], len, what, Detail::None);

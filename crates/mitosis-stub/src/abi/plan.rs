@@ -59,17 +59,14 @@ pub const OP_EXPECT: u16 = 0x80;
 pub const OP_STORE32: u16 = 0x100;
 /// `Op::flags`: not a system call: take the time into [`Status::times`] at index `args[0]`.
 pub const OP_TIME: u16 = 0x200;
-/// `Op::flags`: not a system call: put pages in place through the userfaultfd `args[0]`, as the
-/// [`PlaceTable`] at address `args[1]` says.
-pub const OP_PLACE: u16 = 0x400;
 /// `Op::flags`: not a system call: wait until the guard is the parent. Whoever made a child of a
 /// template has then left its namespaces.
-pub const OP_ADOPTED: u16 = 0x800;
+pub const OP_ADOPTED: u16 = 0x400;
 /// `Op::flags`: not a system call: the result is the 64-bit word at address `args[0]`.
-pub const OP_LOAD: u16 = 0x1000;
+pub const OP_LOAD: u16 = 0x800;
 /// `Op::flags`: not a system call: make a process, see it end, and have a pidfd of it; or, if `args[0]`
 /// is not 0, one with that pid, which is not waited for.
-pub const OP_ENDED: u16 = 0x2000;
+pub const OP_ENDED: u16 = 0x1000;
 /// Slots of saved results.
 pub const SLOTS: usize = 8;
 /// Slot 0 holds the address of the vdso that exec gave the process.
@@ -96,22 +93,6 @@ pub struct Op {
     /// Wanted result with [`OP_EXPECT`].
     pub expect: u64,
 }
-
-/// Head of a table of pages to put in place, followed by [`PlaceTable::count`] times
-/// `struct uffdio_copy` (linux/userfaultfd.h).
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct PlaceTable {
-    /// [`PLACE_MAGIC`]: without it no table has come.
-    pub magic: u64,
-    /// Entries that follow.
-    pub count: u64,
-}
-
-/// "mitosis" and a letter.
-pub const PLACE_MAGIC: u64 = 0x7073_6973_6f74_696d;
-/// Bytes of an entry.
-pub const PLACE_ENTRY: usize = 40;
 
 /// [`Status::kind`]: the child is about to run.
 pub const STATUS_STARTED: u32 = 1;

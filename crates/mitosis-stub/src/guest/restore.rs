@@ -242,9 +242,6 @@ fn perform(op: &Op, frame: &mut Frame) -> i64 {
         unsafe { (op.args[0] as *mut u32).write_volatile(value as u32) };
         return 0;
     }
-    if op.flags & OP_PLACE != 0 {
-        return place(op.args[0], op.args[1]);
-    }
     if op.flags & OP_ADOPTED != 0 {
         return adopted();
     }
@@ -317,61 +314,6 @@ fn ended(pid: i32) -> i64 {
     syscall!(sys::WAIT4, made, 0, WALL, 0);
     pidfd
 }
-
-/// Puts pages in place. A table that has not come is an error: the node counts on these pages.
-fn place(uffd: u64, table: u64) -> i64 {
-    // SAFETY: the planner mapped room for a table there.
-    let head = unsafe { (table as *const PlaceTable).read() };
-    if head.magic != PLACE_MAGIC {
-        return -71; // EPROTO
-    }
-    let mut index = 0;
-    while index < head.count {
-        let entry =
-            table + (core::mem::size_of::<PlaceTable>() + index as usize * PLACE_ENTRY) as u64;
-        // SAFETY: the table has room for all entries that it names, and nobody else uses it.
-        let result = unsafe { copy(uffd, entry as *mut UffdioCopy) };
-        if result < 0 {
-            return result;
-        }
-        index += 1;
-    }
-    0
-}
-
-/// Copies the pages of one entry. One that is there already came through another mapping of the same
-/// shared memory, with the same content.
-unsafe fn copy(uffd: u64, entry: *mut UffdioCopy) -> i64 {
-    // SAFETY: the caller's entry.
-    let entry = unsafe { &mut *entry };
-    while entry.len > 0 {
-        let result = syscall!(sys::IOCTL, uffd, UFFDIO_COPY, entry as *mut UffdioCopy);
-        let done = match entry.copy {
-            _ if result == 0 => entry.len,
-            copied if copied > 0 => copied as u64,
-            -17 => 4096, // EEXIST
-            _ => return result,
-        };
-        entry.dst += done;
-        entry.src += done;
-        entry.len -= done;
-        entry.copy = 0;
-    }
-    0
-}
-
-/// `struct uffdio_copy` (linux/userfaultfd.h).
-#[repr(C)]
-struct UffdioCopy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copy: i64,
-}
-
-/// `_IOWR(0xaa, 3, struct uffdio_copy)`
-const UFFDIO_COPY: u64 = 0xc028_aa03;
 
 fn fail(plan: &Plan, status: &Status, list: u32, op: u64, result: i64) -> ! {
     let mut status = *status;

@@ -79,7 +79,7 @@ fn hundreds_of_descriptors_that_are_asked_for_at_once_are_not_held_at_once() {
     let hello =
         wire::control(Header::new(Kind::Hello), &wire::Hello { version: wire::VERSION }).unwrap();
     let access = wire::Access { seed: SEED, secret: SECRET };
-    let ask = wire::ForkAsk { access, have: 0, want: 0, inline: u32::MAX };
+    let ask = wire::ForkAsk { access, inline: u32::MAX };
     let ask = wire::control(Header::new(Kind::Fork), &ask).unwrap();
     let mut stream = TcpStream::connect(node.address).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();

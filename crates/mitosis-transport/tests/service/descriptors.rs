@@ -32,13 +32,13 @@ fn behind(
     assert_eq!(fetched.descriptor.len(), 300_000);
     let incoming = fetched.incoming.expect("nothing follows");
     let pages = client.list(&incoming)?;
-    let mut seen = Vec::new();
-    client.receive(incoming, pages.len(), |first, bytes| {
-        assert_eq!(first, seen.len());
-        seen.extend(bytes.chunks(4096).map(|page| page[0]));
-        Ok(())
+    let (mut bytes, mut before) = (vec![0; pages.len() * 4096], 0);
+    client.receive(incoming, &mut bytes, |so_far| {
+        assert!(so_far.len() > before && so_far.len() % 4096 == 0);
+        before = so_far.len();
     })?;
-    Ok((pages, seen))
+    assert_eq!(before, bytes.len());
+    Ok((pages, bytes.chunks(4096).map(|page| page[0]).collect()))
 }
 
 #[test]
