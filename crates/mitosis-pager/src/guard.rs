@@ -62,12 +62,13 @@ pub fn send(socket: BorrowedFd<'_>, message: &ToGuard) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Receives a message without waiting.
+/// Receives a message without waiting. A guard that ended before it read what it was sent last has reset
+/// the connection; that is told once, and ahead of its own last words.
 pub fn receive(socket: BorrowedFd<'_>) -> FromGuard {
     let mut bytes = [0u8; 16];
     loop {
         match rustix::net::recv(socket, &mut bytes[..], RecvFlags::DONTWAIT) {
-            Err(Errno::INTR) => {}
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(Errno::AGAIN) => return FromGuard::Nothing,
             Err(_) | Ok((0, _)) => return FromGuard::Closed,
             Ok(_) => {
@@ -80,5 +81,26 @@ pub fn receive(socket: BorrowedFd<'_>) -> FromGuard {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn last_words_count_of_a_guard_that_was_told_something_as_it_ended() {
+        let flags = SocketFlags::CLOEXEC;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let (ours, guards) = pair.expect("socketpair");
+        send(ours.as_fd(), &ToGuard::Keep(true)).expect("a message that nobody reads");
+        let mut words = [0u8; 16];
+        words[..4].copy_from_slice(&CHILD_EXITED.to_le_bytes());
+        words[4..8].copy_from_slice(&(3i32 << 8).to_le_bytes());
+        rustix::net::send(&guards, &words, SendFlags::empty()).expect("send");
+        drop(guards);
+        assert_eq!(receive(ours.as_fd()), FromGuard::ChildExited(3 << 8));
+        assert_eq!(receive(ours.as_fd()), FromGuard::Closed);
     }
 }

@@ -225,9 +225,6 @@ pub fn plan(
         files::plan(descriptor, &mut program, &mut provided, fd_base, (node, request))?;
         program.time(List::Build, 2);
         identity::plan(descriptor, node, request, &mut program);
-        if !hooks.names.is_empty() {
-            signals::block_all(&mut program);
-        }
         signals::plan(descriptor, node, request, &mut program)?;
         program.forget_ended();
         identity::plan_threads(descriptor, request, &mut program);

@@ -5,7 +5,6 @@ use crate::{NodeFacts, RestoreError, files};
 use mitosis_descriptor::{Descriptor, OpenFile, PosixTimer, Process, Sched, SigInfo, Thread};
 use mitosis_state::{Detail, List, Program, op};
 
-const RT_SIGPROCMASK: u16 = 14;
 const SETITIMER: u16 = 38;
 const RT_SIGQUEUEINFO: u16 = 129;
 const PRCTL: u16 = 157;
@@ -19,7 +18,6 @@ const IOPRIO_SET: u16 = 251;
 const RT_TGSIGQUEUEINFO: u16 = 297;
 const SCHED_SETATTR: u16 = 314;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
-const SIG_SETMASK: u64 = 2;
 const CLOCK_MONOTONIC: u64 = 1;
 /// Ids that are worth counting to: two calls for each.
 const COUNTED_IDS: u32 = 4096;
@@ -51,9 +49,6 @@ pub(crate) fn plan(
             "a descriptor tells one of the parent's threads (F_SETOWN_EX), whose id --new-pid changes"
                 .into(),
         ));
-    }
-    if has_signals(process, threads) {
-        block_all(program);
     }
     for info in &process.pending {
         let (signal, at) = (u64::from(info.signal()), siginfo(program, info));
@@ -87,18 +82,6 @@ pub(crate) fn plan(
 fn is_elsewhere(timer: &PosixTimer, process: &Process) -> bool {
     let (clock, whose) = (timer.clock as i32, !(timer.clock as i32 >> 3));
     clock < 0 && clock & OF_THREAD == 0 && whose != 0 && whose != process.pid
-}
-
-/// Until each thread leaves with its own mask nothing is to be delivered.
-pub(crate) fn block_all(program: &mut Program) {
-    let all = program.words(&[u64::MAX]);
-    let args = [SIG_SETMASK, all, 0, 8];
-    program.call(List::Build, RT_SIGPROCMASK, &args, "signals: block all", Detail::None);
-}
-
-fn has_signals(process: &Process, threads: &[Thread]) -> bool {
-    let waiting = process.pending.len() + threads.iter().map(|t| t.pending.len()).sum::<usize>();
-    waiting + process.itimers.len() + process.timers.len() > 0
 }
 
 fn refuse(

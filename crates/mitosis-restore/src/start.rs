@@ -352,7 +352,11 @@ fn read_status(status: &OwnedFd) -> Result<Option<(i32, [u64; STATUS_WORDS])>, R
 
 fn guard_error(control: BorrowedFd<'_>) -> RestoreError {
     let mut message = [0u8; 16];
-    let got = rustix::net::recv(control, &mut message[..], RecvFlags::DONTWAIT);
+    let mut got = rustix::net::recv(control, &mut message[..], RecvFlags::DONTWAIT);
+    if got == Err(rustix::io::Errno::CONNRESET) {
+        // It ended before it read what it was sent last. That is told once, ahead of its own last words.
+        got = rustix::net::recv(control, &mut message[..], RecvFlags::DONTWAIT);
+    }
     let word = |at: usize| {
         let mut four = [0u8; 4];
         four.copy_from_slice(&message[at..at + 4]);

@@ -443,10 +443,15 @@ pub fn place_fds(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32) {
         syscall!(sys::DUP3, queue, base + FD_GUARD_QUEUE, 0);
     }
     syscall!(sys::CLOSE_RANGE, 0, base - 1, 0);
-    // What the guard blocks is not blocked in its child.
-    let none = 0u64;
+    block_signals();
+}
+
+/// No handler of the program may run until its thread leaves, by a frame that has the thread's own mask:
+/// stacks of ours have no room for one, and whoever waits at the gate has no stack at all.
+fn block_signals() {
+    let all = u64::MAX;
     const SETMASK: u64 = 2;
-    syscall!(sys::SIGPROCMASK, SETMASK, &raw const none, 0, 8);
+    syscall!(sys::SIGPROCMASK, SETMASK, &raw const all, 0, 8);
 }
 
 /// In a process just executed: room for the plan.
