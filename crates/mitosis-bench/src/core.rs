@@ -71,7 +71,7 @@ pub fn parts() -> impl Iterator<Item = &'static str> {
 /// section and in `failures`, and the others still run.
 pub fn run(
     name: &str,
-    scale: Scale,
+    scale: &Scale,
     failures: &mut Vec<BenchError>,
 ) -> Result<Section, BenchError> {
     let runs = scale.runs;
@@ -85,7 +85,7 @@ pub fn run(
             owner: Member::start(&lab, 0)?,
             host: Member::start(&lab, 1)?,
             runs,
-            scale,
+            scale: scale.clone(),
             quiet: Quiet::new(if scale.quick { PATIENCE_QUICK } else { PATIENCE }),
         };
         if let Err(error) = work(&mut bed, &mut section) {

@@ -54,7 +54,7 @@ const SUITE: [&str; 11] = [
 ];
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Scale {
     /// Samples of each figure.
     pub runs: usize,
@@ -62,6 +62,15 @@ pub(crate) struct Scale {
     pub quick: bool,
     /// Parents of 4 GiB too.
     pub large: bool,
+    /// Workloads by name, sizes in MiB: no others; all if empty.
+    pub only: Vec<String>,
+}
+
+impl Scale {
+    /// Whether a workload or a size is to be measured.
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
 }
 
 /// What `mitosis demo` was asked to do.
@@ -84,6 +93,8 @@ pub struct BenchArgs {
     pub quick: bool,
     /// Parents of 4 GiB too, which need as much memory and more.
     pub large: bool,
+    /// Of `workloads` those of these names, of `synthetic` those of so many MiB; all if empty.
+    pub only: Vec<String>,
     /// JSON with all raw samples on stdout instead of tables.
     pub json: bool,
     /// Directory for SVG plots, one for each benchmark; made if it is not there.
@@ -129,7 +140,8 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
         .flat_map(|name| if name == ALL { SUITE.to_vec() } else { vec![name.as_str()] })
         .collect();
     let runs = if args.quick { RUNS_QUICK } else { RUNS };
-    let scale = Scale { runs, quick: args.quick, large: args.large };
+    let (quick, large, only) = (args.quick, args.large, args.only.clone());
+    let scale = Scale { runs, quick, large, only };
     let mut report =
         Report { machine: machine::Machine::this(), quick: args.quick, sections: Vec::new() };
     let mut failures = Vec::new();
@@ -142,7 +154,7 @@ fn run(args: &BenchArgs) -> Result<(), BenchError> {
             "mechanisms" => mechanisms::run(runs)?,
             "scale" => scale::run(args.quick, &mut failures)?,
             "shadow" => shadow::run(runs)?,
-            part => core::run(part, scale, &mut failures)?,
+            part => core::run(part, &scale, &mut failures)?,
         });
     }
     if args.json {

@@ -256,6 +256,9 @@ pub struct Bench {
     /// Parents of 4 GiB too
     #[arg(long, env = "MITOSIS_BENCH_LARGE", value_parser = FalseyValueParser::new())]
     pub large: bool,
+    /// Of `workloads` these alone, of `synthetic` parents of these MiB; with commas
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', env = "MITOSIS_BENCH_ONLY")]
+    pub only: Vec<String>,
     /// Directory for plots
     #[arg(long, value_name = "DIR", env = "MITOSIS_BENCH_PLOT")]
     pub plot: Option<PathBuf>,

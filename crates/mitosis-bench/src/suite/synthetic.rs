@@ -35,6 +35,7 @@ type Lines = [Vec<(f64, f64)>; 3];
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let mut sizes = if bed.scale.quick { SIZES_QUICK.to_vec() } else { SIZES.to_vec() };
     sizes.extend(bed.scale.large.then_some(LARGE));
+    sizes.retain(|mib| bed.scale.wants(&mib.to_string()));
     let mut starts = Lines::default();
     let mut costs = Vec::new();
     for mib in sizes {

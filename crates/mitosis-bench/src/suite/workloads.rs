@@ -58,8 +58,9 @@ const KINDS: [&str; 8] = [ANEW, RUNC, CRUN, CACHED, PARENT, LOCAL, FIRST, NTH];
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let mut chart = Chart::cdf("answer", "time to first response, all workloads", "ms");
     let mut all: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    for (index, name) in NAMES.iter().enumerate() {
-        eprintln!("bench workloads: {name}, {} of {}", index + 1, NAMES.len());
+    let names: Vec<&str> = NAMES.into_iter().filter(|name| bed.scale.wants(name)).collect();
+    for (index, name) in names.iter().enumerate() {
+        eprintln!("bench workloads: {name}, {} of {}", index + 1, names.len());
         let taken = one(bed, name)?;
         for (kind, values) in &taken.answer_ms {
             all.entry(kind).or_default().extend(values);

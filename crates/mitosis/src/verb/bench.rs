@@ -22,6 +22,7 @@ pub fn bench(args: Bench) -> Done {
         names: args.names,
         quick: args.quick,
         large: args.large,
+        only: args.only,
         json: args.output.json(),
         plot: args.plot,
     })))
