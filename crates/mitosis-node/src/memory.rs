@@ -124,6 +124,11 @@ impl Memory {
         self.owned.get(at).is_some_and(|(start, _)| *start <= page)
     }
 
+    /// Whether a page can be read here: one that it owns, or of a mapped file.
+    pub fn has(&self, page: u64) -> bool {
+        self.owns(page) || !self.mapped(page, page + 1).is_empty()
+    }
+
     /// Number of owned pages.
     pub fn pages_owned(&self) -> u64 {
         self.owned.iter().map(|(start, end)| end - start).sum()
@@ -319,6 +324,7 @@ mod tests {
         assert!(matches!(memory.read(Vpn(14), 1, &mut out), Err(ReadError::NotOwned(_))));
         // Not the dirty one, and nothing past the end.
         assert_eq!(memory.mapped(0, 100), [(10, 11)]);
+        assert_eq!([9, 10, 11, 12].map(|page| memory.has(page)), [false, true, true, false]);
         let clean = Memory { owned: Vec::new(), ..memory };
         assert_eq!(clean.mapped(0, 100), [(10, 12)]);
         assert_eq!(clean.mapped(11, 100), [(11, 12)]);

@@ -41,9 +41,10 @@ impl OpenSeed for Reader {
     }
 
     fn learn(&self, pages: &[u64]) {
-        // Whoever tells of others would spoil every fork that follows.
+        // Whoever tells of others would spoil every fork that follows. Pages of files are among them: a
+        // node that has not the same file, or does not know it yet, needs them as any others.
         let pages: Vec<u64> =
-            pages.iter().copied().filter(|page| self.seed.memory.owns(*page)).collect();
+            pages.iter().copied().filter(|page| self.seed.memory.has(*page)).collect();
         let known = {
             let mut trail = self.seed.known();
             let before = trail.beginning().len();
