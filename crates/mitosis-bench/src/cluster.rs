@@ -37,12 +37,18 @@ pub struct Member<'lab> {
 impl<'lab> Member<'lab> {
     /// Starts the daemon of node `index`, which is told where the others will be.
     pub fn start(lab: &'lab Lab, index: usize) -> Result<Self, BenchError> {
+        Self::start_with(lab, index, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(lab: &'lab Lab, index: usize, more: &[&str]) -> Result<Self, BenchError> {
         let node = lab.node(index);
         let others = lab.nodes().iter().enumerate().filter(|(other, _)| *other != index);
         let peers: Vec<String> =
             others.map(|(_, other)| format!("--peer={}", other.listens_at())).collect();
-        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
-        Ok(Member { node, daemon: node.start_daemon_with(&own_binary()?, &peers)? })
+        let args: Vec<&str> =
+            peers.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Ok(Member { node, daemon: node.start_daemon_with(&own_binary()?, &args)? })
     }
 
     /// A connection to the control socket; no process is started for it.

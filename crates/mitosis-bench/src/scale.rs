@@ -15,7 +15,8 @@ use mitosis_proto::{ChildRow, ChildState, ForkRequest, Hooks, Net, Prepared, Via
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-const IDLE: &str = include_str!("python/idle.py");
+/// The source of the parent: its children wait in accept(2).
+pub(crate) const IDLE: &str = include_str!("python/idle.py");
 const PORT: u16 = 7110;
 /// MiB of state that make a parent of 20 MB.
 const STATE_MIB: &str = "8";
@@ -29,21 +30,24 @@ const HOSTS_QUICK: usize = 2;
 const BATCH: usize = 20;
 /// Processes that are looked at closely.
 const SAMPLE: usize = 20;
-/// Children of fork(2), and children with networks of their own.
+/// Children of fork(2), children with networks of their own, and guards without any.
 const PEERS: usize = 200;
 /// Longest wait for guards that were made ahead and not needed to be gone.
-const SETTLE: Duration = Duration::from_secs(4);
+pub(crate) const SETTLE: Duration = Duration::from_secs(4);
 /// Between two requests: whoever answered the first waits again.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Answers of which the time is kept.
 const ANSWERS_KEPT: usize = 200;
 
+/// KiB of each child, by line of [`LINES`].
+type Lines = [f64; LINES.len()];
+
 /// What one step found.
 struct Step {
     alive: usize,
     new: usize,
-    idle: [f64; LINES.len()],
-    answered: [f64; LINES.len()],
+    idle: Lines,
+    answered: Lines,
     asked: usize,
     per_second: f64,
 }
@@ -70,14 +74,16 @@ pub fn run(quick: bool, failures: &mut Vec<BenchError>) -> Result<Section, Bench
     let hosts = if quick { HOSTS_QUICK } else { HOSTS };
     let steps: &[usize] = if quick { &STEPS_QUICK } else { &STEPS };
     let group = Group::enter();
-    let lab = Lab::new("scale", hosts + 1)?;
+    let lab = Lab::new("scale", hosts + 2)?;
     let mut bed = Bed {
         owner: Member::start(&lab, 0)?,
         hosts: (1..=hosts).map(|n| Member::start(&lab, n)).collect::<Result<_, _>>()?,
         group,
         servants: Vec::new(),
     };
-    if let Err(error) = work(&mut bed, steps, &mut section) {
+    // Before there is anything else.
+    let guard = guards(&bed, &lab, hosts + 1);
+    if let Err(error) = guard.and_then(|guard| work(&mut bed, steps, &guard, &mut section)) {
         section.notes.push(format!("it could not be measured: {error}"));
         failures.push(error);
     }
@@ -92,10 +98,15 @@ pub fn run(quick: bool, failures: &mut Vec<BenchError>) -> Result<Section, Bench
     Ok(section)
 }
 
-fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(), BenchError> {
+fn work(
+    bed: &mut Bed<'_>,
+    steps: &[usize],
+    guard: &Lines,
+    section: &mut Section,
+) -> Result<(), BenchError> {
     let parent = python(bed.owner.node, IDLE, PORT, &[STATE_MIB])?;
     ask(bed.owner.node, PORT, b"GET /warm HTTP/1.0\r\n\r\n")?;
-    let (plain, plain_answered) = plain(bed, section)?;
+    let plain = plain(bed, section)?;
     let seed = bed.owner.prepare(parent.pid)?;
     for host in &bed.hosts {
         warm(host, &seed)?;
@@ -112,7 +123,7 @@ fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(),
         eprintln!("bench scale: {alive} children");
         done.push(step(bed, &seed, before, alive, &mut times)?);
     }
-    report(bed, section, &done, (plain, plain_answered), &others)?;
+    report(bed, section, &done, (&plain, guard), &others)?;
     let every = times.len().div_ceil(ANSWERS_KEPT).max(1);
     let kept = times.into_iter().step_by(every).collect();
     section.add(Figure::new("one answer, all children alive", Samples::new("ms", kept)));
@@ -120,7 +131,7 @@ fn work(bed: &mut Bed<'_>, steps: &[usize], section: &mut Section) -> Result<(),
 }
 
 /// What a child of fork(2) takes that waits as the others do, and what it takes after one answer.
-fn plain(bed: &Bed<'_>, section: &mut Section) -> Result<(f64, f64), BenchError> {
+fn plain(bed: &Bed<'_>, section: &mut Section) -> Result<(Lines, Lines), BenchError> {
     let node = bed.owner.node;
     let before = bed.now()?;
     ask(node, PORT, format!("GET /fork/{PEERS} HTTP/1.0\r\n\r\n").as_bytes())?;
@@ -141,7 +152,21 @@ fn plain(bed: &Bed<'_>, section: &mut Section) -> Result<(f64, f64), BenchError>
     section.add(Figure::new(name, Samples::new("KiB", vec![charged(&idle)])));
     let name = "fork(): the same after one answer";
     section.add(Figure::new(name, Samples::new("KiB", vec![charged(&answered)])));
-    Ok((charged(&idle), charged(&answered)))
+    Ok((idle, answered))
+}
+
+/// What a guard takes that waits for a child: of a node whose pool is so much larger.
+fn guards(bed: &Bed<'_>, lab: &Lab, index: usize) -> Result<Lines, BenchError> {
+    const FEW: usize = 4;
+    let with = |count: usize| {
+        let mut member = Member::start_with(lab, index, &[&format!("--pool={count}")])?;
+        std::thread::sleep(SETTLE);
+        let memory = bed.now();
+        member.stop()?;
+        memory
+    };
+    let few = with(FEW)?;
+    Ok(with(FEW + PEERS)?.each(&few, PEERS))
 }
 
 /// A template that knows what children touch until they have answered once.
@@ -274,7 +299,7 @@ fn answers(host: &Member<'_>, count: usize, times: &mut Vec<f64>) -> Result<usiz
 }
 
 /// What is charged to the cgroup; without one, what the machine has less.
-fn charged(each: &[f64; LINES.len()]) -> f64 {
+fn charged(each: &Lines) -> f64 {
     let [everything, .., charged] = *each;
     if charged == 0.0 { everything } else { charged }
 }
@@ -290,10 +315,11 @@ fn report(
     bed: &Bed<'_>,
     section: &mut Section,
     steps: &[Step],
-    (plain, plain_answered): (f64, f64),
+    (plain, guard): (&(Lines, Lines), &Lines),
     others: &Others,
 ) -> Result<(), BenchError> {
     let Some(last) = steps.last() else { return Ok(()) };
+    let (forked, plain, plain_answered) = (&plain.0, charged(&plain.0), charged(&plain.1));
     let kib = |value: f64| Samples::new("KiB", vec![value]);
     for step in steps {
         let Step { alive, new, .. } = step;
@@ -312,16 +338,19 @@ fn report(
     section.add(Figure::new("a network namespace, beside all this", kib(others.network)));
     let name = format!("--hooks none: memory of each of {PEERS} idle children");
     section.add(Figure::new(name, kib(others.no_hooks)).beside("fork()", plain));
-    let whole: Vec<f64> = (0..LINES.len())
-        .map(|line| {
-            let sum: f64 = steps.iter().map(|step| step.idle[line] * step.new as f64).sum();
-            sum / count
-        })
-        .collect();
+    let whole: Lines = std::array::from_fn(|line| {
+        let sum: f64 = steps.iter().map(|step| step.idle[line] * step.new as f64).sum();
+        sum / count
+    });
     let name = format!("each of {count} idle ones: everything that the machine has less");
-    section.add(Figure::new(name, kib(whole[0])).promised(Target::Most(350.0)));
-    for (value, (_, name)) in whole.iter().zip(LINES).skip(1) {
-        section.add(Figure::new(format!("each of them: {name}"), kib(*value)));
+    let figure = Figure::new(name, kib(whole[0])).beside("fork()", forked[0]);
+    section.add(figure.promised(Target::Most(350.0)));
+    let floors = [(forked, "each child of fork()"), (guard, "each guard without a child")];
+    for (of, who) in [(&whole, "each of them")].into_iter().chain(floors) {
+        let rest = of.iter().zip(LINES).skip(usize::from(who == "each of them"));
+        for (value, (_, name)) in rest {
+            section.add(Figure::new(format!("{who}: {name}"), kib(*value)));
+        }
     }
     parts(bed, section, last.alive)
 }

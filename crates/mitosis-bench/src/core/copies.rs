@@ -5,16 +5,16 @@ use super::Bed;
 use super::freeze::{Gaps, SPINNER};
 use super::start::{Start, one};
 use crate::chart::Chart;
-use crate::cluster::{ANSWER_BOUND, Parent, ask_json, python};
+use crate::cluster::{ANSWER_BOUND, Parent, ask, ask_json, python};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
-use crate::response::HELLO;
+use crate::scale::{IDLE, SETTLE};
 use mitosis_proto::{ForkRequest, Prepared, Via};
 use std::time::{Duration, Instant};
 
 const SPINNER_PORT: u16 = 7106;
 const BRIEF_PORT: u16 = 7107;
-const HELLO_PORT: u16 = 7108;
+const IDLE_PORT: u16 = 7108;
 /// A parent whose children end at once.
 pub const BRIEF: &str = include_str!("../python/brief.py");
 /// Children of one request, and requests at a time, while they are counted.
@@ -169,9 +169,15 @@ fn settle(bed: &Bed<'_>, most: usize) -> Result<(), BenchError> {
 
 /// What one more idle child costs, guard and share of the pager included: what the machine has less.
 fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
-    let parent = python(bed.owner.node, HELLO, HELLO_PORT, &["0"])?;
-    let seed = seed(bed, &parent)?;
+    let parent = python(bed.owner.node, IDLE, IDLE_PORT, &["0"])?;
     let count = bed.runs.max(10) * 10;
+    let made = count.div_ceil(BATCH as usize) * BATCH as usize;
+    bed.quiet.wait(0);
+    let forked = forked(bed, made)?;
+    let seed = seed(bed, &parent)?;
+    // Guards that were made ahead for those before are gone.
+    std::thread::sleep(SETTLE);
+    bed.quiet.wait(0);
     let before = available_kib()?;
     let mut growth = Vec::new();
     for turn in 1..=count.div_ceil(BATCH as usize) {
@@ -188,15 +194,31 @@ fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         log: [false, false],
         lines: vec![("MemAvailable that is less, for each".to_owned(), growth)],
     });
-    std::thread::sleep(Duration::from_millis(500));
-    let made = count.div_ceil(BATCH as usize) * BATCH as usize;
+    std::thread::sleep(SETTLE);
     let each = before.saturating_sub(available_kib()?) as f64 / made as f64;
     bed.host.end_all()?;
     bed.owner.remove(&seed.seed)?;
+    let name = format!("fork() into the same namespaces: memory of each of {made} idle children");
+    section.add(Figure::new(name, Samples::new("KiB", vec![forked])));
     let name = format!("memory of each of {made} idle children, everything included");
     let figure = Figure::new(name, Samples::new("KiB", vec![each]));
-    section.add(figure.promised(Target::Most(350.0)));
+    section.add(figure.beside("fork()", forked).promised(Target::Most(350.0)));
     Ok(())
+}
+
+/// The same of children of fork(2), which have no guard.
+fn forked(bed: &Bed<'_>, count: usize) -> Result<f64, BenchError> {
+    let node = bed.owner.node;
+    let before = available_kib()?;
+    ask(node, IDLE_PORT, format!("GET /fork/{count} HTTP/1.0\r\n\r\n").as_bytes())?;
+    std::thread::sleep(SETTLE);
+    let each = before.saturating_sub(available_kib()?) as f64 / count as f64;
+    // Whoever is asked passes it on, by turn, until the parent has it.
+    for _ in 0..=count {
+        ask(node, IDLE_PORT, b"GET /end HTTP/1.0\r\n\r\n")?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(each)
 }
 
 /// `MemAvailable` of proc_meminfo(5).

@@ -1,14 +1,16 @@
 # The workloads of `mitosis bench workloads`, each a function behind a TCP port.
 # Arguments: port, name. Commands, one in a connection:
-# "call" runs the function once and answers with the nanoseconds of it and what came out;
-# "fork" does it in a child of a plain fork(), which stays until the connection is closed.
+# "call" runs the function once and answers with what it took and what came out;
+# "fork" makes a child of a plain fork(), which waits for connections as its parent did, while that one waits
+# until this connection is closed; "end" ends a process.
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sys
-from time import perf_counter_ns as now
+from time import perf_counter_ns as now, process_time_ns as spent
 
 draw = random.Random(1)
 
@@ -103,10 +105,12 @@ WORK = {
 
 
 def answer(peer):
-    start = now()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    cpu, start = spent(), now()
     value = work()
-    spent = now() - start
-    peer.sendall(json.dumps({"ns": spent, "value": str(value), "pid": os.getpid()}).encode() + b"\n")
+    took = {"ns": now() - start, "cpu_ns": spent() - cpu}
+    took["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    peer.sendall(json.dumps(took | {"value": str(value), "pid": os.getpid()}).encode() + b"\n")
 
 
 work = WORK[sys.argv[2]]()
@@ -123,10 +127,12 @@ while True:
             command = peer.recv(16).strip()
             if command == b"call":
                 answer(peer)
-            elif command == b"fork" and os.fork() == 0:
-                listener.close()
-                answer(peer)
-                peer.recv(1)
+            elif command == b"end":
                 os._exit(0)
+            elif command == b"fork":
+                if os.fork() == 0:
+                    peer.sendall(b"forked\n")
+                else:
+                    peer.recv(1)
         except OSError:
             pass

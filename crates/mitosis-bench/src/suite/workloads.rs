@@ -30,6 +30,8 @@ const NEXT: usize = 3;
 #[derive(Debug, Deserialize)]
 struct Call {
     ns: u64,
+    cpu_ns: u64,
+    faults: u64,
     value: String,
     pid: u32,
 }
@@ -39,6 +41,8 @@ struct Call {
 struct Taken {
     answer_ms: BTreeMap<&'static str, Vec<f64>>,
     call_ms: BTreeMap<&'static str, Vec<f64>>,
+    cpu_ms: BTreeMap<&'static str, Vec<f64>>,
+    faults: BTreeMap<&'static str, Vec<f64>>,
     memory_kib: BTreeMap<&'static str, Vec<f64>>,
     start_us: BTreeMap<&'static str, Vec<f64>>,
     /// Seconds of forking, answering and ending, one child behind the other.
@@ -108,7 +112,7 @@ fn one(bed: &mut Bed<'_>, name: &str) -> Result<Taken, BenchError> {
         push(&mut taken.answer_ms, CACHED, ms);
         bed.host.renew()?;
         bed.quiet.wait(0);
-        push(&mut taken.call_ms, PARENT, check(call(owner, PORT)?)?.ns as f64 / 1e6);
+        taken.called(PARENT, &check(call(owner, PORT)?)?);
         taken.add(LOCAL, local(owner, &check)?);
         taken.add(FIRST, child(bed, &seed.reference, REST)?.checked(&check)?);
         for _ in 0..NEXT {
@@ -144,9 +148,15 @@ impl Answered {
 }
 
 impl Taken {
+    fn called(&mut self, kind: &'static str, call: &Call) {
+        push(&mut self.call_ms, kind, call.ns as f64 / 1e6);
+        push(&mut self.cpu_ms, kind, call.cpu_ns as f64 / 1e6);
+        push(&mut self.faults, kind, call.faults as f64);
+    }
+
     fn add(&mut self, kind: &'static str, child: Answered) {
         push(&mut self.answer_ms, kind, child.ms);
-        push(&mut self.call_ms, kind, child.call.ns as f64 / 1e6);
+        self.called(kind, &child.call);
         push(&mut self.memory_kib, kind, child.private_kib);
         push(&mut self.cycles, kind, child.cycle);
         if let Some(us) = child.start_us {
@@ -189,7 +199,7 @@ fn child(bed: &Bed<'_>, reference: &str, rest: Duration) -> Result<Answered, Ben
     Ok(Answered { ms, call, private_kib, start_us: Some(child.start_us as f64), cycle })
 }
 
-/// A child of a plain `fork()` of the parent.
+/// A child of a plain `fork()` of the parent, which waits for connections where the others do.
 fn local(
     node: &Node,
     check: &impl Fn(Call) -> Result<Call, BenchError>,
@@ -200,16 +210,21 @@ fn local(
     stream.write_all(b"fork\n").map_err(failed)?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line).map_err(failed)?;
+    if line != "forked\n" {
+        return Err(BenchError::wrong("fork", line));
+    }
+    let call = check(call(node, PORT)?)?;
     let ms = start.elapsed().as_secs_f64() * 1000.0;
-    let call = check(parse(line.as_bytes())?)?;
     let private_kib = node.memory(call.pid)?.private as f64 / 1024.0;
     let ending = Instant::now();
-    drop(stream);
+    connect(node, PORT)?.write_all(b"end\n").map_err(failed)?;
     let gone = node.proc_dir(call.pid);
     while gone.exists() && ending.elapsed() < ANSWER_BOUND {
         std::thread::sleep(Duration::from_micros(100));
     }
     let cycle = ms / 1000.0 + ending.elapsed().as_secs_f64();
+    // Its parent waits for this.
+    drop(stream);
     Ok(Answered { ms, call, private_kib, start_us: None, cycle })
 }
 
@@ -258,6 +273,17 @@ fn figures(section: &mut Section, name: &str, mut taken: Taken) {
             NTH => figure.promised(Target::RatioMost(1.05)),
             _ => figure,
         });
+    }
+    let cpu = median(&taken.cpu_ms, LOCAL);
+    for kind in [PARENT, LOCAL, FIRST, NTH] {
+        let values = taken.cpu_ms.remove(kind).unwrap_or_default();
+        let title = format!("{name}: processor time of the call, {kind}");
+        section.add(Figure::new(title, Samples::new("ms", values)).beside(LOCAL, cpu));
+    }
+    for kind in [LOCAL, FIRST, NTH] {
+        let values = taken.faults.remove(kind).unwrap_or_default();
+        let title = format!("{name}: page faults of the call, {kind}");
+        section.add(Figure::new(title, Samples::new("", values)));
     }
     for kind in [LOCAL, FIRST, NTH] {
         let values = taken.memory_kib.remove(kind).unwrap_or_default();
