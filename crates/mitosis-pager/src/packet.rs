@@ -1,6 +1,7 @@
 //! Packets of the control socket: one message each, with descriptors, large bodies in a memfd.
 
 use crate::PagerError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -122,25 +123,69 @@ pub fn expect<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     timeout_ms: u64,
 ) -> Result<(T, Vec<OwnedFd>), PagerError> {
-    // A receive with a timeout is not restarted after a signal (signal(7)), whatever SA_RESTART
-    // says, and the thread that captures is sent one at every tick of its metronome.
-    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-    let interrupted = |cause: &io::Error| cause.kind() == io::ErrorKind::Interrupted;
-    let mut received = receive(socket);
-    while received.as_ref().is_err_and(interrupted) && Instant::now() < deadline {
-        received = receive(socket);
-    }
-    match received {
+    wait(socket, timeout_ms)?;
+    match receive(socket) {
         Ok(Some(found)) => Ok(found),
         Ok(None) => Err(PagerError::Gone),
         Err(cause) => match cause.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Err(PagerError::Timeout(timeout_ms))
-            }
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Err(PagerError::Gone),
-            // Only the beat of a capture thread interrupts it, which is none of the pager's doing.
-            io::ErrorKind::Interrupted => expect(socket, timeout_ms),
             _ => Err(PagerError::system("receive from the pager", cause)),
         },
+    }
+}
+
+/// Waits until there is something to receive. By poll(2) and not by the socket's own timeout: a
+/// thread that captures is sent a signal at every tick of its metronome, and a receive that is begun
+/// anew after each of them would never be over.
+fn wait(socket: BorrowedFd<'_>, timeout_ms: u64) -> Result<(), PagerError> {
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(PagerError::Timeout(timeout_ms)),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(cause) => return Err(PagerError::system("wait for the pager", cause)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Reply;
+    use mitosis_sys::ptrace::Metronome;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::sync::mpsc::sync_channel;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("socketpair")
+    }
+
+    /// A pager that says nothing must not hold a capture, whose thread is sent signals all the time.
+    #[test]
+    fn signals_do_not_make_a_wait_endless() {
+        let (here, there) = pair();
+        let (done, told) = sync_channel(1);
+        std::thread::spawn(move || {
+            let _beat = Metronome::start().expect("a metronome");
+            let got = expect::<Reply>(here.as_fd(), 200).map(drop);
+            let _ = done.send(got);
+        });
+        let got = told.recv_timeout(Duration::from_secs(20)).expect("it waits without an end");
+        assert!(matches!(got, Err(PagerError::Timeout(200))), "{got:?}");
+        drop(there);
+    }
+
+    #[test]
+    fn a_message_and_the_end_of_the_connection_are_told_apart() {
+        let (here, there) = pair();
+        send(there.as_fd(), &Reply::Done, &[]).expect("sent");
+        assert!(matches!(expect::<Reply>(here.as_fd(), 200), Ok((Reply::Done, _))));
+        drop(there);
+        assert!(matches!(expect::<Reply>(here.as_fd(), 200), Err(PagerError::Gone)));
     }
 }
