@@ -25,6 +25,21 @@ const SETTLED: Duration = Duration::from_millis(50);
 const WARM_FILE_BYTES_MAX: u64 = 32 << 20;
 const WARM_BYTES_MAX: u64 = 512 << 20;
 
+/// File systems whose files are interfaces of the kernel, by their numbers in linux/magic.h: proc,
+/// sysfs, tracefs, debugfs, securityfs, bpf, cgroup, cgroup2, configfs, efivarfs.
+const KERNELS: [u32; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x7472_6163,
+    0x6462_6720,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6265_6570,
+    0xde5e_81e4,
+];
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Key {
     dev: u64,
@@ -156,8 +171,10 @@ fn hash_file(shared: &(Mutex<State>, Condvar), file: &File) -> std::io::Result<[
     let mut own = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)))?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 256 << 10];
+    // One byte more than there was: a file that grows all the time has an end, too.
+    let mut bounded = own.by_ref().take(before.size.saturating_add(1));
     loop {
-        match own.read(&mut buffer)? {
+        match bounded.read(&mut buffer)? {
             0 => break,
             got => hasher.update(&buffer[..got]),
         };
@@ -185,11 +202,17 @@ fn hash_path(shared: &(Mutex<State>, Condvar), path: &Path, bytes_max: u64) -> u
     let file = File::from(fd);
     match file.metadata() {
         // What cannot be hashed stays unproven, which is always right.
-        Ok(meta) if meta.is_file() && meta.len() <= bytes_max => {
+        Ok(meta) if meta.is_file() && meta.len() <= bytes_max && !is_kernels(&file) => {
             hash_file(shared, &file).map_or(0, |_| meta.len())
         }
         _ => 0,
     }
+}
+
+/// Whether a file is an interface of the kernel. Another node's descriptor can name any path, and
+/// reading such a file may take something away, or wait (/proc/kmsg does both), or never be over.
+fn is_kernels(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|fs| KERNELS.contains(&(fs.f_type as u32)))
 }
 
 fn work(shared: &(Mutex<State>, Condvar), warm: Vec<PathBuf>) {
@@ -284,6 +307,31 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(!changed);
         assert!(!hashes.proven(&mapped));
+    }
+
+    /// A descriptor from another node may name them. The kernel's log waits for its next line.
+    #[test]
+    fn files_of_the_kernel_are_not_read() {
+        let hashes = Hashes::start(Vec::new()).unwrap();
+        let mapped = |path: &Path, size| MappedFile {
+            path: path.to_str().unwrap().to_owned(),
+            size,
+            hash: Some(*blake3::hash(b"").as_bytes()),
+        };
+        let names = ["/proc/kmsg", "/proc/kcore", "/proc/version"].map(Path::new);
+        for name in names {
+            let size = std::fs::metadata(name).map_or(0, |meta| meta.len());
+            assert!(!hashes.proven(&mapped(name, size)), "{}", name.display());
+        }
+        // All that was asked for before has been looked at when this one is known.
+        let path = scratch("after", b"");
+        std::thread::sleep(2 * SETTLED);
+        let known = wait_until(|| hashes.proven(&mapped(&path, 0)));
+        std::fs::remove_file(&path).unwrap();
+        assert!(known, "a file of the kernel holds up the others");
+        for name in names {
+            assert!(!hashes.proven(&mapped(name, 0)), "{}", name.display());
+        }
     }
 
     #[test]
