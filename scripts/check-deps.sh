@@ -10,7 +10,10 @@ allowed=$(sed -n '/<!-- edges -->/,/<!-- \/edges -->/p' ARCHITECTURE.md |
 actual=$(cargo metadata --format-version 1 --no-deps --offline 2>/dev/null ||
     cargo metadata --format-version 1 --no-deps)
 
-ALLOWED="$allowed" ACTUAL="$actual" python3 - <<'PY'
+# The first column of the code map.
+mapped=$(sed -n '/^## Code map/,/^### /s/^| \[`\([a-z-]*\)`\].*/\1/p' ARCHITECTURE.md)
+
+ALLOWED="$allowed" MAPPED="$mapped" ACTUAL="$actual" python3 - <<'PY'
 import json, os, sys
 
 allowed = {}
@@ -18,6 +21,7 @@ for line in os.environ["ALLOWED"].splitlines():
     name, *deps = line.split()
     allowed[name] = set(deps)
 
+used = {name: set() for name in allowed}
 failed = False
 def complain(text):
     global failed
@@ -37,6 +41,7 @@ for package in sorted(packages, key=lambda p: p["name"]):
         if dep["kind"] == "dev" or dep["name"] not in names:
             continue
         edges += 1
+        used[name].add(dep["name"])
         if dep["name"] not in allowed[name]:
             complain(f"{name} depends on {dep['name']}, which the table does not allow")
 # The table itself must point only down: a row may name only rows above it.
@@ -44,6 +49,13 @@ for at, name in enumerate(order):
     for dep in sorted(allowed[name]):
         if dep not in order[:at]:
             complain(f"the table lets {name} depend on {dep}, which is not above it")
+    for dep in sorted(allowed[name] - used[name]):
+        complain(f"the table lets {name} depend on {dep}, which it does not")
+mapped = set(os.environ["MAPPED"].split())
+for name in sorted(names - mapped - {"mitosis-fuzz"}):
+    complain(f"the code map does not name {name}")
+for name in sorted(mapped - names - {"fuzz"}):
+    complain(f"the code map names {name}, which is not in the workspace")
 for name in sorted(set(order) - names):
     complain(f"{name} is in the table, but not in the workspace")
 if failed:

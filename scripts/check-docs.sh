@@ -108,6 +108,13 @@ for path in sorted(glob.glob("*.md") + glob.glob("docs/**/*.md", recursive=True)
                 checked["files"] += 1
                 if not os.path.exists(file):
                     complain(where, f"no such file: {file}")
+# A document that neither the first page nor the map names is found by nobody.
+for page in ("README.md", "ARCHITECTURE.md"):
+    text = open(page).read()
+    for path in sorted(glob.glob("docs/*.md")):
+        checked["links"] += 1
+        if f"]({path})" not in text:
+            complain(page, f"does not name {path}")
 if failed:
     sys.exit(1)
 print("check-docs: " + ", ".join(f"{n} {what}" for what, n in checked.items()) + " exist")

@@ -1,8 +1,8 @@
 //! Templates: the memory that children of a seed begin with, in a process of this node, to be copied.
 //!
 //! The first child of a seed on a node is built from nothing; the next ones are copies of a template,
-//! which costs what fork(2) costs. A template is a cache: it is made in the background, grows with
-//! what children touch, and is dropped when nobody uses it, when memory is short, or when its seed
+//! which costs what fork(2) costs. A template is a cache: it is made in the background, made
+//! anew when children have shown that they touch more, and is dropped when nobody uses it, when memory is short, or when its seed
 //! ends. Then children are built from nothing again.
 //!
 //! Who has the capability of a seed may have copies of its template without a question to the seed's
