@@ -214,6 +214,37 @@ where
     assert!(matches!(back, Ok(Ok(same)) if same == value), "body of {} bytes", body.len());
 }
 
+/// Gives `bytes` to the decoders of what daemon and pager say to each other, as the body of one
+/// packet. Returns whether they were a message of either.
+pub fn pager(bytes: &[u8]) -> bool {
+    fn message<T>(bytes: &[u8]) -> Option<T>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq,
+    {
+        let (message, []) = postcard::take_from_bytes::<T>(bytes).ok()? else { return None };
+        let back = postcard::to_stdvec(&message).map(|again| postcard::from_bytes::<T>(&again));
+        assert!(matches!(back, Ok(Ok(same)) if same == message), "a message changed on its way");
+        Some(message)
+    }
+    let request = message::<mitosis_pager::Request>(bytes);
+    let reply = message::<mitosis_pager::Reply>(bytes);
+    let event = message::<mitosis_pager::Event>(bytes);
+    let told = match &request {
+        Some(mitosis_pager::Request::AddChild(child)) => Some(&child.index),
+        Some(mitosis_pager::Request::AddShape { index, .. }) => Some(index),
+        _ => None,
+    };
+    let taken = match &reply {
+        Some(mitosis_pager::Reply::Snapshot(snapshot)) => Some(&snapshot.index),
+        _ => None,
+    };
+    for index in told.into_iter().chain(taken) {
+        let sorted = index.runs().is_sorted_by(|a, b| a.end() <= b.start);
+        assert!(sorted, "runs of pages out of order were believed");
+    }
+    request.is_some() || reply.is_some() || event.is_some()
+}
+
 /// Gives `bytes` to the decoders of what callers send: control lines and references. Returns
 /// whether they were any of these.
 pub fn control(bytes: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 //! The mutations are the same in every run, so a failure repeats. `MITOSIS_FUZZ_ROUNDS` sets how
 //! many there are for each target; `MITOSIS_GOLDEN=write` writes the seeds anew.
 
-use mitosis_descriptor::{HEADER_BYTES, Reference, Secret, SeedId};
+use mitosis_descriptor::{HEADER_BYTES, Owner, PageIndex, PageRun, Reference, Secret, SeedId, Vpn};
 use mitosis_proto::{ErrorCode, ForkRequest, PrepareRequest, Reply, Request};
 use mitosis_transport::wire::{self, Access, Header, Hello, Kind, Pages, Pong};
 use mitosis_transport::{ReadError, SeedState};
@@ -117,6 +117,12 @@ fn wire_frames() {
 }
 
 #[test]
+fn pager_messages() {
+    write_seeds("pager", messages());
+    replay("pager", &read_all(&root().join("seeds/pager")), mitosis_fuzz::pager);
+}
+
+#[test]
 fn control_lines() {
     write_seeds("control", lines());
     replay("control", &read_all(&root().join("seeds/control")), mitosis_fuzz::control);
@@ -209,6 +215,57 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         .collect();
     frames.push(("conversation", talk));
     frames
+}
+
+/// Messages between daemon and pager that carry more than a number.
+fn messages() -> Vec<(String, Vec<u8>)> {
+    use mitosis_pager::{AddChild, Area, ChildId, OwnerSource, Reply, Request, Snapshot};
+    let owner = Owner {
+        address: "10.0.0.1:7000".to_owned(),
+        seed: SeedId([7; 8]),
+        secret: Secret([9; 32]),
+    };
+    let area = Area { start: Vpn(16), count: 64, grows_down: false, wipe_on_fork: true };
+    let run = |start, count| PageRun { start: Vpn(start), count, owner: 0, source: Vpn(start) };
+    let index = PageIndex::from_sorted([run(16, 3), run(20, 8), run(60, 20)]).expect("sorted");
+    let owners = vec![OwnerSource {
+        owner: owner.clone(),
+        address: Some("10.0.0.1:7000".parse().expect("an address")),
+        local: None,
+        rdma: false,
+    }];
+    let shape = Request::AddShape {
+        shape: 5,
+        areas: vec![area],
+        index: index.clone(),
+        owners: owners.clone(),
+    };
+    let child = Request::AddChild(AddChild {
+        child: ChildId(9),
+        seed: "0707070707070707".to_owned(),
+        areas: vec![area],
+        index: index.clone(),
+        owners,
+        placed: vec![16, 17],
+        placed_bytes: 8192,
+        held: 0,
+        shape: None,
+        main: Some(ChildId(8)),
+        member: (1, 2),
+        eager: false,
+        independent: true,
+    });
+    let snapshot = Reply::Snapshot(Snapshot { areas: vec![area], index, owners: vec![owner] });
+    let bytes = |name: &str, message: Result<Vec<u8>, postcard::Error>| {
+        (name.to_owned(), message.expect("a message"))
+    };
+    vec![
+        bytes("shape", postcard::to_stdvec(&shape)),
+        bytes("child", postcard::to_stdvec(&child)),
+        bytes("snapshot", postcard::to_stdvec(&snapshot)),
+        bytes("stats", postcard::to_stdvec(&Request::Stats { ended: true })),
+        bytes("failed", postcard::to_stdvec(&Reply::Failed("no hello".to_owned()))),
+    ]
 }
 
 /// One line of each kind that carries anything, and a reference.

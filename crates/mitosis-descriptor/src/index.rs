@@ -2,12 +2,27 @@
 
 use crate::validate::VPN_END;
 use crate::{PageRun, Vpn};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// Sorted, non-overlapping runs of pages with their owners.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct PageIndex {
     runs: Vec<PageRun>,
+}
+
+/// Runs that make no index are an error: whoever looks a page up believes in their order.
+impl<'de> Deserialize<'de> for PageIndex {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<PageIndex, D::Error> {
+        /// As it is written.
+        #[derive(Deserialize)]
+        #[serde(rename = "PageIndex")]
+        struct Written {
+            runs: Vec<PageRun>,
+        }
+        let Written { runs } = Written::deserialize(from)?;
+        PageIndex::from_sorted(runs)
+            .map_err(|run| D::Error::custom(format_args!("page run {:#x}", run.start.0)))
+    }
 }
 
 impl PageIndex {

@@ -442,3 +442,16 @@ fn timer(id: u32, signal: u32) -> PosixTimer {
     let (clock, notify, value, tid) = (1, 0, 0, 0);
     PosixTimer { id, clock, notify, signal, value, tid, interval_ns: 0, value_ns: 0 }
 }
+
+/// Not in a descriptor, where the codec looks: between daemon and pager.
+#[test]
+fn an_index_out_of_order_is_not_read() {
+    let run = |start, count| PageRun { start: Vpn(start), count, owner: 0, source: Vpn(start) };
+    let read = |runs: &[PageRun]| {
+        postcard::from_bytes::<PageIndex>(&postcard::to_stdvec(runs).expect("bytes"))
+    };
+    assert_eq!(read(&[run(4, 2), run(9, 1)]).expect("an index").pages(), 3);
+    for wrong in [[run(9, 1), run(4, 2)], [run(4, 6), run(9, 1)], [run(4, 0), run(9, 1)]] {
+        assert!(read(&wrong).is_err(), "{wrong:?}");
+    }
+}
