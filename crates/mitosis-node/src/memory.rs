@@ -1,6 +1,7 @@
 //! Where the pages of a seed are, and reading them.
 
 use mitosis_descriptor::{Backing, Descriptor, PAGE_SIZE, Vpn};
+use mitosis_sys::procfs;
 use mitosis_transport::ReadError;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
@@ -33,13 +34,22 @@ impl Shadow {
         matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
     }
 
-    /// Kills it, and reaps it when it is a child of this process. Ends within moments or not at
-    /// all: a shadow never runs, so nothing holds it up.
+    /// Kills it, and sees to it that no zombie stays. Ends within moments or not at all: a shadow never
+    /// runs, so nothing holds it up.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let stat = procfs::stat(self.pid);
+        // Fails once it has been reaped: else its pid was no other's when that was read.
+        let its_own = pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok();
         let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
-        // ECHILD for a shadow that an init or subreaper adopted: that one reaps it.
+        // ECHILD for one that is not a child of this process.
         let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
+        let Ok(stat) = stat else { return };
+        let (parent, signal) = (procfs::stat_field(&stat, 4), procfs::stat_field(&stat, 38));
+        // An init or subreaper that adopted it is sent a signal at its end, and reaps it. A parent that
+        // is the init of its namespace had it as its child without one, and never waits for it.
+        if its_own && signal == 0 && parent != 0 {
+            mitosis_capture::end_shadow(self.pid, &self.pidfd, Some(parent as i32));
+        }
     }
 }
 

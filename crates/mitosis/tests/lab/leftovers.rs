@@ -1,6 +1,7 @@
 //! Nothing is left: processes, zombies, descriptors, control groups, mounts, namespaces, files.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use mitosis_lab::{Census, Daemon, Node};
@@ -299,4 +300,27 @@ fn forks_in_the_midst_of_seed_rm_fail_or_end() {
         assert!(ps(&b).iter().all(wanted), "{:?}", ps(&b));
     }
     assert_eq!(parent.ask("count"), "1");
+}
+
+/// The init of a pid namespace, as in a container, has its shadow as a child that it never waits for.
+#[test]
+fn an_init_keeps_no_zombie_of_a_shadow() {
+    let lab = lab(1);
+    let a = daemon(&lab, 0);
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "/usr/bin/python3", "-c"]);
+    command.arg("import time; print('ready', flush=True); time.sleep(1000)");
+    let outer = ready(a.node(), command);
+    let children =
+        |pid: u32| a.node().sh(&format!("cat /proc/{pid}/task/{pid}/children")).unwrap().stdout;
+    let init: u32 = children(outer.node_pid().unwrap()).trim().parse().unwrap();
+    for _ in 0..2 {
+        let seed = prepare(&a, init, &[]);
+        until("the seed depends on the namespace no longer", SOON, || {
+            let seeds = a.mitosis_json(&["seed", "ls"]).unwrap();
+            (seeds[0]["bound"] == "free").then_some(())
+        });
+        until("its shadow is gone", SOON, || children(init).trim().is_empty().then_some(()));
+        a.mitosis(&["seed", "rm", &seed.id]).unwrap().success().unwrap();
+    }
 }
