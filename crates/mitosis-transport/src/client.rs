@@ -9,7 +9,6 @@ use crate::wire::{self, Header, Kind, OwnerClocks, WireError};
 use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
 use std::collections::HashMap;
-use std::io;
 use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ const GROW: usize = 256 << 10;
 /// Receive buffer of a connection: what the other side sends of a working set while this one plans
 /// must fit.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// Pages given out at a time.
+/// Pages received before it is told.
 const CHUNK_PAGES: usize = 32;
 /// Tag of the one request under way on a connection.
 const TAG: u64 = 1;
@@ -47,7 +47,7 @@ pub(crate) fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Sou
 /// One request and the head of its answer.
 pub(super) fn exchange<T: serde::Serialize>(
     stream: &TcpStream,
-    kind: Kind,
+    head: Header,
     ask: &T,
     fresh: bool,
     deadline: Instant,
@@ -57,7 +57,7 @@ pub(super) fn exchange<T: serde::Serialize>(
         let hello = wire::Hello { version: wire::VERSION };
         out.extend(wire::control(Header::new(Kind::Hello), &hello)?);
     }
-    out.extend(wire::control(Header { tag: TAG, ..Header::new(kind) }, ask)?);
+    out.extend(wire::control(Header { tag: TAG, ..head }, ask)?);
     stream.set_write_timeout(Some(left(deadline)?)).map_err(|e| SourceError::io("send", e))?;
     let mut writer = stream;
     writer.write_all(&out).map_err(|e| SourceError::io("send", e))?;
@@ -78,7 +78,7 @@ pub(super) fn exchange<T: serde::Serialize>(
 }
 
 pub(super) fn ping(stream: &TcpStream, fresh: bool, deadline: Instant) -> Result<(), SourceError> {
-    let head = exchange(stream, Kind::Ping, &(), fresh, deadline)?;
+    let head = exchange(stream, Header::new(Kind::Ping), &(), fresh, deadline)?;
     if head.kind != Kind::Pong {
         return Err(unexpected(head.kind));
     }
@@ -87,10 +87,10 @@ pub(super) fn ping(stream: &TcpStream, fresh: bool, deadline: Instant) -> Result
 
 pub(super) fn take_list(
     stream: &TcpStream,
+    header: &Header,
     most: usize,
     deadline: Instant,
 ) -> Result<Vec<u64>, SourceError> {
-    let header = header(stream, deadline)?;
     if header.kind != Kind::WorkingSet {
         return Err(unexpected(header.kind));
     }
@@ -106,20 +106,20 @@ pub(super) fn unexpected(kind: Kind) -> SourceError {
     SourceError::Protocol(format!("unexpected frame {kind:?}"))
 }
 
-/// Takes `count` pages off a connection, in order.
+/// Takes the pages of a list off a connection, in order.
 pub(super) fn take_pages(
     stream: &TcpStream,
-    count: usize,
+    pages: &mut [u8],
     deadline: Instant,
-    mut sink: impl FnMut(usize, &[u8]) -> io::Result<()>,
+    mut progress: impl FnMut(&[u8]),
 ) -> Result<(), SourceError> {
-    let mut buffer = vec![0; CHUNK_PAGES * wire::PAGE];
+    let count = pages.len() / wire::PAGE;
     let mut taken = 0;
     while taken < count {
         let head = header(stream, deadline)?;
-        let pages = head.b as usize;
+        let mut left = head.b as usize;
         match head.kind {
-            Kind::Data if head.a as usize == taken && pages <= count - taken => {}
+            Kind::Data if head.a as usize == taken && left <= count - taken => {}
             Kind::Error => {
                 let body = body(stream, head.length as usize, deadline)?;
                 let error: crate::ReadError = wire::body(Kind::Error, &body)?;
@@ -127,12 +127,11 @@ pub(super) fn take_pages(
             }
             other => return Err(unexpected(other)),
         }
-        let mut left = pages;
         while left > 0 {
             let part = left.min(CHUNK_PAGES);
-            let bytes = &mut buffer[..part * wire::PAGE];
-            read_full(stream, bytes, deadline)?;
-            sink(taken, bytes).map_err(|e| SourceError::io("keep a page", e))?;
+            let (from, to) = (taken * wire::PAGE, (taken + part) * wire::PAGE);
+            read_full(stream, &mut pages[from..to], deadline)?;
+            progress(&pages[..to]);
             taken += part;
             left -= part;
         }

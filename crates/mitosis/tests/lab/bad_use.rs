@@ -181,7 +181,9 @@ fn wrong_words_on_the_command_line() {
     ] {
         let output = a.mitosis(args).unwrap();
         assert_eq!(output.code(), code, "{args:?}: {output:?}");
-        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}: {output:?}");
+        assert_eq!(output.stdout, "", "{args:?}: {output:?}");
+        let line = output.stderr.strip_prefix("mitosis: ").map(|said| said.lines().count());
+        assert_eq!(line, Some(1), "{args:?}: {output:?}");
     }
     let mut command = a.command(&["ps"]);
     command.env("MITOSIS_SOCKET", "/run/nobody.sock");
