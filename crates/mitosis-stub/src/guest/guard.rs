@@ -447,10 +447,12 @@ pub fn place_fds(order: &ForkOrder, fds: &[i32; FDS_MAX], queue: i32) {
 }
 
 /// No handler of the program may run until its thread leaves, by a frame that has the thread's own mask:
-/// stacks of ours have no room for one, and whoever waits at the gate has no stack at all.
+/// stacks of ours have no room for one, and whoever waits at the gate has no stack at all. What came so
+/// far told of the processes that make a tree (the guard blocks it): let in once, it is ignored.
 fn block_signals() {
-    let all = u64::MAX;
     const SETMASK: u64 = 2;
+    let (none, all) = (0u64, u64::MAX);
+    syscall!(sys::SIGPROCMASK, SETMASK, &raw const none, 0, 8);
     syscall!(sys::SIGPROCMASK, SETMASK, &raw const all, 0, 8);
 }
 
