@@ -14,7 +14,8 @@
 #
 # Each guest runs WORKDIR/NAME.sh as root, sees this machine's files read-only, and has the address
 # 10.77.0.N, with an emulated RDMA device rxe0 where its kernel's modules have it. What it prints goes
-# to WORKDIR/NAME.log. Exit status 0 when each of the scripts ended with 0 within SECONDS. The guests
+# to WORKDIR/NAME.log. Exit status 0 when each of the scripts ended with 0 within SECONDS, of a clock that goes
+# as fast as the guests get on (patience.py), and which they have as $LAB_CLOCK. The guests
 # are emulated (no KVM needed): figures from them give shapes, not absolutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -47,6 +48,7 @@ option() {
     echo "$3"
 }
 
+echo 0.00 >"$work/clock"
 number=0
 names=()
 for guest in "${guests[@]}"; do
@@ -70,18 +72,16 @@ for guest in "${guests[@]}"; do
         -kernel "$LAB/$kernel/vmlinuz" -initrd "$LAB/$kernel/initrd" -append "$append" \
         -device virtio-rng-pci -rtc "base=$clock" \
         -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
+        -virtfs "local,path=$work,mount_tag=lab,security_model=none,readonly=on" \
         "${nics[@]}" </dev/null &
     pids+=($!)
 done
 
-deadline=$((SECONDS + seconds))
-for pid in "${pids[@]}"; do
-    while kill -0 "$pid" 2>/dev/null && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
-done
+scripts/vm/patience.py "$work/clock" "$seconds" "${pids[@]}" || true
 status=0
 for name in "${names[@]}"; do
     if ! grep -q "^lab-status: $name 0" "$work/$name.log"; then
-        echo "guest $name failed or did not end within $seconds s; its last lines:" >&2
+        echo "guest $name failed or did not end within $seconds s of its clock; its last lines:" >&2
         tail -n 40 "$work/$name.log" >&2
         status=1
     fi

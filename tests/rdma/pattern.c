@@ -5,7 +5,7 @@
  *
  * With the name of a file as second argument, which it fills with 8 MiB of such words and maps: SIGHUP:
  * read and check the first word of each MiB of it, and the second time all. "huge" instead of a name: the
- * memory is made of pages of 2 MiB. */
+ * memory is made of pages of 2 MiB as the kernel finds them; "hugetlb": of such that are set aside. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -77,13 +77,15 @@ static int map(const char *name) {
 }
 
 int main(int argc, char **argv) {
-    int huge = argc > 2 && !strcmp(argv[2], "huge");
-    if (argc > 2 && !huge && !map(argv[2])) return 1;
+    int huge = argc > 2 && !strcmp(argv[2], "huge"), set_aside = argc > 2 && !strcmp(argv[2], "hugetlb");
+    if (argc > 2 && !huge && !set_aside && !map(argv[2])) return 1;
     words = (argc > 1 ? strtoull(argv[1], 0, 10) : 64) << 17;
-    char *at = mmap(0, words * 8 + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | (set_aside ? MAP_HUGETLB : 0);
+    char *at = mmap(0, words * 8 + (set_aside ? 0 : HUGE), PROT_READ | PROT_WRITE, flags, -1, 0);
     if (at == MAP_FAILED) return 1;
     memory = (uint64_t *)(((uintptr_t)at + HUGE - 1) & -HUGE);
-    if (madvise((void *)memory, words * 8, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && huge) return 1;
+    int advice = huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE;
+    if (!set_aside && madvise((void *)memory, words * 8, advice) && huge) return 1;
     for (uint64_t n = 0; n < words; n++) memory[n] = word(n);
     sigset_t set;
     sigemptyset(&set);

@@ -19,10 +19,10 @@ PAGES = MIB * 256
 
 
 class Node(lab.Node):
-    """A daemon with a short page timeout."""
+    """A daemon that is patient, for guests may be stopped for a while."""
 
-    def __init__(self, agent, name, port, *flags):
-        super().__init__(agent, MITOSIS, name, port, "--page-timeout", "5s", *flags)
+    def __init__(self, agent, name, port, *flags, page_timeout="120s"):
+        super().__init__(agent, MITOSIS, name, port, "--page-timeout", page_timeout, *flags)
 
     def processes(self):
         pager = self.agent.run("pgrep", "-f", f"{self.name}.pager.sock").split()
@@ -358,6 +358,64 @@ def pages_of_2_mib_stay_whole(owner, node):
           f" {row['pages_rdma']} pages by RDMA in {row['faults']} faults")
 
 
+def meminfo(agent, key):
+    lines = agent.read("/proc/meminfo").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+def pages_that_were_set_aside(owner, node, pinning):
+    """Of hugetlb. A child has them as ordinary memory; whether they are copied, or registered where they
+    are, they come by RDMA. Where they cannot be pinned, which takes as many again, they are copied."""
+    agent = owner.agent
+    had = meminfo(agent, "HugePages_Total")
+    agent.run("tee", "/proc/sys/vm/nr_hugepages", input=str(had + MIB // 2))
+    try:
+        free = meminfo(agent, "HugePages_Free")
+        check(free >= MIB // 2, "the machine has", free, "free huge pages")
+        # None beside those of the parent.
+        agent.run("tee", "/proc/sys/vm/nr_hugepages",
+                  input=str(meminfo(agent, "HugePages_Total") - free + MIB // 2))
+        pid = parent(agent, "aside", "hugetlb")
+        check(meminfo(agent, "HugePages_Free") == 0, "huge pages are left")
+        for who, life in ((owner, "alive"), (pinning, "alive"), (owner, "gone")):
+            pages_set_aside(who, node, pid, life, where_they_are=life == "gone", forced=who is pinning)
+        until("free huge pages", lambda: meminfo(agent, "HugePages_Free") >= MIB // 2)
+    finally:
+        agent.run("tee", "/proc/sys/vm/nr_hugepages", input=str(had))
+
+
+def pages_set_aside(owner, node, pid, life, where_they_are, forced):
+    agent = owner.agent
+    prepared = owner.prepare(pid)
+    shadow = owner.seed(prepared["seed"])["shadow_pid"]
+    if life == "gone":
+        end_of(agent, pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    seed = owner.seed(prepared["seed"])
+    if where_they_are:
+        check(seed["pages_rdma_shadow"] >= PAGES and pinned(agent, shadow) >= MIB << 10, seed)
+        check(seed["rdma_copied_bytes"] < MIB << 19, seed)
+    else:
+        check(seed["rdma_copied_bytes"] >= MIB << 20, seed)
+    check(bool(seed["rdma_note"]) == forced, seed)
+    child.touch()
+    before = child.row()
+    owner.signal("STOP")
+    try:
+        child.verify()
+    finally:
+        owner.signal("CONT")
+    row = child.row()
+    direct = row["pages_rdma"] - before["pages_rdma"]
+    check(direct >= PAGES - 600 and row["rdma_note"] is None, before, row)
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"set aside (hugetlb), parent {life}: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they"
+          f" are, {seed['rdma_copied_bytes'] >> 10} KiB copied, {seed['rdma_registrations']} registrations;"
+          f" {direct} pages by RDMA with the owner stopped; note: {seed['rdma_note']}", flush=True)
+
+
 def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
     """While it registers it answers nothing for some pings, and then all that it was asked."""
     prepared = owner.prepare(pid)
@@ -443,6 +501,60 @@ def what_cannot_be_had_is_an_error(owner, forbidding, prepared):
     child.end()
 
 
+PYTHON = "/usr/bin/python3"
+
+
+class Server:
+    """CPython's http.server, as a parent."""
+
+    def __init__(self, agent, port):
+        self.agent, self.port = agent, port
+        self.pid = agent.spawn("/tmp/http.log", PYTHON, "-m", "http.server", str(port), "-d", "/tmp")
+        until("http.server", lambda: "200" in agent.ask(ask=GET, port=port)["said"])
+
+    def response(self, owner, node, transport, ahead=None):
+        """Microseconds from the request for a child of a seed of its own to its first response; with a
+        node that has asked for the seed's pages to be registered before, if one is named."""
+        prepared = owner.prepare(self.pid)
+        if ahead is not None:
+            child = ahead.fork(prepared["ref"], transport)
+            until("all of it registered", lambda: owner.seed(prepared["seed"])["pages_rdma"] > 0)
+            child.registered(owner.seed(prepared["seed"])["pages_rdma"])
+            child.end()
+        fork = {"reference": prepared["ref"], "net": "own", "transport": transport, "via": "direct"}
+        said = node.agent.ask(control={"fork": fork}, socket=node.socket, then=GET, port=self.port)
+        check("200" in said.get("said", ""), said)
+        started = said["reply"]["forked"]["children"][0]
+        check(started["transport"] == transport, started)
+        node.request(kill={"pid": started["pid"], "signal": 9})
+        owner.call("seed", "rm", "-", input=prepared["ref"])
+        return said["us"]
+
+
+GET = "GET / HTTP/1.0\r\n\r"
+
+
+def responses(owner, agent, ways):
+    """Of children that each are of a seed of their own, on a node that was started for them; the ways take
+    turns."""
+    server = Server(owner.agent, 8001)
+    ahead = Node(agent, "ahead", 7040)
+    results = {name: [] for name in ways}
+    try:
+        for number in range(5):
+            for name, transport in ways.items():
+                node = Node(agent, f"{name}-{number}", 7041)
+                try:
+                    before = ahead if name != transport else None
+                    results[name].append(server.response(owner, node, transport, before))
+                finally:
+                    node.stop()
+    finally:
+        ahead.stop()
+        owner.agent.run("kill", str(server.pid))
+    return results
+
+
 def bench(owner, agent, pid):
     """Each child is of a seed of its own and on a node that holds nothing: what a child of the same seed
     was sent, or a template has, would come by neither way."""
@@ -475,6 +587,11 @@ def bench(owner, agent, pid):
             "owner_cpu_ms_per_gib": [ticks * 10 * 1024 // MIB for ticks in cpu],
             "start_us": starts,
         }
+    ways = {"tcp": "tcp", "rdma": "rdma", "registered": "rdma"}
+    took = responses(owner, agent, ways)
+    results["tcp"]["first_response_us"] = took["tcp"]
+    results["rdma"]["first_response_us"] = took["rdma"]
+    results["rdma"]["first_response_of_registered_us"] = took["registered"]
     return results
 
 
@@ -515,19 +632,22 @@ def placements(agent, node):
 def suite(first, middle, last, everyone):
     owner = Node(first, "owner", 7001)
     small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
+    pinning = Node(first, "pinning", 7006, "--rdma-memory", "shadow")
     node = Node(middle, "node", 7003)
+    brief = Node(middle, "brief", 7007, page_timeout="5s")
     third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
     forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
-    everyone += [owner, small, node, forbidding] + ([third] if third is not owner else [])
+    everyone += [owner, small, pinning, node, brief, forbidding] + ([third] if third is not owner else [])
     keys_open_what_they_are_for(first)
     pid = parent(first, "parent")
     prepared = owner.prepare(pid)
-    reads_go_on_while_the_owner_is_stopped(owner, node, prepared)
+    reads_go_on_while_the_owner_is_stopped(owner, brief, prepared)
     descriptors_are_read(owner, node, prepared)
     what_is_not_registered_comes_over_tcp(small, node, pid)
     a_shadow_registers_what_it_has_for_itself(owner, node)
     a_shadow_registers_and_makes_children(owner, node)
     pages_of_2_mib_stay_whole(owner, node)
+    pages_that_were_set_aside(owner, node, pinning)
     an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)

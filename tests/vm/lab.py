@@ -5,6 +5,9 @@ import json
 import socket
 import time
 
+import clock
+
+# In seconds of the lab's clock.
 LIMIT = 90
 # An agent ends a command after 120 s itself.
 ANSWER = 180
@@ -18,22 +21,24 @@ def check(good, *what):
 class Agent:
     def __init__(self, address):
         self.address = address
-        deadline = time.monotonic() + LIMIT
+        deadline = clock.now() + LIMIT
         while True:
             try:
-                self.socket = socket.create_connection((address, 9000), timeout=ANSWER)
+                self.socket = socket.create_connection((address, 9000), timeout=20)
                 break
             except OSError:
-                check(time.monotonic() < deadline, "no agent at", address)
+                check(clock.now() < deadline, "no agent at", address)
                 time.sleep(0.3)
-        self.file = self.socket.makefile("rw")
         self.spawned = []
+
+    def say(self, request):
+        self.socket.settimeout(None)
+        self.socket.sendall(json.dumps(request).encode() + b"\n")
 
     def ask(self, **request):
         try:
-            self.file.write(json.dumps(request) + "\n")
-            self.file.flush()
-            return json.loads(self.file.readline())
+            self.say(request)
+            return json.loads(clock.line(self.socket, ANSWER))
         except (OSError, ValueError) as error:
             # What comes after it would be the answer to this.
             raise AssertionError(f"agent {self.address}: {str(request)[:200]}: {error}") from error
@@ -60,8 +65,7 @@ class Agent:
         """Ends what it has started, and the agent, if that still answers."""
         try:
             self.release()
-            self.file.write('{"run": ["end"]}\n')
-            self.file.flush()
+            self.say({"run": ["end"]})
         except (AssertionError, OSError, ValueError) as error:
             print("no end of", self.address, error, flush=True)
 
@@ -106,10 +110,10 @@ class Node:
 
 
 def until(what, test):
-    deadline = time.monotonic() + LIMIT
+    deadline = clock.now() + LIMIT
     while True:
         found = test()
         if found:
             return found
-        check(time.monotonic() < deadline, "waited too long for", what)
+        check(clock.now() < deadline, "waited too long for", what)
         time.sleep(0.2)

@@ -178,7 +178,7 @@ def http_server(first, second):
     pid = agent.spawn(f"/tmp/http-{port}.log", "/usr/bin/python3", "-m", "http.server", str(port),
                       "-d", "/tmp/www")
     get = ["/usr/bin/python3", "-c", "import urllib.request as r; "
-           "print(r.urlopen('http://127.0.0.1:%s/hello', timeout=60).read().decode())" % port]
+           "print(r.urlopen('http://127.0.0.1:%s/hello', timeout=600).read().decode())" % port]
     until("http.server", lambda: agent.ask(run=get)["status"] == 0)
     seed = first.prepare(pid)
     started = second.json("fork", "--detach", "--transport", "tcp", "-", input=seed["ref"])
