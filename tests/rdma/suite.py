@@ -19,10 +19,8 @@ PAGES = MIB * 256
 
 
 class Node(lab.Node):
-    """A daemon that is patient, for guests may be stopped for a while."""
-
-    def __init__(self, agent, name, port, *flags, page_timeout="120s"):
-        super().__init__(agent, MITOSIS, name, port, "--page-timeout", page_timeout, *flags)
+    def __init__(self, agent, name, port, *flags, **more):
+        super().__init__(agent, MITOSIS, name, port, *flags, **more)
 
     def processes(self):
         pager = self.agent.run("pgrep", "-f", f"{self.name}.pager.sock").split()
@@ -501,6 +499,23 @@ def what_cannot_be_had_is_an_error(owner, forbidding, prepared):
     child.end()
 
 
+def networks_are_kept_to(owner, closed, node, wary, prepared):
+    """Either side may trust no network that the other is in."""
+    theirs = closed.prepare(parent(closed.agent, "closed"))
+    for reader, seed, who in ((wary, prepared, owner), (node, theirs, node)):
+        said = reader.call("fork", "--detach", "--transport", "rdma", "-", input=seed["ref"], fails=True)
+        what = f"{who.agent.address} is in none of the networks that --rdma-networks names"
+        check(what in said, said)
+        child = reader.fork(seed["ref"], "auto")
+        check(child.started["transport"] == "tcp", child.started)
+        check(what in child.started["transport_why"], child.started)
+        child.verify()
+        check(child.row()["pages_rdma"] == 0, child.row())
+        child.end()
+        print("forbidden by network:", child.started["transport_why"], flush=True)
+    check(closed.seed(theirs["seed"])["pages_rdma"] == 0, "registered for nobody")
+
+
 PYTHON = "/usr/bin/python3"
 
 
@@ -631,13 +646,17 @@ def placements(agent, node):
 
 def suite(first, middle, last, everyone):
     owner = Node(first, "owner", 7001)
-    small = Node(first, "small", 7002, "--rdma-limit-mib", "16")
+    known = ",".join(f"{address}/32" for address in ADDRESSES)
+    small = Node(first, "small", 7002, "--rdma-limit-mib", "16", "--rdma-networks", known)
     pinning = Node(first, "pinning", 7006, "--rdma-memory", "shadow")
     node = Node(middle, "node", 7003)
     brief = Node(middle, "brief", 7007, page_timeout="5s")
     third = Node(last, "third", 7004) if len(ADDRESSES) > 2 else owner
     forbidding = Node(middle, "forbidding", 7005, "--transport", "tcp")
-    everyone += [owner, small, pinning, node, brief, forbidding] + ([third] if third is not owner else [])
+    elsewhere = "--rdma-networks", "192.0.2.0/24"
+    closed = Node(first, "closed", 7008, *elsewhere)
+    wary = Node(middle, "wary", 7009, *elsewhere)
+    everyone += [owner, small, pinning, node, brief, forbidding, closed, wary] + ([third] if third is not owner else [])
     keys_open_what_they_are_for(first)
     pid = parent(first, "parent")
     prepared = owner.prepare(pid)
@@ -655,6 +674,7 @@ def suite(first, middle, last, everyone):
     a_revoked_seed_is_not_read(owner, node, pid)
     a_grandchild_reads_from_both_owners(owner, node, third, prepared)
     what_cannot_be_had_is_an_error(owner, forbidding, prepared)
+    networks_are_kept_to(owner, closed, node, wary, prepared)
     if RESULTS == "bench":
         results = bench(owner, middle, pid)
         results["placement"] = placements(first, node)

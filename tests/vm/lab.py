@@ -71,15 +71,15 @@ class Agent:
 
 
 class Node:
-    """A daemon on an agent's machine."""
+    """A daemon on an agent's machine. It is patient, for guests may be slow, or stopped for a while."""
 
-    def __init__(self, agent, mitosis, name, port, *flags):
+    def __init__(self, agent, mitosis, name, port, *flags, page_timeout="120s"):
         self.agent, self.mitosis, self.name, self.port = agent, mitosis, name, port
         self.at = f"{agent.address}:{port}"
         self.socket = f"/run/mitosis/{name}.sock"
         self.pid = agent.spawn(
             f"/tmp/{name}.log", mitosis, "node", "run", "--name", name, "--listen", self.at,
-            "--socket", self.socket, *flags)
+            "--socket", self.socket, "--page-timeout", page_timeout, *flags)
         until(f"node {name}", lambda: "listens at" in agent.read(f"/tmp/{name}.log"))
 
     def again(self):

@@ -45,6 +45,8 @@ pub struct Config {
     pub rdma_limit: u64,
     /// Where pages are when other nodes read them by RDMA.
     pub rdma_memory: mitosis_transport::rdma::Pinning,
+    /// Networks with which RDMA is allowed.
+    pub rdma_networks: mitosis_transport::rdma::Networks,
     /// What is logged.
     pub log_level: Level,
     /// The program whose `pager` verb is the pager.
@@ -72,6 +74,7 @@ impl Config {
             rdma_device: None,
             rdma_limit: 1 << 30,
             rdma_memory: mitosis_transport::rdma::Pinning::Auto,
+            rdma_networks: mitosis_transport::rdma::Networks::default(),
             log_level: Level::Info,
             program: PathBuf::from("/proc/self/exe"),
         }

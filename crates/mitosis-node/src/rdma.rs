@@ -48,7 +48,12 @@ pub(crate) fn set_up(registry: &Registry, config: &Config) -> Result<(), NodeErr
 
 fn exporter(config: &Config) -> Result<Arc<Exporter>, String> {
     let device = Device::open(config.rdma_device.as_deref()).map_err(|e| e.to_string())?;
-    let exporter = Exporter::new(device, config.rdma_limit, config.rdma_memory);
+    let exporter = Exporter::new(
+        device,
+        config.rdma_limit,
+        config.rdma_memory,
+        config.rdma_networks.clone(),
+    );
     Ok(Arc::new(exporter.map_err(|e| e.to_string())?))
 }
 
@@ -110,10 +115,12 @@ fn asked(node: &Node, transport: Transport) -> Transport {
 }
 
 fn both_ends(node: &Node, address: &str) -> Result<(String, String), String> {
-    let here = node.seeds.rdma().map(|exporter| exporter.describe())?;
+    let exporter = node.seeds.rdma()?;
+    let here = exporter.describe();
     if address == node.address {
         return Ok((here.clone(), here));
     }
+    exporter.networks().trust_node(address)?;
     let offers = || node.offers.0.lock().unwrap_or_else(PoisonError::into_inner);
     let known = offers().get(address).filter(|(at, _)| at.elapsed() < ANSWER_FOR).cloned();
     let there = match known {

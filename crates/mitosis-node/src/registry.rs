@@ -11,6 +11,7 @@ use mitosis_proto::SeedRow;
 use mitosis_transport::rdma::Exporter;
 use mitosis_transport::{Lease, OpenSeed, Refused, SeedService, SeedState};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -200,8 +201,10 @@ impl SeedService for Registry {
         self.find(seed, secret)?.lease()
     }
 
-    fn rdma(&self) -> Result<String, String> {
-        Registry::rdma(self).map(|exporter| exporter.describe())
+    fn rdma(&self, peer: IpAddr) -> Result<String, String> {
+        let exporter = Registry::rdma(self)?;
+        exporter.networks().trust(peer)?;
+        Ok(exporter.describe())
     }
 
     fn open(&self, seed: SeedId, secret: &Secret) -> Result<Arc<dyn OpenSeed>, Refused> {

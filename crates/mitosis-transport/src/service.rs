@@ -4,6 +4,7 @@ use crate::wire::PAGE;
 use crate::{ReadError, Refused};
 use mitosis_descriptor::{Secret, SeedId, Vpn};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,11 +82,11 @@ pub trait SeedService: Send + Sync {
         Err(Refused)
     }
 
-    /// The device over which this node lets others read, for people.
+    /// The device over which this node lets the one at an address read, for people.
     ///
     /// # Errors
     /// Why there is none.
-    fn rdma(&self) -> Result<String, String> {
+    fn rdma(&self, _peer: IpAddr) -> Result<String, String> {
         Err("this node offers no RDMA".into())
     }
 }

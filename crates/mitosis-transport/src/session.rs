@@ -97,6 +97,7 @@ impl Session {
     ) -> io::Result<Session> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
+        let peer = stream.peer_addr()?.ip();
         stream.set_read_timeout(Some(TICK))?;
         stream.set_write_timeout(Some(config.send_timeout))?;
         // Only faster with it.
@@ -107,7 +108,7 @@ impl Session {
             config,
             stop,
             handles: HashMap::new(),
-            links: Links::default(),
+            links: Links::new(peer),
             input: vec![0; INPUT],
             filled: 0,
             taken: 0,
@@ -277,7 +278,7 @@ impl Session {
             return None;
         }
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok()?;
-        self.links.place(ask.access.seed, &*seed, bytes)
+        self.links.place(ask.access.seed, &*self.service, &*seed, bytes)
     }
 
     fn vdso(&mut self, header: Header, body: &[u8]) -> Result<(), End> {

@@ -7,6 +7,7 @@
 
 mod fetch;
 mod memory;
+mod networks;
 mod offer;
 mod owner;
 mod plan;
@@ -17,6 +18,7 @@ mod source;
 pub(crate) use fetch::Fetcher;
 pub use fetch::{FetchedBy, ReadBy};
 pub use memory::{Calls, Pinning, SeedMemory};
+pub use networks::Networks;
 pub(crate) use offer::ask;
 pub use owner::{Export, Exporter, Pinned};
 pub(crate) use regions::Regions;

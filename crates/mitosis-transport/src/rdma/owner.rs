@@ -5,6 +5,7 @@
 //! and take one registration for each run. Pages that it has for itself (the parent is gone, or has
 //! written its own since) are registered where they are, by the shadow itself.
 
+use super::networks::Networks;
 use super::memory::{self, InPlace, Pinning, SeedMemory};
 use super::plan::{self, CHUNK, Ranges};
 use crate::wire::{DESCRIPTOR_REGISTERED_MAX, PAGE, RdmaRegion};
@@ -242,6 +243,7 @@ pub struct Exporter {
     completions: Completions,
     pages_max: u64,
     pinning: Pinning,
+    networks: Networks,
     /// The number of the device's driver, or why shadows cannot register.
     driver: Result<u32, String>,
     clock: AtomicU64,
@@ -249,16 +251,26 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// An exporter on a device that pins at most `bytes_max` bytes.
+    /// An exporter on a device that pins at most `bytes_max` bytes, for peers in these networks.
     ///
     /// # Errors
     /// [`RdmaError`] when the device refuses.
-    pub fn new(device: Device, bytes_max: u64, pinning: Pinning) -> Result<Exporter, RdmaError> {
+    pub fn new(
+        device: Device,
+        bytes_max: u64,
+        pinning: Pinning,
+        networks: Networks,
+    ) -> Result<Exporter, RdmaError> {
         let completions = Completions::new(&device)?;
         let driver = device.driver().map_err(|e| e.to_string());
         let pages_max = bytes_max / PAGE as u64;
         let (clock, seeds) = (AtomicU64::new(0), Mutex::default());
-        Ok(Exporter { device, completions, pages_max, pinning, driver, clock, seeds })
+        Ok(Exporter { device, completions, pages_max, pinning, networks, driver, clock, seeds })
+    }
+
+    /// The networks that are trusted.
+    pub fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// The device.

@@ -7,20 +7,27 @@ use mitosis_descriptor::SeedId;
 use mitosis_rdma_sys::Queue;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Most regions in one answer: what fits the body, whatever the numbers are.
 const REGIONS_MAX: usize = wire::ANSWER_BODY_MAX / 32;
 
 /// Queue pairs of one connection, by handle: they end with it.
-#[derive(Default)]
 pub(crate) struct Links {
+    /// Who has the connection.
+    peer: IpAddr,
     pairs: HashMap<u32, (Queue, Arc<Export>)>,
     /// The seed whose descriptor was last asked for.
     described: Option<(SeedId, Arc<Export>)>,
 }
 
 impl Links {
+    /// None yet, for the peer at an address.
+    pub fn new(peer: IpAddr) -> Links {
+        Links { peer, pairs: HashMap::new(), described: None }
+    }
+
     /// Ends the queue pair of a handle.
     pub fn close(&mut self, handle: u32) {
         self.pairs.remove(&handle);
@@ -41,12 +48,12 @@ impl Links {
         service: &dyn SeedService,
         seed: Option<&dyn OpenSeed>,
     ) -> Result<Vec<u8>, WireError> {
-        let said = match (wire::body(Kind::Rdma, body)?, seed) {
-            (RdmaAsk::Offer, _) => match service.rdma() {
-                Ok(device) => RdmaSaid::Offer(device),
-                Err(why) => RdmaSaid::No(why),
-            },
-            (RdmaAsk::Connect(end), None) if header.a == wire::DESCRIPTOR_HANDLE => {
+        let ask = wire::body(Kind::Rdma, body)?;
+        // Not only for those who ask first: a queue pair is what opens memory.
+        let said = match (ask, service.rdma(self.peer), seed) {
+            (_, Err(why), _) => RdmaSaid::No(why),
+            (RdmaAsk::Offer, Ok(device), _) => RdmaSaid::Offer(device),
+            (RdmaAsk::Connect(end), _, None) if header.a == wire::DESCRIPTOR_HANDLE => {
                 match self.described.clone() {
                     Some((_, export)) => {
                         self.connect(header.a, end, export).unwrap_or_else(RdmaSaid::No)
@@ -54,12 +61,12 @@ impl Links {
                     None => RdmaSaid::No("no descriptor was asked for".into()),
                 }
             }
-            (_, None) => RdmaSaid::No("refused by the seed's node".into()),
-            (RdmaAsk::Connect(end), Some(seed)) => seed
+            (_, _, None) => RdmaSaid::No("refused by the seed's node".into()),
+            (RdmaAsk::Connect(end), _, Some(seed)) => seed
                 .rdma()
                 .and_then(|export| self.connect(header.a, end, export))
                 .unwrap_or_else(RdmaSaid::No),
-            (RdmaAsk::Regions { from }, Some(_)) => match self.pairs.get(&header.a) {
+            (RdmaAsk::Regions { from }, _, Some(_)) => match self.pairs.get(&header.a) {
                 Some((_, export)) => match export.regions(from as usize, REGIONS_MAX) {
                     Ok((regions, complete)) => RdmaSaid::Regions { regions, complete },
                     Err(why) => RdmaSaid::No(why),
@@ -74,9 +81,11 @@ impl Links {
     pub fn place(
         &mut self,
         id: SeedId,
+        service: &dyn SeedService,
         seed: &dyn OpenSeed,
         descriptor: &[u8],
     ) -> Option<RdmaPlace> {
+        service.rdma(self.peer).ok()?;
         let export = seed.rdma().ok()?;
         let (address, rkey, length) = export.descriptor(descriptor).ok()?;
         let same = |known: &(SeedId, Arc<Export>)| known.0 == id && Arc::ptr_eq(&known.1, &export);

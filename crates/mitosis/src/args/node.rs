@@ -93,6 +93,10 @@ pub struct NodeRun {
     /// if that costs no copy) [default: auto]
     #[arg(long, value_name = "WHERE", env = "MITOSIS_NODE_RDMA_MEMORY")]
     pub rdma_memory: Option<mitosis_transport::rdma::Pinning>,
+    /// Networks of the nodes that this one reads from and lets read by RDMA, which neither encrypts nor
+    /// authenticates; others get TCP [default: all]
+    #[arg(long, value_name = "ADDRESS/BITS,...", env = "MITOSIS_NODE_RDMA_NETWORKS")]
+    pub rdma_networks: Option<mitosis_transport::rdma::Networks>,
     /// What to log: error, warn, info or debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "MITOSIS_NODE_LOG_LEVEL")]
     pub log_level: Option<String>,

@@ -47,6 +47,7 @@ fn start(mut args: NodeRun) -> Done {
     };
     config.rdma_limit = args.rdma_limit_mib.map_or(config.rdma_limit, |mib| mib << 20);
     config.rdma_memory = args.rdma_memory.unwrap_or(config.rdma_memory);
+    config.rdma_networks = args.rdma_networks.unwrap_or(config.rdma_networks);
     if let Some(level) = args.log_level {
         config.log_level = level.parse().map_err(CliError::Usage)?;
     }
@@ -103,6 +104,7 @@ fn set(args: &mut NodeRun, key: &str, value: &str) -> Result<(), String> {
         "child-pids" => or(&mut args.child_pids, parse(value)),
         "rdma-limit-mib" => or(&mut args.rdma_limit_mib, parse(value)),
         "rdma-memory" => or(&mut args.rdma_memory, parse(value)),
+        "rdma-networks" => or(&mut args.rdma_networks, parse(value)),
         "log-level" => or(&mut args.log_level, Ok(value.to_owned())),
         _ => Err(format!("unknown setting {key:?}")),
     }
