@@ -406,7 +406,8 @@ def pages_set_aside(owner, node, pid, life, where_they_are, forced):
         owner.signal("CONT")
     row = child.row()
     direct = row["pages_rdma"] - before["pages_rdma"]
-    check(direct >= PAGES - 600 and row["rdma_note"] is None, before, row)
+    came = [one["pages_fetched"] + one["pages_prefetched"] for one in (before, row)]
+    check(direct == came[1] - came[0] > PAGES // 2 and row["rdma_note"] is None, before, row)
     child.end()
     owner.call("seed", "rm", "-", input=prepared["ref"])
     print(f"set aside (hugetlb), parent {life}: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they"
