@@ -25,8 +25,7 @@ NOT_HERE = {
     # Linux 6.16 for the parent.
     "guards": ["GUARD_INSTALL"],
     "process_values": ["has PR_SET_MDWE (Linux 6.3)"],
-    # PIDFD_THREAD: Linux 6.9 for the parent.
-    "thread_files": ["pidfd >= 0 && gone_pidfd >= 0"],
+    "thread_files": ["pidfd >= 0 && gone_pidfd >= 0", "a pidfd of a thread (PIDFD_THREAD, Linux 6.9)"],
     "sealed": ["droppable != MAP_FAILED", "has sealed memory (mseal, Linux 6.10)"],
     # A position in a directory is whatever its file system says, and tmpfs says another since 6.6.
     "directory": ["!strcmp(got, rest)"],
