@@ -5,7 +5,9 @@
  *
  * With the name of a file as second argument, which it fills with 8 MiB of such words and maps: SIGHUP:
  * read and check the first word of each MiB of it, and the second time all. "huge" instead of a name: the
- * memory is made of pages of 2 MiB as the kernel finds them; "hugetlb": of such that are set aside. */
+ * memory is made of pages of 2 MiB as the kernel finds them; "hugetlb": of such that are set aside.
+ * "sparse": there are 256 pages of it at every GiB of reserved address space besides; SIGHUP: read and check
+ * the first word of all these and of the page behind, which nobody has touched. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -64,6 +66,30 @@ static void mapped(void) {
     printf("file %lu wrong %lu\n", count, wrong);
 }
 
+#define PARTS 64ul
+static volatile uint64_t *reserved;
+
+static int reserve(void) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *at = mmap(0, PARTS << 30, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (at == MAP_FAILED || madvise(at, PARTS << 30, MADV_NOHUGEPAGE)) return 0;
+    reserved = at;
+    for (uint64_t part = 0; part < PARTS; part++)
+        for (uint64_t page = 0; page < 256; page++)
+            reserved[part << 27 | page << 9] = word(part << 27 | page << 9);
+    return 1;
+}
+
+static void parts(void) {
+    uint64_t wrong = 0, pages = 0;
+    for (uint64_t part = 0; part < PARTS; part++, pages += 256) {
+        for (uint64_t page = 0; page < 256; page++)
+            wrong += reserved[part << 27 | page << 9] != word(part << 27 | page << 9);
+        wrong += reserved[part << 27 | 256 << 9] != 0;
+    }
+    printf("parts %lu wrong %lu\n", pages, wrong);
+}
+
 static int map(const char *name) {
     int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
     if (fd < 0 || ftruncate(fd, FILE_WORDS * 8)) return 0;
@@ -78,7 +104,8 @@ static int map(const char *name) {
 
 int main(int argc, char **argv) {
     int huge = argc > 2 && !strcmp(argv[2], "huge"), set_aside = argc > 2 && !strcmp(argv[2], "hugetlb");
-    if (argc > 2 && !huge && !set_aside && !map(argv[2])) return 1;
+    int sparse = argc > 2 && !strcmp(argv[2], "sparse");
+    if (argc > 2 && !huge && !set_aside && !(sparse ? reserve() : map(argv[2]))) return 1;
     words = (argc > 1 ? strtoull(argv[1], 0, 10) : 64) << 17;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | (set_aside ? MAP_HUGETLB : 0);
     char *at = mmap(0, words * 8 + (set_aside ? 0 : HUGE), PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -99,7 +126,7 @@ int main(int argc, char **argv) {
         int signal;
         if (sigwait(&set, &signal)) continue;
         if (signal == SIGUSR1) all();
-        else if (signal == SIGHUP) mapped();
+        else if (signal == SIGHUP) sparse ? parts() : mapped();
         else some();
     }
 }

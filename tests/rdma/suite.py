@@ -382,6 +382,28 @@ def pages_that_were_set_aside(owner, node, pinning):
         agent.run("tee", "/proc/sys/vm/nr_hugepages", input=str(had))
 
 
+def reserved_address_space_stays_empty(pinning, node):
+    """Pinning makes pages that are not there: what is registered where it is, is what is there."""
+    agent, gib = pinning.agent, 64
+    pid = parent(agent, "sparse", "sparse")
+    prepared = pinning.prepare(pid)
+    shadow = pinning.seed(prepared["seed"])["shadow_pid"]
+    end_of(agent, pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES + gib * 256)
+    seed = pinning.seed(prepared["seed"])
+    check(seed["pages_rdma_shadow"] >= PAGES + gib * 256, seed)
+    kib = pinned(agent, shadow)
+    check(kib <= (MIB + gib + 4) << 10, kib, seed)
+    check(child.tell("HUP") == ["parts", str(gib * 256), "wrong", "0"], "reserved address space")
+    row = child.row()
+    check(row["pages_rdma"] >= gib * 250 and row["rdma_note"] is None, row)
+    child.end()
+    pinning.call("seed", "rm", "-", input=prepared["ref"])
+    print(f"reserved: {kib >> 10} MiB pinned of {MIB + (gib << 10)}, {seed['rdma_registrations']} registrations;"
+          f" {row['pages_rdma']} pages by RDMA, all words right", flush=True)
+
+
 def pages_set_aside(owner, node, pid, life, where_they_are, forced):
     agent = owner.agent
     prepared = owner.prepare(pid)
@@ -431,6 +453,34 @@ def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
     child.end()
     owner.call("seed", "rm", "-", input=prepared["ref"])
     print("slow owner: asked once, answered once")
+
+
+def a_broken_queue_pair_is_made_again(owner, node, pid):
+    """The emulated device looks for its way like other UDP; TCP goes on."""
+    prepared = owner.prepare(pid)
+    child = node.fork(prepared["ref"], "rdma")
+    child.registered(PAGES)
+    child.touch()
+    rule = ["ipproto", "udp", "blackhole"]
+    node.agent.run("ip", "rule", "add", *rule)
+    try:
+        child.touch()
+        row = until("the end of the queue pair", lambda: child.row() if child.row()["rdma_note"] else None)
+        check("RDMA READ" in row["rdma_note"], row)
+        child.touch()
+    finally:
+        node.agent.run("ip", "rule", "del", *rule)
+
+    def by_rdma_again():
+        before = child.row()
+        child.touch()
+        return child.row()["pages_rdma"] - before["pages_rdma"]
+
+    pages = until("pages by RDMA again", by_rdma_again)
+    print("broken:", row["rdma_note"], f"| made again: {pages} pages by RDMA", flush=True)
+    child.verify()
+    child.end()
+    owner.call("seed", "rm", "-", input=prepared["ref"])
 
 
 def pages_of_a_file_that_only_the_owner_has(owner, node):
@@ -668,7 +718,11 @@ def suite(first, middle, last, everyone):
     a_shadow_registers_and_makes_children(owner, node)
     pages_of_2_mib_stay_whole(owner, node)
     pages_that_were_set_aside(owner, node, pinning)
+    reserved_address_space_stays_empty(pinning, node)
     an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
+    # Between two guests the way can be cut without a firewall.
+    if "LAB_NAME" in os.environ and len(ADDRESSES) > 1:
+        a_broken_queue_pair_is_made_again(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)
     a_shadow_that_cannot_be_asked_is_copied(owner, node)
