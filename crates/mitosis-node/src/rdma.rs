@@ -48,12 +48,8 @@ pub(crate) fn set_up(registry: &Registry, config: &Config) -> Result<(), NodeErr
 
 fn exporter(config: &Config) -> Result<Arc<Exporter>, String> {
     let device = Device::open(config.rdma_device.as_deref()).map_err(|e| e.to_string())?;
-    let exporter = Exporter::new(
-        device,
-        config.rdma_limit,
-        config.rdma_memory,
-        config.rdma_networks.clone(),
-    );
+    let exporter =
+        Exporter::new(device, config.rdma_limit, config.rdma_memory, config.rdma_networks.clone());
     Ok(Arc::new(exporter.map_err(|e| e.to_string())?))
 }
 

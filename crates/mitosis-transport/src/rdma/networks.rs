@@ -98,7 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0.0/8,", "host/8", "1.2.3.4/-1"] {
+        for text in
+            ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0.0/8,", "host/8", "1.2.3.4/-1"]
+        {
             assert!(text.parse::<Networks>().is_err(), "{text}");
         }
     }

@@ -5,8 +5,8 @@
 //! and take one registration for each run. Pages that it has for itself (the parent is gone, or has
 //! written its own since) are registered where they are, by the shadow itself.
 
-use super::networks::Networks;
 use super::memory::{self, InPlace, Pinning, SeedMemory};
+use super::networks::Networks;
 use super::plan::{self, CHUNK, Ranges};
 use crate::wire::{DESCRIPTOR_REGISTERED_MAX, PAGE, RdmaRegion};
 use mitosis_descriptor::SeedId;
