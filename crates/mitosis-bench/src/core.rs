@@ -7,7 +7,7 @@ mod response;
 mod start;
 mod stream;
 
-pub(crate) use copies::{BRIEF, seed as warm_seed, sustained};
+pub(crate) use copies::{FLOOR, brief, loops, seed as warm_seed, sustained};
 pub(crate) use freeze::{Gaps, SPINNER, longest, watched};
 pub(crate) use start::one as start_one;
 

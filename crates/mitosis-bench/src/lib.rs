@@ -9,6 +9,7 @@
 
 mod chart;
 mod cluster;
+mod compile;
 mod container;
 mod core;
 mod demo;

@@ -6,6 +6,8 @@
  *   write P   writes one word of them
  *   fork P    a plain fork(), whose child does touch P
  *   loop S    on each processor: clone into a container's namespaces, _exit, waitpid, for S s
+ *   floor S   the same with what the kernel asks for a child that has a guard (floor.c), in four loops on
+ *             each processor
  *   nothing
  * With a fifth argument "brief" a copy of it in another process ends at once: whoever finds another
  * parent process than at the start is one. */
@@ -26,6 +28,10 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, GAP_NS = 40000, GAPS = 1000 };
+
+int floor_begin(const char *program);
+int floor_fork(void);
+void floor_end(void);
 
 static unsigned char *memory;
 static size_t pages;
@@ -102,27 +108,49 @@ static struct result plain_fork(double percent, uint64_t *gap)
     return r;
 }
 
-/* Forks made, and the ns that took. */
-static uint64_t loop(double seconds, uint64_t *spent)
+static uint64_t forks(uint64_t end)
 {
     enum { NAMESPACES = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | SIGCHLD };
+    uint64_t count = 0;
+    for (; now() < end; count++) {
+        pid_t pid = (pid_t)syscall(SYS_clone, NAMESPACES, 0, 0, 0, 0);
+        if (pid == 0)
+            _exit(0);
+        waitpid(pid, NULL, 0);
+    }
+    return count;
+}
+
+static uint64_t guarded_forks(uint64_t end)
+{
+    uint64_t count = 0;
+    if (floor_begin("/run/lab/floor_guard") < 0)
+        _exit(1);
+    for (; now() < end; count++) {
+        int made = floor_fork();
+        if (made <= 0)
+            _exit(made < 0);
+    }
+    floor_end();
+    return count;
+}
+
+/* Forks made in `each` loops on each processor, and the ns that took. */
+static uint64_t loop(double seconds, int each, uint64_t (*make)(uint64_t), uint64_t *spent)
+{
     cpu_set_t set;
     int ends[2];
     uint64_t from = now(), total = 0, count;
     if (pipe(ends) || sched_getaffinity(0, sizeof set, &set))
         exit(1);
-    int workers = CPU_COUNT(&set);
+    int workers = CPU_COUNT(&set) * each;
     for (int i = 0; i < workers; i++) {
         if (fork())
             continue;
-        for (count = 0; now() - from < (uint64_t)(seconds * 1e9); count++) {
-            pid_t pid = (pid_t)syscall(SYS_clone, NAMESPACES, 0, 0, 0, 0);
-            if (pid == 0)
-                _exit(0);
-            waitpid(pid, NULL, 0);
-        }
+        count = make(from + (uint64_t)(seconds * 1e9));
         _exit(write(ends[1], &count, sizeof count) != sizeof count);
     }
+    close(ends[1]);
     for (int i = 0; i < workers; i++)
         if (read(ends[0], &count, sizeof count) == sizeof count)
             total += count;
@@ -130,7 +158,6 @@ static uint64_t loop(double seconds, uint64_t *spent)
         ;
     *spent = now() - from;
     close(ends[0]);
-    close(ends[1]);
     return total;
 }
 
@@ -151,8 +178,10 @@ static void answer(int peer)
         dprintf(peer, "]");
         return;
     }
-    if (!strncmp(line, "loop", 4)) {
-        uint64_t spent, made = loop(number, &spent);
+    if (!strncmp(line, "loop", 4) || !strncmp(line, "floor", 5)) {
+        int floor = line[0] == 'f';
+        uint64_t spent;
+        uint64_t made = loop(number, floor ? 4 : 1, floor ? guarded_forks : forks, &spent);
         dprintf(peer, "[%lu,%lu]", made, spent);
         return;
     }

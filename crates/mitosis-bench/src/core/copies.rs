@@ -6,6 +6,7 @@ use super::freeze::{Gaps, SPINNER};
 use super::start::{Start, one};
 use crate::chart::Chart;
 use crate::cluster::{ANSWER_BOUND, Parent, ask, ask_json, python};
+use crate::compile::{FLOORS, compile};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
 use crate::scale::{IDLE, SETTLE};
@@ -16,7 +17,7 @@ const SPINNER_PORT: u16 = 7106;
 const BRIEF_PORT: u16 = 7107;
 const IDLE_PORT: u16 = 7108;
 /// A parent whose children end at once.
-pub const BRIEF: &str = include_str!("../python/brief.py");
+const BRIEF: &str = include_str!("../python/brief.py");
 /// Children of one request, and requests at a time, while they are counted.
 const BATCH: u32 = 16;
 const CLIENTS: usize = 2;
@@ -80,14 +81,13 @@ fn latency(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
 }
 
 fn rate(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
-    let parent = python(bed.owner.node, BRIEF, BRIEF_PORT, &["0"])?;
+    let parent = brief(bed, BRIEF_PORT)?;
     let count = bed.runs * 100;
-    let (mut plain, mut copies) = (Vec::new(), Vec::new());
+    let (mut plain, mut floor, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     let seed = seed(bed, &parent)?;
     for _ in 0..3 {
-        bed.quiet.wait(0);
-        let (made, ns): (u64, u64) = ask_json(bed.owner.node, BRIEF_PORT, b"loop 1\n")?;
-        plain.push(made as f64 * 1e9 / ns as f64);
+        plain.push(loops(bed, BRIEF_PORT, "loop 1\n")?);
+        floor.push(loops(bed, BRIEF_PORT, "floor 1\n")?);
         parent.pause()?;
         bed.quiet.wait(0);
         copies.push(sustained(bed, &seed, count)?.rate);
@@ -96,13 +96,39 @@ fn rate(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     bed.owner.remove(&seed.seed)?;
     let name = "fork() and exit with the same namespaces, all processors";
     let peer = section.add(Figure::new(name, Samples::new("1/s", plain)));
+    let floor = Figure::new(FLOOR, Samples::new("1/s", floor));
+    let floor = section.add(floor.beside("fork() and exit", peer));
     let name = "children of a template, started and ended";
     section.add(
-        Figure::new(name, Samples::new("1/s", copies))
+        Figure::new(name, Samples::new("1/s", copies.clone()))
             .beside("fork() and exit", peer)
             .promised(Target::RatioLeast(0.8)),
     );
+    let name = "children of a template (the same)";
+    section.add(Figure::new(name, Samples::new("1/s", copies)).beside("the kernel's part", floor));
     Ok(())
+}
+
+/// What the figure of `floor` says that it is.
+pub const FLOOR: &str =
+    "the kernel's part: guard with /proc, child with its userfaultfd, and their end";
+
+/// A CPython parent whose children end at once, on a node that has what its floor needs.
+pub fn brief(bed: &Bed<'_>, port: u16) -> Result<Parent, BenchError> {
+    for program in &FLOORS {
+        compile(bed.owner.node, program)?;
+    }
+    python(bed.owner.node, BRIEF, port, &["0"])
+}
+
+/// Has a parent do `line`, a loop of forks; says how many in a second.
+pub fn loops(bed: &mut Bed<'_>, port: u16, line: &str) -> Result<f64, BenchError> {
+    bed.quiet.wait(0);
+    let (made, ns): (u64, u64) = ask_json(bed.owner.node, port, line.as_bytes())?;
+    if made == 0 {
+        return Err(BenchError::wrong("rate", format!("{:?} made none", line.trim_end())));
+    }
+    Ok(made as f64 * 1e9 / ns as f64)
 }
 
 /// Children that were started one behind the other, all of which have ended.

@@ -1,6 +1,7 @@
 # A parent whose children end at once: whoever finds another parent process than at the start is one.
 # Arguments: port, MiB of state. "loop SECONDS" over TCP: forks into the namespaces of a container and
-# waits for the end, again and again on each processor; answers with how many and how long.
+# waits for the end, again and again on each processor; answers with how many and how long. "floor SECONDS": the
+# same with what the kernel asks for a child that has a guard (floor.c), in four loops on each processor.
 import ctypes
 import http.server
 import json
@@ -31,14 +32,28 @@ def forks(until):
     return count
 
 
-def loop(seconds):
+def guarded_forks(until):
+    count = 0
+    floor = ctypes.CDLL("/run/lab/floor.so")
+    if floor.floor_begin(b"/run/lab/floor_guard") < 0:
+        os._exit(1)
+    while time.perf_counter() < until:
+        made = floor.floor_fork()
+        if made <= 0:
+            os._exit(-made)
+        count += 1
+    floor.floor_end()
+    return count
+
+
+def loop(seconds, each, make):
     near, far = os.pipe()
     start = time.perf_counter()
     workers = []
-    for _ in os.sched_getaffinity(0):
+    for _ in range(len(os.sched_getaffinity(0)) * each):
         pid = os.fork()
         if pid == 0:
-            os.write(far, f"{forks(start + seconds)} ".encode())
+            os.write(far, f"{make(start + seconds)} ".encode())
             os._exit(0)
         workers.append(pid)
     for pid in workers:
@@ -59,4 +74,5 @@ while True:
             peer.settimeout(60)
             words = peer.recv(64).split()
             if words:
-                peer.sendall(json.dumps(loop(float(words[1]))).encode())
+                how = (4, guarded_forks) if words[0] == b"floor" else (1, forks)
+                peer.sendall(json.dumps(loop(float(words[1]), *how)).encode())

@@ -1,16 +1,12 @@
 //! The synthetic parent: a small program in C, compiled when it is needed.
 
 use crate::cluster::{Parent, ask_json, process};
+use crate::compile::{self, compile};
 use crate::core::Bed;
 use crate::error::BenchError;
 use mitosis_lab::Node;
 use serde::Deserialize;
 use std::process::{Command, Stdio};
-
-const SOURCE: &str = include_str!("../c/synthetic.c");
-
-/// Where it lies on each node.
-const PROGRAM: &str = "/run/lab/synthetic";
 
 /// What a touch of pages, or a fork, took.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -36,8 +32,9 @@ impl Touched {
 /// Starts one with `mib` MiB on the owner's node. `how`: pages (`small`, `huge`), `spin` or `idle`,
 /// and `brief` if its copies are to end at once.
 pub fn start(bed: &Bed<'_>, port: u16, mib: usize, how: &[&str]) -> Result<Parent, BenchError> {
-    install(&[bed.owner.node, bed.host.node])?;
-    let mut command = Command::new(PROGRAM);
+    compile(bed.owner.node, &compile::PARENT)?;
+    compile(bed.host.node, &compile::PARENT)?;
+    let mut command = Command::new(compile::PARENT.path);
     command.args([port.to_string(), mib.to_string()]).args(how);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     process(bed.owner.node, command, port)
@@ -50,20 +47,4 @@ pub fn command(node: &Node, port: u16, line: &str) -> Result<Touched, BenchError
         return Ok(touched);
     }
     Err(BenchError::wrong("synthetic", format!("{line:?} read wrong data")))
-}
-
-/// Compiles it into each of `nodes` that does not have it.
-fn install(nodes: &[&Node]) -> Result<(), BenchError> {
-    for node in nodes {
-        let program = node.host_path(PROGRAM);
-        if program.exists() {
-            continue;
-        }
-        let source = node.host_path("/run/lab/synthetic.c");
-        std::fs::write(&source, SOURCE).map_err(BenchError::io("synthetic", source.display()))?;
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-static", "-o", PROGRAM, "/run/lab/synthetic.c"]);
-        node.run(gcc)?.success()?;
-    }
-    Ok(())
 }

@@ -1,10 +1,11 @@
 //! Children per second over thousands of them, of CPython and of a program of 1 MiB, beside a loop of
-//! fork and exit of the same process into the same namespaces.
+//! fork and exit of the same process into the same namespaces, and beside what the kernel asks for them.
 
 use super::parent;
 use crate::chart::Chart;
-use crate::cluster::{Parent, ask_json, python};
-use crate::core::{BRIEF, Bed, sustained, warm_seed};
+use crate::cluster::Parent;
+use crate::compile::{FLOORS, compile};
+use crate::core::{Bed, FLOOR, brief, loops, sustained, warm_seed};
 use crate::error::BenchError;
 use crate::report::{Figure, Samples, Section, Target};
 
@@ -19,9 +20,12 @@ const POINTS: usize = 60;
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let mut lines = Vec::new();
-    let parent = python(bed.owner.node, BRIEF, PYTHON_PORT, &["0"])?;
+    let parent = brief(bed, PYTHON_PORT)?;
     lines.extend(one(bed, section, &parent, "CPython")?);
     drop(parent);
+    for program in &FLOORS {
+        compile(bed.owner.node, program)?;
+    }
     let parent = parent::start(bed, C_PORT, 1, &["small", "idle", "brief"])?;
     lines.extend(one(bed, section, &parent, "C, 1 MiB")?);
     section.charts.push(Chart {
@@ -43,11 +47,10 @@ fn one(
     name: &str,
 ) -> Result<[Line; 2], BenchError> {
     let seed = warm_seed(bed, parent)?;
-    let mut plain = Vec::new();
+    let (mut plain, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        bed.quiet.wait(0);
-        let (made, ns): (u64, u64) = ask_json(bed.owner.node, parent.port, b"loop 1\n")?;
-        plain.push(made as f64 * 1e9 / ns as f64);
+        plain.push(loops(bed, parent.port, "loop 1\n")?);
+        floor.push(loops(bed, parent.port, "floor 1\n")?);
     }
     parent.pause()?;
     bed.quiet.wait(0);
@@ -57,6 +60,8 @@ fn one(
     let per_second = |values| Samples::new("1/s", values);
     let title = format!("{name}: fork() and exit with the same namespaces, all processors");
     let peer = section.add(Figure::new(title, per_second(plain)));
+    let floor = Figure::new(format!("{name}: {FLOOR}"), per_second(floor));
+    let floor = section.add(floor.beside("fork() and exit", peer));
     let rate = vec![copies.rate];
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
     let made = copies.made;
@@ -67,6 +72,9 @@ fn one(
             .promised(Target::RatioLeast(0.8))
             .in_paper(PAPER_PER_CORE * cores),
     );
+    let title = format!("{name}: {made} children (the same)");
+    let same = Figure::new(title, per_second(rate.clone()));
+    section.add(same.beside("the kernel's part", floor));
     let title = format!("{name}: {made} children (the same)");
     section.add(
         Figure::new(title, per_second(rate))
