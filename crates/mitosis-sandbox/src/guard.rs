@@ -1,17 +1,26 @@
 //! One guard.
 
-use crate::{Group, Groups, SandboxError};
+use crate::nursery::pair;
+use crate::{Group, Groups, Nursery, SandboxError};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
-use mitosis_sys::spawn::{Lane, Network};
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use rustix::net::RecvFlags;
+use rustix::process::PidfdFlags;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
-/// The guest program in a sealed memfd, from which guards and templates are executed.
+/// Namespaces a guard gets besides pid, mount, UTS and IPC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Network {
+    /// The node's own network namespace.
+    Node,
+    /// A new one.
+    Own,
+}
+
+/// The guest program in a sealed memfd, from which nurseries and templates are executed.
 #[derive(Debug)]
 pub struct GuardImage(OwnedFd);
 
@@ -56,46 +65,31 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts a guard and waits (bounded) until it is ready.
+    /// Has a guard made and waits (bounded) until it is ready.
     ///
     /// # Errors
     /// [`SandboxError`]; nothing is left behind.
     pub fn start(
-        lane: &mut Lane,
+        nursery: &mut Nursery,
         network: Network,
         groups: Option<&Groups>,
     ) -> Result<Guard, SandboxError> {
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|e| SysError::io("socketpair", "guard", e))?;
+        let (control, theirs) = pair("guard")?;
         let generation = generation()?;
-        let number = std::ffi::CString::new(generation_text(generation)).unwrap_or_default();
-        let (pid, pidfd) = lane.guard(theirs, network, &number)?;
-        let mut guard = Guard { pid, pidfd, control: ours, network, generation, group: None };
-        match guard.await_ready().and_then(|()| guard.enter(groups)) {
+        nursery.order(theirs.as_fd(), network, generation)?;
+        // The guard's end is the guard's alone.
+        drop(theirs);
+        // First: when the guard is ready, its pid has been told.
+        let ready = await_ready(&control);
+        let pid = nursery.pid()?;
+        // Ours to reap, so the number is still its own.
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| SysError::io("pidfd_open", "guard", e))?;
+        let pid = pid.as_raw_nonzero().get();
+        let mut guard = Guard { pid, pidfd, control, network, generation, group: None };
+        match ready.and_then(|()| guard.enter(groups)) {
             Ok(()) => Ok(guard),
             Err(e) => Err(guard.end().map_or(e, |why| SandboxError::NotReady(why.into()))),
-        }
-    }
-
-    fn await_ready(&self) -> Result<(), SandboxError> {
-        let timeout = Some(Duration::from_secs(5));
-        rustix::net::sockopt::set_socket_timeout(
-            &self.control,
-            rustix::net::sockopt::Timeout::Recv,
-            timeout,
-        )
-        .map_err(|e| SysError::io("SO_RCVTIMEO", "guard", e))?;
-        let mut message = [0u8; 16];
-        let got = rustix::net::recv(&self.control, &mut message[..], RecvFlags::empty());
-        match got {
-            Ok((16, _)) if message[..4] == guard_message::READY.to_le_bytes() => Ok(()),
-            Ok((n, _)) => Err(SandboxError::NotReady(format!("{n} bytes instead of a message"))),
-            Err(e) => Err(SandboxError::NotReady(e.to_string())),
         }
     }
 
@@ -125,6 +119,15 @@ impl Guard {
             GUARD_NO_GENERATION => Some("it cannot mount over /run/mitosis/generation"),
             _ => None,
         }
+    }
+}
+
+fn await_ready(control: &OwnedFd) -> Result<(), SandboxError> {
+    let mut message = [0u8; 16];
+    match rustix::net::recv(control, &mut message[..], RecvFlags::empty()) {
+        Ok((16, _)) if message[..4] == guard_message::READY.to_le_bytes() => Ok(()),
+        Ok((n, _)) => Err(SandboxError::NotReady(format!("{n} bytes instead of a message"))),
+        Err(e) => Err(SandboxError::NotReady(e.to_string())),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
-use crate::{Groups, Guard, GuardImage, Network, SandboxError};
-use mitosis_sys::spawn::Lane;
+use crate::{Groups, Guard, GuardImage, Network, Nursery, SandboxError};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -159,11 +158,11 @@ impl Pool {
         let mut pool = Pool { shared, own_least: own_net, groups, makers: Vec::new() };
         for _ in 0..MAKERS {
             let shared = pool.shared.clone();
-            let mut lane = Lane::new(image.as_fd(), Some(pager.as_fd()))?;
+            let mut nursery = Nursery::new(&image, pager.as_fd())?;
             let groups = pool.groups.clone();
             let maker = std::thread::Builder::new()
                 .name("guard-pool".into())
-                .spawn(move || make(&shared, &mut lane, groups.as_ref()))
+                .spawn(move || make(&shared, &mut nursery, groups.as_ref()))
                 .map_err(|e| SandboxError::NotReady(e.to_string()))?;
             pool.makers.push(maker);
         }
@@ -215,7 +214,7 @@ impl Pool {
 }
 
 /// Makes what is wanted, and ends what nobody wants any more, until the pool is closed.
-fn make(shared: &Shared, lane: &mut Lane, groups: Option<&Groups>) {
+fn make(shared: &Shared, nursery: &mut Nursery, groups: Option<&Groups>) {
     let mut state = shared.lock();
     let mut rested = true;
     while !state.closed {
@@ -246,7 +245,7 @@ fn make(shared: &Shared, lane: &mut Lane, groups: Option<&Groups>) {
         let Some(network) = state.wanted() else { continue };
         state.shelf(network).making += 1;
         drop(state);
-        let made = Guard::start(lane, network, groups);
+        let made = Guard::start(nursery, network, groups);
         state = shared.lock();
         let shelf = state.shelf(network);
         shelf.making -= 1;

@@ -1,18 +1,8 @@
-//! Starting the guest: as a guard, pid 1 of namespaces of its own, or as a template (clone(2),
-//! execveat(2)).
+//! Starting the guest: as a nursery, of which guards are copies, or as a template (clone(2), execveat(2)).
 
 use crate::SysError;
 use std::ffi::{CStr, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-
-/// Namespaces a guard gets besides pid, mount, UTS and IPC.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Network {
-    /// The node's own network namespace.
-    Node,
-    /// A new one.
-    Own,
-}
 
 struct Order {
     elf: RawFd,
@@ -21,7 +11,6 @@ struct Order {
     pager: RawFd,
     null: RawFd,
     name: *const libc::c_char,
-    environment: *const libc::c_char,
 }
 
 /// Descriptors of this process under low numbers, made early and kept: what a new guest inherits is the
@@ -36,8 +25,8 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// One lane starts one guest at a time, of the program in `elf`. A guard watches the `pager`, a
-    /// template none.
+    /// One lane starts one guest at a time, of the program in `elf`. Guards watch the `pager`, a template
+    /// none.
     ///
     /// # Errors
     /// open(2), dup(2).
@@ -50,22 +39,13 @@ impl Lane {
         Ok(Lane { elf, pager, control: copy(null.as_fd())?, null })
     }
 
-    /// Starts the program as pid 1 of new pid, mount, UTS and IPC namespaces, with `control` as fd 3, the
-    /// pager as fd 4, and that environment. Nothing else is inherited. Returns its pid and pidfd.
+    /// Starts the program with `control` as fd 3, on which it takes orders to make guards, and the pager as
+    /// fd 4, in this process's namespaces. Nothing else is inherited. Returns its pid and pidfd.
     ///
     /// # Errors
-    /// What clone(2) says (EPERM without CAP_SYS_ADMIN, ENOSPC over a namespace limit), or
-    /// [`SysError::Unexpected`] when the program could not be executed.
-    pub fn guard(
-        &mut self,
-        control: OwnedFd,
-        network: Network,
-        environment: &CStr,
-    ) -> Result<(i32, OwnedFd), SysError> {
-        let own_net = if network == Network::Own { libc::CLONE_NEWNET } else { 0 };
-        let namespaces =
-            libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
-        self.spawn(control, (c"mitosis-guard", environment), namespaces | own_net, "guard")
+    /// What clone(2) says.
+    pub fn nursery(&mut self, control: OwnedFd) -> Result<(i32, OwnedFd), SysError> {
+        self.spawn(control, c"mitosis-guard", "nursery of guards")
     }
 
     /// Starts the program with `control` as fd 3, to become a template, in this process's namespaces.
@@ -74,14 +54,13 @@ impl Lane {
     /// # Errors
     /// What clone(2) says.
     pub fn template(&mut self, control: OwnedFd) -> Result<(i32, OwnedFd), SysError> {
-        self.spawn(control, (c"mitosis-template", c""), 0, "template")
+        self.spawn(control, c"mitosis-template", "template")
     }
 
     fn spawn(
         &mut self,
         control: OwnedFd,
-        (name, environment): (&CStr, &CStr),
-        namespaces: libc::c_int,
+        name: &CStr,
         what: &'static str,
     ) -> Result<(i32, OwnedFd), SysError> {
         // SAFETY: the target is this lane's own; whatever it was is closed.
@@ -97,9 +76,8 @@ impl Lane {
             pager: self.pager.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             null: self.null.as_raw_fd(),
             name: name.as_ptr(),
-            environment: environment.as_ptr(),
         };
-        let made = clone_and_run(&mut order, namespaces, what);
+        let made = clone_and_run(&mut order, what);
         // The guest's end is the guest's alone.
         // SAFETY: as above.
         unsafe { libc::dup3(order.null, moved, libc::O_CLOEXEC) };
@@ -112,21 +90,13 @@ const STACK_BYTES: usize = 32 << 10;
 /// Where the program waits for its execution: just above what it keeps.
 const ELF_FD: RawFd = 5;
 
-fn clone_and_run(
-    order: &mut Order,
-    namespaces: libc::c_int,
-    what: &'static str,
-) -> Result<(i32, OwnedFd), SysError> {
+fn clone_and_run(order: &mut Order, what: &'static str) -> Result<(i32, OwnedFd), SysError> {
     let mut stack = vec![0u64; STACK_BYTES / 8];
     let mut pidfd: RawFd = -1;
     // The table of descriptors is shared until the process has one of its own, with the lower part of
     // it: a copy of all of it takes longer the more children there are, and would be as large for life.
-    let flags = libc::CLONE_VM
-        | libc::CLONE_VFORK
-        | libc::CLONE_FILES
-        | libc::CLONE_PIDFD
-        | libc::SIGCHLD
-        | namespaces;
+    let flags =
+        libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD;
     // SAFETY: CLONE_VFORK suspends this thread until the child has executed or exited, so `order` and
     // `stack` outlive their use; the child only makes system calls. The stack grows down from the end of
     // `stack`, aligned to 16 bytes.
@@ -184,7 +154,7 @@ extern "C" fn run(order: *mut c_void) -> i32 {
             libc::signal(signal, libc::SIG_DFL);
         }
         let argv = [order.name, std::ptr::null()];
-        let envp = [order.environment, std::ptr::null()];
+        let envp = [std::ptr::null::<libc::c_char>()];
         libc::syscall(
             libc::SYS_execveat,
             ELF_FD,

@@ -3,6 +3,7 @@
 //! the namespace when the pager is gone.
 
 use crate::abi::*;
+use crate::nursery;
 use crate::restore::CloneArgs;
 use crate::settle;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
@@ -100,31 +101,27 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
         // SAFETY: as below.
         crate::template::begin(unsafe { find(stack, AT_SYSINFO_EHDR) });
     }
-    if syscall!(bare sys::GETPID) != 1 {
-        // Outside a namespace of our own kill(-1) would end the machine.
-        exit(1);
-    }
     // SAFETY: the kernel lays out argc, argv, envp, auxv on the initial stack.
     let (vdso, name) = unsafe { (find(stack, AT_SYSINFO_EHDR), find(stack, AT_EXECFN)) };
-    prepare_mounts();
-    // SAFETY: as above; a text of the environment ends with a NUL.
-    let generation = unsafe { mount_generation(stack) };
     match settle::prepare(vdso) {
         // SAFETY: the new stack is there; nothing of the old one is used any more.
         Some((top, vdso)) => unsafe {
             core::arch::asm!("mov rsp, {top}", "xor ebp, ebp", "call {live}", "ud2",
-                top = in(reg) top & !15, live = sym live,
-                in("rdi") vdso, in("rsi") generation, in("rdx") name, options(noreturn));
+                top = in(reg) top & !15, live = sym nursery::live,
+                in("rdi") vdso, in("rsi") name, options(noreturn));
         },
-        None => live(vdso, generation, 0),
+        None => nursery::live(vdso, 0),
     }
 }
 
-/// The rest of its life. `name` is the last thing on the old stack, if that has been left.
-extern "C" fn live(vdso: u64, generation: u64, name: u64) -> ! {
-    if name != 0 {
-        settle::leave(name);
+/// The life of a guard, from when it is made on, in namespaces of its own.
+pub fn live(vdso: u64, generation: u64) -> ! {
+    if syscall!(bare sys::GETPID) != 1 {
+        // Outside a namespace of our own kill(-1) would end the machine.
+        exit(1);
     }
+    prepare_mounts();
+    mount_generation(generation);
     let ended = child_events();
     let mut guard = Guard { vdso, generation, pid: 0, ended, keep: false, exited: false };
     send(guard_message::READY, 0);
@@ -188,29 +185,21 @@ fn prepare_mounts() {
     loopback_up();
 }
 
-/// Puts the number that is its environment where the child and its descendants read it: a file
-/// of a file system of its own, which goes with the namespace. (Not a file that has no name any
-/// more: the open file of a child would be carried to its children as it is.)
-unsafe fn mount_generation(stack: *const u64) -> u64 {
+/// Puts the number where the child and its descendants read it: a file of a file system of its own, which
+/// goes with the namespace. (Not a file that has no name any more: the open file of a child would be
+/// carried to its children as it is.)
+fn mount_generation(generation: u64) {
     let mut text = [b'\n'; GENERATION_DIGITS + 1];
-    let mut number = 0u64;
-    // SAFETY: argc, argv and envp are on the stack, as the kernel puts them; the copy ends where the
-    // text does.
-    unsafe {
-        let given = *stack.add(1 + *stack as usize + 1) as *const u8;
-        let mut at = 0;
-        while at < GENERATION_DIGITS && !given.is_null() && *given.add(at) != 0 {
-            let letter = *given.add(at);
-            let digit = if letter > b'9' { letter - b'a' + 10 } else { letter - b'0' };
-            number = number << 4 | u64::from(digit & 15);
-            text[at] = letter;
-            at += 1;
-        }
+    let mut at = 0;
+    while at < GENERATION_DIGITS {
+        let digit = (generation >> (60 - 4 * at)) as u8 & 15;
+        text[at] = if digit > 9 { b'a' + digit - 10 } else { b'0' + digit };
+        at += 1;
     }
     const ENOENT: i64 = -2;
     match place_generation(&text) {
         // Where no node runs there is no such file: a test, which needs no number.
-        0 | ENOENT => number,
+        0 | ENOENT => {}
         _ => exit(GUARD_NO_GENERATION),
     }
 }
@@ -350,6 +339,8 @@ impl Guard {
                 self.fork(&packet.order, &control.fds);
             }
             guard_message::FORK_TREE if self.pid == 0 && count >= 2 => {
+                // A session for those of its processes that begin none.
+                syscall!(bare sys::SETSID);
                 let terminals = packet.message.b == 1;
                 self.fork_tree(a, terminals, &control.fds, count as u32);
             }

@@ -9,6 +9,7 @@ mod calls;
 mod capture;
 mod guard;
 mod hook;
+mod nursery;
 mod restore;
 mod settle;
 mod sys;

@@ -1,6 +1,7 @@
 //! Where a guard lives: everything that it keeps is near its text, so that one page table of each level
 //! does. There are as many guards as children, and exec puts stack and vdso far away from the program:
-//! that costs three page tables more, and two pages of a stack of which little is used.
+//! that costs three page tables more, and two pages of a stack of which little is used. The nursery moves
+//! before it makes any, which then find themselves there.
 
 use crate::abi::GUARD_NAME;
 use crate::guard::exit;
