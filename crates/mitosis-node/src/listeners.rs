@@ -103,8 +103,8 @@ impl Listeners {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A share of the socket `key` of `seed`; made if there is none. `siblings` are children of
-    /// the seed: after a restart of the daemon they are the only ones that still hold it.
+    /// A share of the socket `key` of `seed`; made if there is none. `siblings` says which children the
+    /// seed has: after a restart of the daemon they are the only ones that still hold it.
     ///
     /// # Errors
     /// The address is held by another process, or cannot be had here; names `fd`.
@@ -114,7 +114,7 @@ impl Listeners {
         key: u64,
         fd: u32,
         spec: &ListenSpec,
-        siblings: &[i32],
+        siblings: impl Fn() -> Vec<i32>,
     ) -> Result<Share, NodeError> {
         let name = (seed.to_owned(), key);
         loop {
@@ -125,7 +125,7 @@ impl Listeners {
             if let Some(listener) = table.open.get(&name).and_then(Weak::upgrade) {
                 return Ok(self.a_share(listener, spec));
             }
-            let sibling = || siblings.iter().find_map(|pid| from_sibling(*pid, fd, spec));
+            let sibling = || siblings().into_iter().find_map(|pid| from_sibling(pid, fd, spec));
             let socket = match spec.listen() {
                 Ok(socket) => socket,
                 Err(cause) => match sibling() {
@@ -174,10 +174,10 @@ mod tests {
         let path = std::env::temp_dir().join(format!("mitosis-listen-{}", std::process::id()));
         let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
         let listeners = Listeners::default();
-        let one = listeners.share("s", 1, 3, &spec, &[]).unwrap();
-        let two = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        let one = listeners.share("s", 1, 3, &spec, Vec::new).unwrap();
+        let two = listeners.share("s", 1, 3, &spec, Vec::new).unwrap();
         assert!(Arc::ptr_eq(one.listener.as_ref().unwrap(), two.listener.as_ref().unwrap()));
-        let other_seed = listeners.share("t", 1, 3, &spec, &[]).unwrap_err();
+        let other_seed = listeners.share("t", 1, 3, &spec, Vec::new).unwrap_err();
         assert!(other_seed.to_string().contains("fd 3"), "{other_seed}");
         drop(one);
         assert!(path.exists());
@@ -192,7 +192,7 @@ mod tests {
         let abstract_name = Address::Abstract(path.to_str().unwrap().as_bytes().to_vec());
         let spec = spec(abstract_name);
         let listeners = Listeners::default();
-        let share = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        let share = listeners.share("s", 1, 3, &spec, Vec::new).unwrap();
         let copy = share.as_fd().try_clone_to_owned().unwrap();
         drop(share);
         std::thread::scope(|scope| {
@@ -200,7 +200,7 @@ mod tests {
                 std::thread::sleep(20 * PAUSE);
                 drop(copy);
             });
-            drop(listeners.share("t", 1, 3, &spec, &[]).unwrap());
+            drop(listeners.share("t", 1, 3, &spec, Vec::new).unwrap());
         });
     }
 
@@ -214,7 +214,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..2000 {
-                        drop(listeners.share("s", 1, 3, &spec, &[]).unwrap());
+                        drop(listeners.share("s", 1, 3, &spec, Vec::new).unwrap());
                     }
                 });
             }
@@ -227,12 +227,12 @@ mod tests {
         let path = std::env::temp_dir().join(format!("mitosis-foreign-{}", std::process::id()));
         let spec = spec(Address::Path(path.to_str().unwrap().to_owned()));
         let listeners = Listeners::default();
-        let share = listeners.share("s", 1, 3, &spec, &[]).unwrap();
+        let share = listeners.share("s", 1, 3, &spec, Vec::new).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "another's").unwrap();
         drop(share);
         let left = path.exists();
-        assert!(listeners.share("s", 1, 3, &spec, &[]).is_err());
+        assert!(listeners.share("s", 1, 3, &spec, Vec::new).is_err());
         std::fs::remove_file(&path).unwrap();
         assert!(left);
     }

@@ -1,7 +1,7 @@
 //! One guard.
 
 use crate::nursery::pair;
-use crate::{Group, Groups, Nursery, SandboxError};
+use crate::{Group, Groups, Number, Nursery, SandboxError};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -60,6 +60,8 @@ pub struct Guard {
     pub network: Network,
     /// The generation number of its child: random, never zero.
     pub generation: u64,
+    /// The file that says so, if it is the node's.
+    pub number: Option<Number>,
     /// Its control group, and its child's.
     pub group: Option<Group>,
 }
@@ -76,9 +78,13 @@ impl Guard {
     ) -> Result<Guard, SandboxError> {
         let (control, theirs) = pair("guard")?;
         let generation = generation()?;
-        nursery.order(theirs.as_fd(), network, generation)?;
+        let text = generation_text(generation);
+        let put = nursery.numbers.as_ref().map(|numbers| numbers.put(&text)).transpose()?;
+        let (number, mount) = put.unzip();
+        let attached: Vec<_> = std::iter::once(&theirs).chain(&mount).map(AsFd::as_fd).collect();
+        nursery.order(&attached, network, generation)?;
         // The guard's end is the guard's alone.
-        drop(theirs);
+        drop((theirs, mount));
         // First: when the guard is ready, its pid has been told.
         let ready = await_ready(&control);
         let pid = nursery.pid()?;
@@ -86,7 +92,7 @@ impl Guard {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(|e| SysError::io("pidfd_open", "guard", e))?;
         let pid = pid.as_raw_nonzero().get();
-        let mut guard = Guard { pid, pidfd, control, network, generation, group: None };
+        let mut guard = Guard { pid, pidfd, control, network, generation, number, group: None };
         match ready.and_then(|()| guard.enter(groups)) {
             Ok(()) => Ok(guard),
             Err(e) => Err(guard.end().map_or(e, |why| SandboxError::NotReady(why.into()))),

@@ -10,6 +10,7 @@
 mod error;
 pub mod group;
 mod guard;
+mod numbers;
 mod nursery;
 mod pool;
 mod template;
@@ -17,6 +18,7 @@ mod template;
 pub use error::SandboxError;
 pub use group::{Group, Groups, Limits};
 pub use guard::{Guard, GuardImage, Network, generation_text};
+pub use numbers::Number;
 pub use nursery::Nursery;
 pub use pool::{Pool, PoolConfig};
 pub use template::Blank;

@@ -1,5 +1,6 @@
 //! The process of which guards are copies.
 
+use crate::numbers::Numbers;
 use crate::{GuardImage, Network, SandboxError};
 use mitosis_sys::SysError;
 use mitosis_sys::spawn::Lane;
@@ -22,6 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Nursery {
     lane: Lane,
     process: Option<Process>,
+    pub(crate) numbers: Option<Numbers>,
 }
 
 /// It ends, and is reaped, when this is dropped.
@@ -37,13 +39,14 @@ impl Nursery {
     /// # Errors
     /// No descriptors.
     pub fn new(image: &GuardImage, pager: BorrowedFd<'_>) -> Result<Nursery, SandboxError> {
-        Ok(Nursery { lane: Lane::new(image.as_fd(), Some(pager))?, process: None })
+        let lane = Lane::new(image.as_fd(), Some(pager))?;
+        Ok(Nursery { lane, process: None, numbers: Numbers::new() })
     }
 
-    /// Has a guard made whose control socket is `control`; [`Nursery::pid`] says which.
+    /// Has a guard made; [`Nursery::pid`] says which. `attached`: its control socket, and a mount of its number.
     pub(crate) fn order(
         &mut self,
-        control: BorrowedFd<'_>,
+        attached: &[BorrowedFd<'_>],
         network: Network,
         generation: u64,
     ) -> Result<(), SandboxError> {
@@ -55,7 +58,7 @@ impl Nursery {
                 Some(process) => process,
                 None => Process::start(&mut self.lane)?,
             };
-            match send(&process.orders, &order, control) {
+            match send(&process.orders, &order, attached) {
                 Ok(()) => {
                     self.process = Some(process);
                     return Ok(());
@@ -93,11 +96,10 @@ pub(crate) fn pair(object: &'static str) -> Result<(OwnedFd, OwnedFd), SysError>
     Ok((ours, theirs))
 }
 
-fn send(orders: &OwnedFd, order: &[u8], control: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attached = [control];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn send(orders: &OwnedFd, order: &[u8], attached: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&attached));
+    ancillary.push(SendAncillaryMessage::ScmRights(attached));
     let order = [IoSlice::new(order)];
     rustix::net::sendmsg(orders, &order, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }

@@ -85,6 +85,9 @@ struct State {
     own: Shelf,
     failed: Option<String>,
     closed: bool,
+    /// How often takers were woken.
+    #[cfg(test)]
+    woken: u64,
 }
 
 impl State {
@@ -205,6 +208,10 @@ impl Pool {
                 .wait_timeout(state, TAKE_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner);
             state = back;
+            #[cfg(test)]
+            {
+                state.woken += 1;
+            }
             state.shelf(network).waiting -= 1;
             if timeout.timed_out() {
                 return Err(SandboxError::NotReady("none in 10 s".into()));
@@ -283,6 +290,40 @@ impl Drop for Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Takers that find no guard wait on and wake nobody: two of them would else wake each other without
+    /// an end. Here nobody makes any.
+    #[test]
+    fn takers_do_not_wake_one_another() {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            taken: Condvar::new(),
+            made: Condvar::new(),
+        });
+        let pool = Pool { shared, own_least: 1, groups: None, makers: Vec::new() };
+        let both_wait = |woken: u64| {
+            while pool.shared.lock().waiting() < 2 || pool.shared.lock().woken < woken {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        std::thread::scope(|scope| {
+            for network in [Network::Node, Network::Own] {
+                let pool = &pool;
+                scope.spawn(move || assert!(pool.take(network).is_err()));
+            }
+            both_wait(0);
+            // As a maker does whose guard somebody else was faster to take.
+            pool.shared.made.notify_all();
+            both_wait(2);
+            // Time for those that would wake each other.
+            std::thread::sleep(Duration::from_millis(50));
+            pool.shared.lock().closed = true;
+            pool.shared.made.notify_all();
+        });
+        let woken = pool.shared.lock().woken;
+        // Once each by the maker and by the end; a few more are the system's to give.
+        assert!(woken <= 16, "{woken}");
+    }
 
     /// Guards come up in namespaces of their own and are gone when the pool is dropped.
     #[test]

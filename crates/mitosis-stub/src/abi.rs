@@ -62,7 +62,8 @@ pub const GUARD_NO_PROC: u64 = 2;
 /// Exit status of a guard that could not mount the generation number.
 pub const GUARD_NO_GENERATION: u64 = 4;
 
-/// An order to a nursery: make a guard. The guard's control socket is attached. The answer is a word, the
+/// An order to a nursery: make a guard. Attached are the guard's control socket and, if the node can make it,
+/// a mount of a file with the number, to be put into place. The answer is a word, the
 /// guard's pid, or what clone3(2) gave instead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

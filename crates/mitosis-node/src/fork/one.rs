@@ -125,7 +125,7 @@ impl Batch<'_> {
         let child = forked(&start);
         // The guard's control socket is the pager's alone from here on: its end is a message.
         let guard = if main.is_none() { held.0.take() } else { None };
-        let guarded = guard.map(|guard| Guarded { pidfd: guard.pidfd });
+        let guarded = guard.map(|guard| Guarded { pidfd: guard.pidfd, _number: guard.number });
         self.node.children.add(start, pidfd, guarded, shares);
         if let Some(end) = self.node.children.early(id) {
             self.node.child_ended(id, end);

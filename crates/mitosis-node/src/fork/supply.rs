@@ -31,8 +31,8 @@ impl Batch<'_> {
                     .ok_or_else(|| NodeError::step(Phase::Build, object(), "not in its tree"))?,
                 Provided::Listener { key, fd, spec } => {
                     let listeners = &self.node.listeners;
-                    let siblings = self.node.children.pids_of_seed(&self.seed);
-                    let share = listeners.share(&self.seed, *key, *fd, spec, &siblings)?;
+                    let siblings = || self.node.children.pids_of_seed(&self.seed);
+                    let share = listeners.share(&self.seed, *key, *fd, spec, siblings)?;
                     let copy = share.as_fd().try_clone_to_owned().map_err(failed)?;
                     shares.push(share);
                     copy

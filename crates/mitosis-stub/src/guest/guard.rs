@@ -114,14 +114,18 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
     }
 }
 
-/// The life of a guard, from when it is made on, in namespaces of its own.
-pub fn live(vdso: u64, generation: u64) -> ! {
+/// The life of a guard, from when it is made on, in namespaces of its own. `number` is a mount of a file with
+/// the generation number; -1: it makes one itself.
+pub fn live(vdso: u64, generation: u64, own_net: bool, number: i32) -> ! {
     if syscall!(bare sys::GETPID) != 1 {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);
     }
     prepare_mounts();
-    mount_generation(generation);
+    if own_net {
+        loopback_up();
+    }
+    mount_generation(generation, number);
     let ended = child_events();
     let mut guard = Guard { vdso, generation, pid: 0, ended, keep: false, exited: false };
     send(guard_message::READY, 0);
@@ -182,13 +186,40 @@ fn prepare_mounts() {
     {
         exit(GUARD_NO_PROC);
     }
-    loopback_up();
 }
 
-/// Puts the number where the child and its descendants read it: a file of a file system of its own, which
-/// goes with the namespace. (Not a file that has no name any more: the open file of a child would be
+/// Puts the number where the child and its descendants read it, as a file on a file. (Not a file that has no name any more: the open file of a child would be
 /// carried to its children as it is.)
-fn mount_generation(generation: u64) {
+fn mount_generation(generation: u64, number: i32) {
+    const ENOENT: i64 = -2;
+    let placed = if number >= 0 { put_in_place(number) } else { place_generation(generation) };
+    match placed {
+        // Where no node runs there is no such file: a test, which needs no number.
+        0 | ENOENT => {}
+        _ => exit(GUARD_NO_GENERATION),
+    }
+}
+
+/// Puts a mount of a file there, which can only be read, and closes its descriptor.
+fn put_in_place(tree: i32) -> i64 {
+    const AT_FDCWD: i64 = -100;
+    const AT_EMPTY_PATH: u64 = 0x1000;
+    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+    const RDONLY_NOSUID_NODEV_NOEXEC: u64 = 1 | 2 | 4 | 8;
+    let empty = *b"\0";
+    // struct mount_attr (linux/mount.h): set, clear, propagation, user namespace.
+    let attributes = [RDONLY_NOSUID_NODEV_NOEXEC, 0, 0, 0];
+    let (empty, file) = (empty.as_ptr(), GENERATION_FILE.as_ptr());
+    let mut done = syscall!(sys::MOUNT_SETATTR, tree, empty, AT_EMPTY_PATH, attributes.as_ptr(), 32);
+    if done >= 0 {
+        done = syscall!(sys::MOVE_MOUNT, tree, empty, AT_FDCWD, file, MOVE_MOUNT_F_EMPTY_PATH);
+    }
+    syscall!(sys::CLOSE, tree);
+    done
+}
+
+/// The same without the node's help: a file system for this one file.
+fn place_generation(generation: u64) -> i64 {
     let mut text = [b'\n'; GENERATION_DIGITS + 1];
     let mut at = 0;
     while at < GENERATION_DIGITS {
@@ -196,15 +227,6 @@ fn mount_generation(generation: u64) {
         text[at] = if digit > 9 { b'a' + digit - 10 } else { b'0' + digit };
         at += 1;
     }
-    const ENOENT: i64 = -2;
-    match place_generation(&text) {
-        // Where no node runs there is no such file: a test, which needs no number.
-        0 | ENOENT => {}
-        _ => exit(GUARD_NO_GENERATION),
-    }
-}
-
-fn place_generation(text: &[u8; GENERATION_DIGITS + 1]) -> i64 {
     const AT_FDCWD: i64 = -100;
     const CREAT_EXCL_WRONLY: u64 = 0o100 | 0o200 | 1;
     const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
@@ -241,7 +263,7 @@ fn place_generation(text: &[u8; GENERATION_DIGITS + 1]) -> i64 {
     syscall!(sys::MOUNT, 0, file, 0, flags, 0)
 }
 
-/// `ip link set lo up`: needed in a new network namespace, harmless in the node's own.
+/// `ip link set lo up`: needed in a new network namespace.
 fn loopback_up() {
     const SIOCGIFFLAGS: u64 = 0x8913;
     const SIOCSIFFLAGS: u64 = 0x8914;

@@ -2,7 +2,7 @@
 //! copy. To execute one for each child would cost as much as half of its namespaces.
 //!
 //! It has nothing of any child: three times /dev/null, the socket on which its orders come, the pager's
-//! pidfd, and for the moment of a copy the control socket of the guard. An order is written over the
+//! pidfd, and for the moment of a copy the control socket and the number of the guard. An order is written over the
 //! one before, so a guard finds its own in its memory and no other. Guards are not its children but its
 //! parent's, the node's.
 
@@ -28,10 +28,11 @@ pub extern "C" fn live(vdso: u64, name: u64) -> ! {
     let (to, len) = (order.as_mut_ptr() as u64, size_of::<NurseryOrder>());
     loop {
         let received = guard::receive(GUARD_CONTROL_FD, to, len as u64, &mut control);
-        // SAFETY: plain integers, all of them received, and one descriptor.
+        // SAFETY: plain integers, all of them received, and as many descriptors as are used.
         let (order, control) = unsafe { (&*order.as_ptr(), &*control.as_ptr()) };
         match received {
-            Some((n, 1)) if n == len => make(vdso, order, control.fds[0]),
+            Some((n, 1)) if n == len => make(vdso, order, control.fds[0], -1),
+            Some((n, 2)) if n == len => make(vdso, order, control.fds[0], control.fds[1]),
             // Nobody is left who could give orders.
             None => exit(0),
             Some(_) => exit(3),
@@ -39,7 +40,8 @@ pub extern "C" fn live(vdso: u64, name: u64) -> ! {
     }
 }
 
-fn make(vdso: u64, order: &NurseryOrder, control: i32) {
+/// `number`: -1 for none.
+fn make(vdso: u64, order: &NurseryOrder, control: i32, number: i32) {
     let network = if order.own_net == 1 { NEWNET } else { 0 };
     // With PARENT the signal at its end is that of this process's own.
     let args = CloneArgs {
@@ -51,8 +53,11 @@ fn make(vdso: u64, order: &NurseryOrder, control: i32) {
         // Over the socket of the orders.
         syscall!(sys::DUP3, control, GUARD_CONTROL_FD, 0x80000);
         syscall!(sys::CLOSE, control);
-        guard::live(vdso, order.generation);
+        guard::live(vdso, order.generation, network != 0, number);
     }
     syscall!(sys::WRITE, GUARD_CONTROL_FD, &raw const pid, 8);
     syscall!(sys::CLOSE, control);
+    if number >= 0 {
+        syscall!(sys::CLOSE, number);
+    }
 }

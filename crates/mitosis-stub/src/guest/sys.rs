@@ -51,6 +51,7 @@ pub const FCHMOD: u64 = 91;
 pub const UMOUNT2: u64 = 166;
 pub const OPEN_TREE: u64 = 428;
 pub const MOVE_MOUNT: u64 = 429;
+pub const MOUNT_SETATTR: u64 = 442;
 
 /// Performs a system call.
 ///
