@@ -154,3 +154,41 @@ fn generation() -> Result<u64, SandboxError> {
 pub fn generation_text(generation: u64) -> String {
     format!("{generation:016x}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each guard mounts its own number, be the file the node's or one that it makes itself; and a nursery
+    /// that was killed is made anew.
+    #[test]
+    fn guards_mount_their_numbers() {
+        let file = "run/mitosis/generation";
+        // As a node leaves it.
+        std::fs::create_dir_all("/run/mitosis").expect("directory");
+        if !std::fs::exists(format!("/{file}")).expect("look") {
+            std::fs::write(format!("/{file}"), "0000000000000000\n").expect("file");
+        }
+        let me = rustix::process::getpid();
+        let pager = rustix::process::pidfd_open(me, PidfdFlags::empty()).expect("pidfd");
+        let image = GuardImage::new().expect("image");
+        let mut nursery = Nursery::new(&image, pager.as_fd()).expect("nursery");
+        let read = |guard: &Guard| {
+            let path = format!("/proc/{}/root/{file}", guard.pid);
+            (std::fs::read_to_string(&path).expect("number"), std::fs::write(&path, "1").is_err())
+        };
+        let mut guards = Vec::new();
+        for turn in 0..4 {
+            if turn == 2 {
+                nursery.numbers = None;
+                nursery.kill();
+            }
+            guards.push(Guard::start(&mut nursery, Network::Node, None).expect("guard"));
+        }
+        for guard in &guards {
+            let text = format!("{}\n", generation_text(guard.generation));
+            assert_eq!(read(guard), (text, true));
+        }
+        guards.into_iter().for_each(|guard| assert_eq!(guard.end(), None));
+    }
+}

@@ -69,6 +69,15 @@ impl Nursery {
         }
     }
 
+    /// Ends its process, as somebody else might.
+    #[cfg(test)]
+    pub(crate) fn kill(&self) {
+        let process = self.process.as_ref().expect("a process");
+        pidfd_send_signal(&process.pidfd, Signal::KILL).expect("kill");
+        let mut ended = [rustix::event::PollFd::new(&process.pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut ended, None).expect("end");
+    }
+
     /// The pid of the guard last ordered.
     pub(crate) fn pid(&mut self) -> Result<Pid, SandboxError> {
         let answer = self.process.as_ref().map_or(Ok(0), |process| answer(&process.orders));
