@@ -122,7 +122,7 @@ fn check_plan(d: &Descriptor) {
             own_net: own,
             time,
             no_hooks: !own,
-            working_set: if own { vec![1500] } else { Vec::new() },
+            filled: own,
             ..Default::default()
         };
         let Ok(plan) = mitosis_restore::plan(d, &node(d), &request, &Proven(proven)) else {

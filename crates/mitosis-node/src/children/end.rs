@@ -42,6 +42,8 @@ pub(crate) fn shell_status(end: &End) -> i32 {
 pub(crate) struct Guarded {
     /// Readable when the namespace is empty.
     pub pidfd: OwnedFd,
+    /// The file that the child's generation number is in: it stays as long as the child.
+    pub _number: Option<mitosis_sandbox::Number>,
 }
 
 impl Guarded {

@@ -1,8 +1,8 @@
 //! Guards and templates: their names, the numbers of their descriptors, and what they are told.
 
-/// `argv[0]` of a guard.
+/// `argv[0]` of a guard, and of the nursery that it is a copy of.
 pub const GUARD_NAME: &[u8] = b"mitosis-guard\0";
-/// `argv[0]` of a template. The letter that tells it from a guard is [`NAME_LETTER`].
+/// `argv[0]` of a template. The letter that tells it from a nursery is [`NAME_LETTER`].
 pub const TEMPLATE_NAME: &[u8] = b"mitosis-template\0";
 /// Index in `argv[0]` of the letter by which the program knows what it is.
 pub const NAME_LETTER: usize = 8;
@@ -21,8 +21,8 @@ pub const GUARD_SLOTS: u32 = 4096;
 
 /// The directory of [`GENERATION_FILE`].
 pub const GENERATION_DIR: &[u8] = b"/run/mitosis\0";
-/// Over this file a guard mounts one of its own, which holds its environment: the generation number
-/// of its child, [`GENERATION_DIGITS`] hexadecimal digits, and a newline.
+/// Over this file a guard mounts one of its own, which holds the generation number of its child,
+/// [`GENERATION_DIGITS`] hexadecimal digits, and a newline.
 pub const GENERATION_FILE: &[u8] = b"/run/mitosis/generation\0";
 /// See [`GENERATION_FILE`].
 pub const GENERATION_DIGITS: usize = 16;
@@ -30,6 +30,18 @@ pub const GENERATION_DIGITS: usize = 16;
 pub const GUARD_NO_PROC: u64 = 2;
 /// Exit status of a guard that could not mount the generation number.
 pub const GUARD_NO_GENERATION: u64 = 4;
+
+/// An order to a nursery: make a guard. Attached are the guard's control socket and, if the node can make
+/// it, a mount of a file with the number, to be put into place. The answer is a word, the guard's pid, or
+/// what clone3(2) gave instead.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct NurseryOrder {
+    /// The generation number of the guard's child.
+    pub generation: u64,
+    /// 1: with a network namespace of its own.
+    pub own_net: u64,
+}
 
 /// Message kinds on a guard's control socket.
 pub mod guard_message {
