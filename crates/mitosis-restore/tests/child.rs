@@ -193,7 +193,7 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
         serve(ours, mem, clean, index);
     });
     let fds = StartFds { pager: theirs, provided, cgroup: None };
-    let child = match start(&plan, guard.control.as_fd(), Maker::Guard, fds, || true) {
+    let child = match start(&plan, guard.control.as_fd(), Maker::Guard, fds, |_| true) {
         Ok(child) => child,
         Err(e) => panic!("start: {e}\n{plan}"),
     };
