@@ -96,6 +96,18 @@ pub fn placed_stream(
     })
 }
 
+/// Nanoseconds from the request for `count` pages until they have come and each has been placed alone: what
+/// a first child waits for.
+pub fn first_pages(owner: &Node, host: &Node, count: usize) -> Result<u64, BenchError> {
+    let to = SocketAddr::new(owner.ip(), BARE_PORT);
+    let mut stream = host.connect(to, ANSWER_BOUND)?;
+    let failed = |error| BenchError::io("first pages", to)(error);
+    let begun = Instant::now();
+    stream.write_all(&((count * PAGE_BYTES) as u64).to_le_bytes()).map_err(failed)?;
+    receive_and_place(stream.as_fd(), count, 32, 2).map_err(failed)?;
+    Ok(elapsed_ns(begun))
+}
+
 /// One pass, of which `take` takes the bytes and says how many nanoseconds that took.
 fn stream(
     host: &Node,

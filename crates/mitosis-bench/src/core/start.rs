@@ -4,11 +4,14 @@ use super::Bed;
 use super::freeze::{Gaps, SPINNER};
 use crate::cluster::{ANSWER_BOUND, Member, ask_json, monotonic_ns, python};
 use crate::error::BenchError;
+use crate::peers::{bare_server, first_pages};
 use crate::report::{Figure, Samples, Section, Target};
 use mitosis_proto::{Net, PhaseTime, Prepared, Via};
 use std::time::Instant;
 
 const PORT: u16 = 7102;
+/// What a first child waits for: `mitosis_transport::wire::WORKING_SET_FIRST`.
+const FIRST_PAGES: usize = 192;
 
 /// Both views of one start, in microseconds, with where the node says the time went.
 pub struct Start {
@@ -18,9 +21,15 @@ pub struct Start {
 }
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let _bare = bare_server(bed.owner.node)?;
     let parent = python(bed.owner.node, SPINNER, PORT, &[])?;
     let (mut first, mut nth) = (Vec::new(), Vec::new());
+    let (mut forks, mut pages) = (Vec::new(), Vec::new());
     for _ in 0..bed.runs {
+        bed.quiet.wait(1);
+        let gaps: Gaps = ask_json(bed.owner.node, PORT, b"clone\n")?;
+        forks.extend(gaps.iter().map(|gap| gap.1 - gap.0));
+        pages.push(first_pages(bed.owner.node, bed.host.node, FIRST_PAGES)?);
         // A new seed and a node that was restarted: it holds nothing of the parent.
         bed.host.renew()?;
         let seed = bed.owner.prepare(parent.pid)?;
@@ -32,6 +41,15 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
         bed.owner.remove(&seed.seed)?;
     }
     add(section, "first child on a fresh node", &first, Some(Target::Most(2000.0)));
+    let name = "bare: fork() into the same namespaces, to the child's first look at the clock";
+    let fork = section.add(Figure::new(name, Samples::from_ns(&forks)));
+    let name = format!("bare: {FIRST_PAGES} pages asked for, received, and placed one by one");
+    let page = section.add(Figure::new(name, Samples::from_ns(&pages)));
+    let seen = Samples::new("us", first.iter().map(|start| start.seen_us).collect());
+    section.add(
+        Figure::new("first child, seen from outside (the same samples)", seen)
+            .beside("both", fork + page),
+    );
     add(section, "next child on that node", &nth, None);
     Ok(())
 }
