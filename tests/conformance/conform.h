@@ -77,6 +77,12 @@ __attribute__((unused)) static int readable(int fd) {
     return poll(&at, 1, 0) == 1 && (at.revents & POLLIN) != 0;
 }
 
+/* Whether something can be read soon: the kernel may hand a packet on later than it was sent. */
+__attribute__((unused)) static int comes(int fd) {
+    struct pollfd at = {.fd = fd, .events = POLLIN};
+    return poll(&at, 1, 5000) == 1 && (at.revents & POLLIN) != 0;
+}
+
 /* Whether this is the parent: a child has a pid namespace of its own. */
 static char home_namespace[64];
 __attribute__((unused)) static int is_parent(void) {

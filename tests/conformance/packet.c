@@ -53,7 +53,7 @@ static const char *setup(void) {
 
 static const char *next(const char *text) {
     char got[256];
-    EXPECT(readable(fd));
+    EXPECT(comes(fd));
     ssize_t len = recv(fd, got, sizeof got, 0), wanted = (ssize_t)strlen(text);
     EXPECT(len == 28 + wanted && memcmp(got + 28, text, (size_t)wanted) == 0);
     return NULL;
