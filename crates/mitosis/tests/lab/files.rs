@@ -2,23 +2,27 @@
 
 use crate::support::*;
 
-#[test]
-fn another_libc_at_the_same_path_is_not_used() {
-    let lab = lab(2);
-    let libc = lab.node(1).sh("ldd /bin/true | awk '/libc.so.6/ { print $3 }'").unwrap().stdout;
+/// Gives a node another build of libc as far as any byte can tell: one changed byte of a message and a
+/// longer file.
+fn other_libc(node: &mitosis_lab::Node) {
+    let libc = node.sh("ldd /bin/true | awk '/libc.so.6/ { print $3 }'").unwrap().stdout;
     let libc = libc.trim();
-    // Another build of it as far as any byte can tell: its code is moved by what is in front of
-    // its notes, here one changed byte of a message and a longer file.
     let script = format!(
         "cp --preserve=all -L {libc} /tmp/libc && \
          at=$(grep -abo 'Invalid argument' /tmp/libc | head -1 | cut -d: -f1) && \
          printf X | dd of=/tmp/libc bs=1 seek=$at conv=notrunc status=none && \
          head -c 8192 /dev/urandom >>/tmp/libc"
     );
-    lab.node(1).sh(&script).unwrap();
+    node.sh(&script).unwrap();
+    let target = node.sh(&format!("readlink -f {libc}")).unwrap().stdout;
+    node.overlay(target.trim(), "/tmp/libc").unwrap();
+}
+
+#[test]
+fn another_libc_at_the_same_path_is_not_used() {
+    let lab = lab(2);
+    other_libc(lab.node(1));
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
-    let target = lab.node(1).sh(&format!("readlink -f {libc}")).unwrap().stdout;
-    lab.node(1).overlay(target.trim(), "/tmp/libc").unwrap();
     let parent = Parent::c(a.node(), &[]);
     let seed = prepare(&a, parent.pid(), &[]);
     fork_one(&b, &seed.reference, &[]);
@@ -26,6 +30,35 @@ fn another_libc_at_the_same_path_is_not_used() {
     assert!(ask(b.node(), "alloc").starts_with("right"));
     assert!(ask(b.node(), "fork 3").starts_with("right"));
     assert_eq!(ask(b.node(), "count"), "1");
+}
+
+#[test]
+fn pages_of_a_file_that_a_node_has_not_are_learned() {
+    let lab = lab(3);
+    other_libc(lab.node(1));
+    other_libc(lab.node(2));
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let parent = Parent::c(a.node(), &["mb=1"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let faults = |daemon: &mitosis_lab::Daemon<'_>| {
+        let child = fork_one(daemon, &seed.reference, &["--via", "direct"]);
+        assert!(ask(daemon.node(), "alloc").starts_with("right"));
+        assert!(ask(daemon.node(), "fork 3").starts_with("right"));
+        row(daemon, child.pid)["faults"].as_u64().unwrap()
+    };
+    let alone = faults(&b);
+    // It tells when it has come to rest; no more comes then.
+    let mut before = 0;
+    until("what it touched is told", SOON, || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let now = seed_row(&a, &seed.id)?["working_set"].as_u64()?;
+        (now > 0 && std::mem::replace(&mut before, now) == now).then_some(())
+    });
+    let told = faults(&c);
+    println!("{alone} faults, and {told} once it was told");
+    // Most of these are of libc.
+    assert!(told <= alone / 4, "{alone} faults of the first child, {told} of the next");
+    assert_eq!(ask(c.node(), "hash"), parent.ask("hash"));
 }
 
 #[test]
