@@ -81,8 +81,8 @@ pub mod guard_message {
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
     /// Node to guard: make the processes of a tree. Attached: a file with `a` [`super::TreeEntry`]s,
-    /// the root first, then for each that is to live a socket on which its own FORK comes, and if `b`
-    /// is 1 a file system of pseudo-terminals for them.
+    /// the root first, then for each that is to live a socket on which its own FORK comes, and the file
+    /// systems that `b` says: [`super::MOUNT_TERMINALS`], then [`super::MOUNT_MEMORY`].
     pub const FORK_TREE: u32 = 19;
     /// Guard to node: ready for an order.
     pub const READY: u32 = 17;
@@ -145,6 +145,11 @@ pub struct TreeEntry {
     /// Number of the pseudo-terminal that controls the session which it begins, plus one; 0 for none.
     pub terminal: u32,
 }
+
+/// A file system of pseudo-terminals, for `/dev/pts`.
+pub const MOUNT_TERMINALS: u64 = 1;
+/// A file system for memory that has names, for `/dev/shm`.
+pub const MOUNT_MEMORY: u64 = 2;
 
 /// Bytes of a [`TreeEntry`].
 pub const TREE_ENTRY: usize = 32;

@@ -34,20 +34,15 @@ pub fn make(table: i32) -> i64 {
 }
 
 /// In the root, just made: makes its descendants, of which this becomes one in each. Never returns.
-/// `terminals` is a file system of pseudo-terminals, or negative.
 pub fn grow(
     count: u32,
     fds: &[i32; FDS_MAX],
-    terminals: i32,
     queue: i32,
     vdso: u64,
     generation: u64,
 ) -> ! {
     let table = fds[0];
     let board = put_up(table, count);
-    if terminals >= 0 {
-        mount_terminals(terminals);
-    }
     let mut me = 0;
     let mut own = read(table, me);
     loop {
@@ -218,13 +213,20 @@ fn await_zombies(table: i32, count: u32, me: u32) {
 /// Turns of a wait for what another process does next.
 const TURNS_MAX: u32 = 1_000_000;
 
-/// Puts the pseudo-terminals of the tree where its processes look for them.
-fn mount_terminals(terminals: i32) {
+/// Puts the file systems of the tree, the last that are attached, where its processes look for them.
+pub fn mount(which: u64, fds: &[i32; FDS_MAX], count: u32) {
     const AT_FDCWD: i64 = -100;
     const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
-    let (empty, at) = (*b"\0", *b"/dev/pts\0");
-    let (empty, at) = (empty.as_ptr(), at.as_ptr());
-    check(syscall!(sys::MOVE_MOUNT, terminals, empty, AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH));
+    let mut last = count;
+    let (memory, terminals) = (*b"/dev/shm\0", *b"/dev/pts\0");
+    for (flag, at) in [(MOUNT_MEMORY, memory.as_ptr()), (MOUNT_TERMINALS, terminals.as_ptr())] {
+        if which & flag != 0 {
+            last -= 1;
+            let (from, empty) = (fds[last as usize % FDS_MAX], *b"\0");
+            let empty = empty.as_ptr();
+            check(syscall!(sys::MOVE_MOUNT, from, empty, AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH));
+        }
+    }
 }
 
 /// In a process that leads its session: pseudo-terminal `number - 1` controls that, and those that are
