@@ -16,7 +16,7 @@ use crate::region::{self, Injected, Layout, THREAD_SLOT, decode_data, decode_thr
 use crate::shadow::{NewShadow, kill, reap};
 use crate::shared;
 use crate::stop::{self, StoppedProcess};
-use crate::tree::{Meeting, Point};
+use crate::meeting::{Meeting, Point};
 use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,

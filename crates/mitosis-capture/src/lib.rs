@@ -16,6 +16,7 @@ mod hooks;
 mod inject;
 mod ipc;
 mod limits;
+mod meeting;
 mod memory;
 mod rare;
 mod refuse;
@@ -45,7 +46,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use tree::{Meeting, Point};
+use meeting::{Meeting, Point};
 
 /// How to capture.
 #[derive(Clone, Debug)]
