@@ -163,7 +163,7 @@ fn backing(
         return refuse(format!("device memory ({})", mapping.name));
     }
     if !child_of_ours && (mapping.has(b"um") || mapping.has(b"uw") || mapping.has(b"ui")) {
-        return refuse("registered with a userfaultfd of its own".into());
+        return refuse(CaptureError::OF_USERFAULTFD.into());
     }
     if shared {
         let Some(object) = kept.and_then(|kept| kept.object_of(mapping)) else {

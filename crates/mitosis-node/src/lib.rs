@@ -34,6 +34,7 @@ mod rdma;
 mod reader;
 mod recipe;
 mod registry;
+mod remote;
 mod run;
 mod seed;
 mod spool;
