@@ -36,8 +36,11 @@ struct FromPager<'a> {
 impl Inherited for FromPager<'_> {
     fn snapshot(&mut self) -> Result<Option<InheritedPages>, String> {
         let Some(child) = self.child else { return Ok(None) };
+        // One after the other: it serves no more connections than so many, and does one thing at a time.
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.pager.client.snapshot(child, true).map_err(|e| e.to_string())?;
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        asked.push(child);
+        drop(asked);
         Ok(Some(InheritedPages { owners: snapshot.owners, index: snapshot.index }))
     }
 }

@@ -9,7 +9,7 @@ use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
 pub use mitosis_stub::abi::TREE_ENTRY;
 use mitosis_stub::abi::{
-    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_TEMPORARY, TREE_ZOMBIE,
+    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_LEAVES, TREE_TEMPORARY, TREE_ZOMBIE,
     guard_message,
 };
 use mitosis_sys::clock::Clocks;
@@ -140,6 +140,7 @@ pub fn table(root: &Descriptor, members: &[&Descriptor]) -> Result<Vec<u8>, Rest
         let flags = [
             (birth.leads_session, TREE_LEADS_SESSION),
             (birth.leads_group, TREE_LEADS_GROUP),
+            (birth.leaves, TREE_LEAVES),
             (birth.before, TREE_BEFORE),
             (ended.is_some(), TREE_ZOMBIE),
             (birth.kin.is_none(), TREE_TEMPORARY),

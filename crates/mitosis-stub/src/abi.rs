@@ -154,7 +154,7 @@ pub const MOUNT_MEMORY: u64 = 2;
 /// Bytes of a [`TreeEntry`].
 pub const TREE_ENTRY: usize = 32;
 /// Most processes of a tree.
-pub const TREE_MAX: usize = 64;
+pub const TREE_MAX: usize = 200;
 /// [`TreeEntry::flags`]: it begins a session of its own.
 pub const TREE_LEADS_SESSION: u32 = 1;
 /// [`TreeEntry::flags`]: it leads its process group.
@@ -167,6 +167,8 @@ pub const TREE_ZOMBIE: u32 = 8;
 pub const TREE_TEMPORARY: u32 = 16;
 /// [`TreeEntry::flags`]: orphans of those that it makes become its own.
 pub const TREE_ADOPTS: u32 = 32;
+/// [`TreeEntry::flags`]: it leads a process group until the others have joined theirs, and then joins its own.
+pub const TREE_LEAVES: u32 = 64;
 
 /// An order to a template, on its status socket: a child of it, in the namespaces of a guard. Of the
 /// attached fds the last two are the guard's pidfd and the node's end of its control socket, for

@@ -26,6 +26,8 @@ struct Board {
     /// How many there are of each.
     staying: AtomicU32,
     temporary: AtomicU32,
+    /// Those that stay and do not leave the group that they lead.
+    remaining: AtomicU32,
 }
 
 /// Makes the root.
@@ -49,7 +51,8 @@ pub fn grow(
         if own.flags & TREE_ADOPTS != 0 {
             adopt(true);
         }
-        if own.flags & TREE_LEADS_GROUP != 0 && own.flags & TREE_LEADS_SESSION == 0 {
+        let leads = own.flags & (TREE_LEADS_GROUP | TREE_LEAVES) != 0;
+        if leads && own.flags & TREE_LEADS_SESSION == 0 {
             check(syscall!(sys::SETPGID, 0, 0));
         }
         let born = children(table, count, me, TREE_BEFORE);
@@ -66,6 +69,9 @@ pub fn grow(
             break;
         }
         (me, own) = (born, read(table, born));
+    }
+    if own.flags & TREE_LEAVES != 0 {
+        await_number(&board.joined, &board.remaining, table, count, me);
     }
     join(&own);
     let temporary = own.flags & TREE_TEMPORARY != 0;
@@ -103,9 +109,12 @@ fn put_up(table: i32, count: u32) -> &'static Board {
     let board = unsafe { &*(at as *const Board) };
     let mut index = 0;
     while index < count {
-        let is_temporary = read(table, index).flags & TREE_TEMPORARY != 0;
-        let number = if is_temporary { &board.temporary } else { &board.staying };
+        let flags = read(table, index).flags;
+        let number = if flags & TREE_TEMPORARY != 0 { &board.temporary } else { &board.staying };
         number.fetch_add(1, Ordering::Relaxed);
+        if flags & (TREE_TEMPORARY | TREE_LEAVES) == 0 {
+            board.remaining.fetch_add(1, Ordering::Relaxed);
+        }
         index += 1;
     }
     board
