@@ -178,13 +178,18 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
 
 /// The first descriptor that names the same file: it is planned first.
 fn first_of(body: &Body, files: &Files<'_>) -> Result<Option<u32>, StateError> {
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
+    for candidate in files.of_object(KIND.number, body.file.1) {
+        let theirs: Body = decode(&candidate)?;
         if theirs.file == body.file {
             return Ok(Some(candidate.fds[0].0));
         }
     }
     Ok(None)
+}
+
+/// Which file it is, but for its device.
+pub(super) fn inode(file: &OpenFile) -> Result<u64, StateError> {
+    decode::<Body>(file).map(|body| body.file.1)
 }
 
 /// The file with its content, at the numbers of `file`.
