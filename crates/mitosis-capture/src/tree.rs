@@ -101,12 +101,14 @@ pub(crate) fn too_large(root: i32, members_max: usize) -> CaptureError {
 /// would never stop while the child stands still, and the child is none of the tree's yet.
 fn in_vfork(places: &[Place]) -> Option<(i32, i32)> {
     let waits = |pid: i32| {
-        let state = |tid| Status::of_thread(pid, tid).map(|status| status.field("State").to_owned());
+        let state =
+            |tid| Status::of_thread(pid, tid).map(|status| status.field("State").to_owned());
         let threads = procfs::threads(pid).unwrap_or_default();
         threads.into_iter().any(|tid| state(tid).is_ok_and(|state| state.starts_with('D')))
     };
     let pairs = places.iter().filter_map(|place| Some((places[place.parent?].pid, place.pid)));
-    let mut sharing = pairs.filter(|(parent, child)| kcmp::shares_memory(*parent, *child).unwrap_or(false));
+    let mut sharing =
+        pairs.filter(|(parent, child)| kcmp::shares_memory(*parent, *child).unwrap_or(false));
     sharing.find(|(parent, _)| waits(*parent))
 }
 

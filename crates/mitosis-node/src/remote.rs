@@ -43,9 +43,8 @@ pub(crate) fn fetched_first<T>(
             // They run meanwhile, and lack nothing while they wait.
             std::thread::sleep(TURN);
             let all = pager.client.stats_of_running()?;
-            let missing = |child: &ChildId| {
-                all.iter().any(|one| one.child == *child && !one.independent)
-            };
+            let missing =
+                |child: &ChildId| all.iter().any(|one| one.child == *child && !one.independent);
             if !others.iter().any(missing) || begun.elapsed() >= BOUND {
                 break;
             }
@@ -55,9 +54,8 @@ pub(crate) fn fetched_first<T>(
 
 /// The children of this node that are in the pid namespace of a process.
 fn children_beside(node: &Node, pid: i32) -> Vec<ChildId> {
-    let namespace = |pid: i32| -> Option<PathBuf> {
-        std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
-    };
+    let namespace =
+        |pid: i32| -> Option<PathBuf> { std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok() };
     let Some(its) = namespace(pid) else { return Vec::new() };
     let children = node.children.live().into_iter();
     let beside = |id: &u64| {

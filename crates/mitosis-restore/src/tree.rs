@@ -9,8 +9,8 @@ use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
 pub use mitosis_stub::abi::TREE_ENTRY;
 use mitosis_stub::abi::{
-    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_LEAVES, TREE_TEMPORARY, TREE_ZOMBIE,
-    guard_message,
+    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_LEAVES, TREE_TEMPORARY,
+    TREE_ZOMBIE, guard_message,
 };
 use mitosis_sys::clock::Clocks;
 use rustix::net::SendFlags;

@@ -128,7 +128,8 @@ impl Prescan {
     fn probe(&mut self, group: &Group, pidfd: &OwnedFd) {
         let file = format!("/proc/{}/fd/{}", self.pid, group.first());
         let machine = shm::is_named(&group.link) || shm::is_huge(&file);
-        if machine || group.link.ends_with(" (deleted)") || kinds::mqueue::is_queue(self.pid, group) {
+        if machine || group.link.ends_with(" (deleted)") || kinds::mqueue::is_queue(self.pid, group)
+        {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }

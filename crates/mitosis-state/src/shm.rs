@@ -28,7 +28,7 @@ pub fn is_named(link: &str) -> bool {
 
 /// Whether a file of huge pages is there.
 pub fn is_huge(path: &str) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as i64 == HUGETLBFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == HUGETLBFS_MAGIC)
 }
 
 /// Whether the mapping is of memory that is copied for a child, and shared by what shares it: of what no
