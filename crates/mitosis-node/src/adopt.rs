@@ -6,7 +6,7 @@ use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
 use crate::prepare::{move_away, reopen, start_ticks};
-use crate::seed::{Seed, SeedParts};
+use crate::seed::{Course, Seed};
 use crate::store::SeedRecord;
 use mitosis_descriptor::{Limits, Reference, decode};
 use mitosis_pager::{ChildId, ChildState};
@@ -78,7 +78,7 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         (None, None) => return Err("its pages were in the memory of the daemon that ended".into()),
     };
     let at = |ms: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
-    let seed = Seed::new(SeedParts {
+    let seed = Seed {
         id: reference.seed,
         secret: reference.secret,
         name: record.name.clone(),
@@ -91,8 +91,8 @@ fn seed(record: &SeedRecord, reference: &Reference, node: &Node) -> Result<Seed,
         places: Places::of(&descriptor),
         descriptor: bytes.into(),
         home: record.home,
-        bound: if record.bound { Bound::Bound } else { Bound::Free },
-    });
+        course: Course::new(if record.bound { Bound::Bound } else { Bound::Free }),
+    };
     seed.adopted();
     Ok(seed)
 }

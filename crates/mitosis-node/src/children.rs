@@ -1,115 +1,27 @@
 //! The children of this node: a mirror of what the pager knows, and what only the daemon knows.
 
+mod end;
 mod late;
+mod row;
+mod start;
+mod wait;
+
+pub(crate) use end::{End, Ended, Guarded, shell_status};
+pub(crate) use start::Start;
 
 use crate::listeners::Share;
 use mitosis_pager::{ChildId, ChildStats};
-use mitosis_proto::{ChildRow, ChildState, Exited, PhaseTime};
 use rustix::process::{Signal, pidfd_send_signal};
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Most ended children remembered.
 const ENDED_MAX: usize = 1000;
 /// How long an ended child is remembered.
 const ENDED_FOR: Duration = Duration::from_secs(600);
-
-/// A child, as it was started. Written to a file so that a restarted daemon knows it again.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Start {
-    /// Name between daemon and pager.
-    pub id: u64,
-    /// Pid, as the host sees it.
-    pub pid: i32,
-    /// Field 22 of `/proc/PID/stat`: with the pid, the identity of the process.
-    pub start_ticks: u64,
-    /// Public id of the seed.
-    pub seed: String,
-    /// How it was made.
-    pub via: String,
-    /// How its pages come.
-    pub transport: String,
-    /// Why that way.
-    #[serde(default)]
-    pub transport_why: String,
-    /// Path of its own network namespace.
-    pub netns: Option<String>,
-    /// Its generation number.
-    #[serde(default)]
-    pub generation: String,
-    /// Microseconds from the request to the first instruction.
-    pub start_us: u64,
-    /// Where that time went.
-    pub phases: Vec<PhaseTime>,
-    /// When, in milliseconds since 1970.
-    pub started_unix_ms: u64,
-    /// Its log.
-    pub log: PathBuf,
-    /// The range that its restore left mapped, which is no part of its own image.
-    pub resident: Option<(u64, u64)>,
-    /// Its control groups.
-    #[serde(default)]
-    pub groups: Vec<PathBuf>,
-    /// Of a process of a tree that is not its root: the root's id.
-    #[serde(default)]
-    pub main: Option<u64>,
-    /// Functions that a child of it may have to call.
-    #[serde(default)]
-    pub functions: Vec<mitosis_descriptor::Function>,
-}
-
-/// The end of a child.
-#[derive(Clone, Debug)]
-pub(crate) struct End {
-    /// Raw wait status of the main process, if it exited by itself.
-    pub status: Option<i32>,
-    /// Why it was ended.
-    pub reason: Option<String>,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.reason, self.status) {
-            (Some(reason), _) => f.write_str(reason),
-            (None, Some(raw)) if raw & 0x7f == 0 => {
-                write!(f, "exited with status {}", (raw >> 8) & 0xff)
-            }
-            (None, Some(raw)) => write!(f, "ended by signal {}", raw & 0x7f),
-            (None, None) => f.write_str("ended"),
-        }
-    }
-}
-
-/// The guard of a running child: pid 1 of its namespace.
-#[derive(Debug)]
-pub(crate) struct Guarded {
-    /// Readable when the namespace is empty.
-    pub pidfd: OwnedFd,
-}
-
-impl Guarded {
-    /// Ends the guard, and with it everything in its namespace, and reaps it.
-    pub fn end(self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
-        let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
-    }
-}
-
-/// What is left to do when everything of a child has ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// The child.
-    pub start: Start,
-    /// How it ended, unless that was told when its main process exited.
-    pub news: Option<End>,
-    /// Its guard, if there is one to be reaped.
-    pub guard: Option<Guarded>,
-}
 
 struct Child {
     start: Start,
@@ -140,56 +52,9 @@ pub(crate) struct Children {
 /// Most of them. Most starts take a millisecond or two; those that fail leave theirs behind.
 const EARLY_MAX: usize = 2048;
 
-/// Exit status as a shell has it.
-pub(crate) fn shell_status(end: &End) -> i32 {
-    match end.status {
-        Some(raw) if raw & 0x7f == 0 => (raw >> 8) & 0xff,
-        Some(raw) => 128 + (raw & 0x7f),
-        // Whoever is ended by its node is ended by SIGKILL.
-        None => 128 + 9,
-    }
-}
-
 impl Child {
     fn exit(&self) -> Option<End> {
         self.end.as_ref().map(|(end, _)| end).or(self.exited.as_ref()).cloned()
-    }
-
-    fn row(&self) -> ChildRow {
-        let start = &self.start;
-        let end = self.exit();
-        let stats = self.stats.as_ref();
-        let started = SystemTime::UNIX_EPOCH + Duration::from_millis(start.started_unix_ms);
-        let age = SystemTime::now().duration_since(started).unwrap_or_default();
-        let number = |of: fn(&ChildStats) -> u64| stats.map_or(0, of);
-        ChildRow {
-            pid: start.pid,
-            seed: start.seed.clone(),
-            state: if end.is_some() { ChildState::Ended } else { ChildState::Running },
-            exit: end.as_ref().map(shell_status),
-            reason: end.and_then(|end| end.reason),
-            pages_total: number(|s| s.pages_total),
-            pages_fetched: number(|s| s.pages_fetched),
-            pages_prefetched: number(|s| s.pages_prefetched),
-            faults: number(|s| s.faults),
-            bytes_fetched: number(|s| s.bytes_fetched),
-            independent: stats.is_some_and(|s| s.independent),
-            via: start.via.clone(),
-            transport: start.transport.clone(),
-            pages_rdma: number(|s| s.pages_rdma),
-            pages_cached: number(|s| s.pages_cached),
-            pages_held: number(|s| s.pages_held),
-            pages_held_touched: number(|s| s.pages_held_touched),
-            rdma_reach: number(|s| s.rdma_reach),
-            rdma_link_us: number(|s| s.rdma_link_us),
-            rdma_note: stats.and_then(|s| s.rdma_note.clone()),
-            processes: 1,
-            netns: start.netns.clone(),
-            generation: start.generation.clone(),
-            start_us: start.start_us,
-            age_ms: age.as_millis() as u64,
-            phases: start.phases.clone(),
-        }
     }
 }
 
@@ -364,75 +229,15 @@ impl Children {
         }
     }
 
-    /// Rows for `ps`, oldest first. A tree has one, with what all its processes have fetched.
-    pub fn rows(&self) -> Vec<ChildRow> {
-        let table = self.table();
-        let mut rows: BTreeMap<u64, ChildRow> = BTreeMap::new();
-        let alone = table.iter().filter(|(_, child)| child.start.main.is_none());
-        rows.extend(alone.map(|(id, child)| (*id, child.row())));
-        for child in table.values() {
-            if let Some(row) = child.start.main.and_then(|main| rows.get_mut(&main)) {
-                let more = child.row();
-                row.processes += 1;
-                row.pages_total += more.pages_total;
-                row.pages_fetched += more.pages_fetched;
-                row.pages_prefetched += more.pages_prefetched;
-                row.pages_rdma += more.pages_rdma;
-                row.faults += more.faults;
-                row.bytes_fetched += more.bytes_fetched;
-                row.independent &= more.independent;
-            }
-        }
-        rows.into_values().collect()
-    }
-
     /// The root of the tree of which a child is a process; itself if it is alone.
     pub fn main_of(&self, id: u64) -> u64 {
         self.table().get(&id).and_then(|child| child.start.main).unwrap_or(id)
-    }
-
-    /// Waits until the main process of the newest child with this pid has exited, at most for
-    /// `limit`. `None`: no such child; `Some(None)`: not yet.
-    pub fn wait(&self, pid: i32, limit: Duration) -> Option<Option<Exited>> {
-        let deadline = Instant::now() + limit;
-        let mut table = self.table();
-        let id = Self::by_pid(&table, pid)?.start.id;
-        loop {
-            // Forgotten meanwhile counts as no such child.
-            if let Some(end) = table.get(&id)?.exit() {
-                let exit = shell_status(&end);
-                return Some(Some(Exited { pid, exit, reason: end.reason }));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Some(None);
-            }
-            let waited = self.changed.wait_timeout(table, left);
-            table = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 
     /// How many run.
     pub fn running(&self) -> usize {
         let table = self.table();
         table.values().filter(|c| c.start.main.is_none() && c.exit().is_none()).count()
-    }
-
-    /// The raw status of the main process of a child that exited by itself, if that is told within `limit`.
-    pub fn exit_status(&self, id: u64, limit: Duration) -> Option<i32> {
-        let deadline = Instant::now() + limit;
-        let mut table = self.table();
-        loop {
-            if let Some(end) = table.get(&id)?.exit() {
-                return end.status;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(table, left);
-            table = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 
     /// Forgets what is too old or too much; returns what was forgotten.
@@ -477,15 +282,6 @@ mod tests {
 
     fn exit(status: i32) -> End {
         End { status: Some(status), reason: None }
-    }
-
-    #[test]
-    fn exit_statuses_are_a_shells() {
-        let end = |status| End { status, reason: None };
-        assert_eq!(shell_status(&end(Some(3 << 8))), 3);
-        assert_eq!(shell_status(&end(Some(15))), 143);
-        assert_eq!(shell_status(&end(Some(11 | 0x80))), 139);
-        assert_eq!(shell_status(&end(None)), 137);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::habits::Places;
 use crate::memory::{Memory, Place, Shadow};
 use crate::node::Node;
 use crate::pager::Pager;
-use crate::seed::{Seed, SeedParts};
+use crate::seed::{Course, Seed};
 use crate::store::SeedRecord;
 use crate::{millis, remote, spool};
 use mitosis_capture::{CaptureError, Captured, Inherited, InheritedPages, Member, Options, Seeded};
@@ -306,7 +306,7 @@ fn enlist(
         bound,
         phases: phases.into_iter().map(|(phase, us)| PhaseTime { phase, us }).collect(),
     };
-    let seed = Arc::new(Seed::new(SeedParts {
+    let seed = Arc::new(Seed {
         id,
         secret,
         name: request.name.clone(),
@@ -318,9 +318,9 @@ fn enlist(
         pages_total: prepared.pages_total,
         memory: Memory::new(&descriptor, files, Place::Shadow(shadow)),
         home,
-        bound,
         places: Places::of(&descriptor),
-    }));
+        course: Course::new(bound),
+    });
     if !node.seeds.add(Arc::clone(&seed)) {
         return Err(NodeError::control("seed", "this node has too many; remove some"));
     }

@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use crate::habits::Places;
     use crate::memory::Memory;
-    use crate::seed::SeedParts;
+    use crate::seed::Course;
     use mitosis_descriptor::{PAGE_SIZE, Vpn};
     use mitosis_proto::Bound;
     use mitosis_transport::ReadError;
@@ -212,7 +212,7 @@ mod tests {
     fn seed(number: u8, ttl: Option<Duration>) -> Arc<Seed> {
         let created = SystemTime::now();
         let memory = Memory::empty(Place::Gone("test".into()));
-        Arc::new(Seed::new(SeedParts {
+        Arc::new(Seed {
             id: SeedId([number; 8]),
             secret: Secret([number; 32]),
             name: None,
@@ -224,9 +224,9 @@ mod tests {
             memory,
             tree: None,
             home: None,
-            bound: Bound::Free,
             places: Places::default(),
-        }))
+            course: Course::new(Bound::Free),
+        })
     }
 
     #[test]

@@ -57,68 +57,48 @@ pub(crate) struct Seed {
     pub tree: Option<SeedId>,
     /// The child of this node whose namespace it lives in, when the parent is one.
     pub home: Option<u64>,
+    /// Where in such processes which page is.
+    pub places: Places,
+    /// What changes about it.
+    pub course: Course,
+}
+
+/// What happens to a seed in its life. Only the seed itself looks inside.
+#[derive(Debug)]
+pub(crate) struct Course {
     life: Mutex<Life>,
     readers: AtomicU64,
     forks: AtomicU64,
-    /// Where in such processes which page is.
-    pub places: Places,
     /// What its children will need, as far as anybody has shown.
     trail: Mutex<Trail>,
     /// The beginning of that in files: what the first child on a node waits for, and all of it.
     images: Mutex<Images>,
 }
 
-/// The unchanging part of a seed.
-pub(crate) struct SeedParts {
-    pub id: SeedId,
-    pub secret: Secret,
-    pub name: Option<String>,
-    pub parent_pid: i32,
-    pub created: SystemTime,
-    pub expires: Option<SystemTime>,
-    pub descriptor: Arc<[u8]>,
-    pub pages_total: u64,
-    pub memory: Memory,
-    pub tree: Option<SeedId>,
-    pub home: Option<u64>,
-    pub bound: Bound,
-    pub places: Places,
-}
-
-impl Seed {
-    /// A seed that can be forked.
-    pub fn new(parts: SeedParts) -> Seed {
+impl Course {
+    /// That of a seed which can be forked and was not yet.
+    pub fn new(bound: Bound) -> Course {
         let life = Life {
             state: SeedState::Alive,
             reason: None,
-            bound: parts.bound,
+            bound,
             expired_at: None,
             idle_since: None,
             leased: None,
         };
-        Seed {
-            id: parts.id,
-            secret: parts.secret,
-            name: parts.name,
-            parent_pid: parts.parent_pid,
-            created: parts.created,
-            expires: parts.expires,
-            descriptor: parts.descriptor,
-            pages_total: parts.pages_total,
-            memory: parts.memory,
-            tree: parts.tree,
-            home: parts.home,
+        Course {
             life: Mutex::new(life),
             readers: AtomicU64::new(0),
             forks: AtomicU64::new(0),
-            places: parts.places,
             trail: Mutex::new(Trail::new()),
             images: Mutex::default(),
         }
     }
+}
 
+impl Seed {
     fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        self.course.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its state now. A seed past its time counts as expiring even before anybody has noted it.
@@ -185,22 +165,22 @@ impl Seed {
 
     /// One reader more.
     pub fn opened(&self) {
-        self.readers.fetch_add(1, Ordering::AcqRel);
+        self.course.readers.fetch_add(1, Ordering::AcqRel);
     }
 
     /// One reader less.
     pub fn closed(&self) {
-        self.readers.fetch_sub(1, Ordering::AcqRel);
+        self.course.readers.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// One fork more.
     pub fn forked(&self) {
-        self.forks.fetch_add(1, Ordering::Relaxed);
+        self.course.forks.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Number of open readers.
     pub fn readers(&self) -> u64 {
-        self.readers.load(Ordering::Acquire)
+        self.course.readers.load(Ordering::Acquire)
     }
 
     /// What becomes of it at `now`, given whether a child of this very node still needs it.
@@ -256,7 +236,7 @@ impl Seed {
             pages_owned: self.memory.pages_owned(),
             descriptor_bytes: self.descriptor.len() as u64,
             readers: self.readers(),
-            forks: self.forks.load(Ordering::Relaxed),
+            forks: self.course.forks.load(Ordering::Relaxed),
             pages_rdma: 0,
             pages_rdma_shadow: 0,
             rdma_registrations: 0,

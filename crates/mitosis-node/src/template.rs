@@ -9,22 +9,22 @@
 //! node, as long as this node has a lease from there. A seed's node that revokes it waits until all
 //! leases are over.
 
+mod make;
+mod one;
 mod shadow;
+
+pub(crate) use make::work;
+pub(crate) use one::Template;
 
 use crate::admission::Admission;
 use crate::error::NodeError;
-use crate::memory::Shadow;
 use crate::node::Node;
-use crate::recipe::{self, Basis, Got, Placed, Recipe, fetch, in_bulk, pair};
-use crate::working_set::WorkingSet;
-use mitosis_descriptor::{Descriptor, MappedFile, PAGE_SIZE, Phase, Reference, Secret, SeedId};
-use mitosis_proto::{ForkRequest, Hooks, Net, Transport, Via};
-use mitosis_restore::{Part, ProvenFiles, Time};
-use mitosis_sandbox::{Blank, GuardImage};
-use mitosis_transport::wire::WORKING_SET_MAX;
+use crate::recipe::{Recipe, fetch, in_bulk};
+use mitosis_descriptor::{Phase, Reference, Secret, SeedId};
+use mitosis_proto::{ForkRequest, Transport, Via};
+use mitosis_sandbox::GuardImage;
 use mitosis_transport::{ForkError, Want};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,165 +34,18 @@ use std::time::{Duration, Instant};
 const RENEW: Duration = Duration::from_millis(200);
 /// How long the seed's node may take to answer.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long after the first child a template is made: the child comes first.
-const SETTLE: Duration = Duration::from_millis(100);
-/// It comes first as long as children of the seed fetch so many pages in this time, but for no longer than
-/// that.
-const BUSY_PAGES: u64 = 64;
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
-const BUSY_MAX: Duration = Duration::from_secs(2);
 /// How long a template is kept that nobody uses.
 const KEPT: Duration = Duration::from_secs(20);
 /// How long none is tried after one could not be made.
 const FAILED: Duration = Duration::from_secs(5);
 /// Most templates on a node.
 const TEMPLATES_MAX: usize = 64;
-/// Most ways to ask for children of one template that are remembered.
-const RECIPES_MAX: usize = 16;
-/// A template is made anew when the working set has grown by so many pages,
-const GROWN: usize = 32;
-/// and by this part of it,
-const GROWN_PART: usize = 16;
-/// or if the template is so old.
-const GROWN_AGE: Duration = Duration::from_secs(2);
 /// From so many children in one request on, a template is made for them.
 const MANY: u32 = 4;
 /// How long somebody waits for a template that another request makes.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that wait for the thread that makes templates.
 const QUEUE: usize = 16;
-
-/// What tells recipes apart.
-#[derive(Clone, PartialEq, Eq)]
-struct Options {
-    new_pid: bool,
-    hostname: Option<String>,
-    own_net: bool,
-    no_hooks: bool,
-    transport: Transport,
-}
-
-impl Options {
-    fn of(request: &ForkRequest) -> Options {
-        Options {
-            new_pid: request.new_pid,
-            hostname: request.hostname.clone(),
-            own_net: request.net == Net::Own,
-            no_hooks: request.hooks == Hooks::None,
-            transport: request.transport,
-        }
-    }
-}
-
-/// What was known of the parent's mapped files when a template mapped them: its children take for
-/// missing what it took for missing, and nothing else.
-struct Files {
-    known: Vec<(MappedFile, bool, bool)>,
-}
-
-impl Files {
-    fn now(node: &Node, descriptor: &Descriptor) -> Files {
-        let known = |file: &MappedFile| {
-            (file.clone(), node.hashes.proven(file), node.hashes.is_elsewhere(file))
-        };
-        Files { known: descriptor.files.iter().map(known).collect() }
-    }
-
-    fn find(&self, file: &MappedFile) -> Option<&(MappedFile, bool, bool)> {
-        self.known.iter().find(|(known, ..)| known == file)
-    }
-
-    /// Whether more of them are proven by now.
-    fn outdated(&self, node: &Node) -> bool {
-        self.known.iter().any(|(file, proven, _)| !proven && node.hashes.proven(file))
-    }
-}
-
-impl ProvenFiles for Files {
-    fn proven(&self, file: &MappedFile) -> bool {
-        self.find(file).is_some_and(|(_, proven, _)| *proven)
-    }
-
-    fn is_elsewhere(&self, file: &MappedFile) -> bool {
-        self.find(file).is_some_and(|(.., elsewhere)| *elsewhere)
-    }
-}
-
-/// A process with the memory of a seed's children.
-pub(crate) struct Template {
-    /// Where it takes orders.
-    pub orders: OwnedFd,
-    /// How many pages are in place in it.
-    pub held: u64,
-    /// What its children are: copies of a template, or of the shadow.
-    pub via: Via,
-    /// Which pages those are, unless it is a shadow, which has all.
-    pages: Arc<[u64]>,
-    /// Pages of the working set that were known.
-    known: usize,
-    made: Instant,
-    descriptor: Arc<Descriptor>,
-    files: Files,
-    clocks: (Time, Option<Arc<crate::time::Space>>),
-    recipes: Mutex<Vec<(Options, Arc<Recipe>)>>,
-    process: Process,
-}
-
-/// Whose memory it is.
-enum Process {
-    /// Its own; it ends with this.
-    Made(Blank),
-    /// The shadow's, which is the seed's.
-    Shadow(Arc<Shadow>),
-}
-
-impl Template {
-    /// How its children are made.
-    ///
-    /// # Errors
-    /// Such children cannot be had here.
-    pub fn recipe(&self, node: &Node, request: &ForkRequest) -> Result<Arc<Recipe>, NodeError> {
-        let options = Options::of(request);
-        let lock = || self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, recipe)) = lock().iter().find(|(known, _)| *known == options) {
-            return Ok(Arc::clone(recipe));
-        }
-        let descriptor = Arc::clone(&self.descriptor);
-        let proven: &dyn ProvenFiles = &self.files;
-        let placed = match self.process {
-            Process::Made(_) => Placed::Pages(&self.pages),
-            Process::Shadow(_) => Placed::All,
-        };
-        let basis = Basis { part: Part::Rest, working_set: &[], tree: None, placed, proven };
-        let recipe = Recipe::new(node, request, descriptor, &basis, self.clocks.clone())?;
-        let recipe = Arc::new(recipe);
-        let mut recipes = lock();
-        if recipes.len() == RECIPES_MAX {
-            recipes.remove(0);
-        }
-        recipes.push((options, Arc::clone(&recipe)));
-        Ok(recipe)
-    }
-
-    /// Whether so much more is known of the working set that it is worth another one: at once only if
-    /// that is much of it, since children that go on tell more and more.
-    fn outgrown(&self, now: usize) -> bool {
-        let grown = now.min(WORKING_SET_MAX).saturating_sub(self.known);
-        grown >= GROWN && (grown >= self.known / GROWN_PART || self.made.elapsed() >= GROWN_AGE)
-    }
-
-    /// Whether its process lives.
-    pub fn alive(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let pidfd = match &self.process {
-            Process::Made(blank) => &blank.pidfd,
-            Process::Shadow(shadow) => &shadow.pidfd,
-        };
-        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut fds, Some(&now)), Ok(0) | Err(rustix::io::Errno::INTR))
-    }
-}
 
 /// What a node knows of one seed's template.
 struct Entry {
@@ -410,7 +263,7 @@ impl Templates {
             table = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(table);
-        let made = self.make(node, request, reference).map(Arc::new);
+        let made = make::make(&self.image, node, request, reference).map(Arc::new);
         self.made(reference, made.as_ref().ok().cloned());
         made
     }
@@ -435,69 +288,6 @@ impl Templates {
         drop(before);
     }
 
-    fn make(
-        &self,
-        node: &Node,
-        request: &ForkRequest,
-        reference: &Reference,
-    ) -> Result<Template, NodeError> {
-        if node.admission.is_short() {
-            return Err(NodeError::step(Phase::Sandbox, "template", "memory is short"));
-        }
-        let working_set = WorkingSet::kept(&node.nodes, &node.working_sets, key(reference));
-        let Got { descriptor, reading, rest, .. } =
-            fetch(node, reference, working_set.want(), Transport::Tcp)?;
-        rest.map_or(Ok(()), |rest| working_set.follows(rest))?;
-        let clocks = node.times.of(&reading, &descriptor.clocks)?;
-        let descriptor = Arc::new(descriptor);
-        // Nobody waits: the plan is made for the pages that there are.
-        working_set.know()?;
-        let parts = working_set.sizes();
-        let (of, time) = (Arc::clone(&descriptor), (Time::Same, None));
-        let files = Files::now(node, &descriptor);
-        let (part, placed) = (Part::Memory, Placed::Pages(&[]));
-        let basis = Basis { part, working_set: &parts, tree: None, placed, proven: &files };
-        let recipe = Recipe::new(node, request, of, &basis, time)?;
-        let process = Blank::start(&self.image)?;
-        let (table_rx, table_tx) = pair()?;
-        let mut provided = Vec::new();
-        for wanted in &recipe.plan.provided {
-            let one = recipe::provide_memory(node, &descriptor, &working_set, wanted, &table_rx)?;
-            let unknown = || NodeError::step(Phase::Build, format!("{wanted:?}"), "in a template");
-            provided.push(one.ok_or_else(unknown)?);
-        }
-        drop(table_rx);
-        let (mut placed, mut pages) = (Ok(()), Vec::new());
-        let fill = || {
-            placed = recipe::place(&working_set, &recipe.plan, &table_tx, |all, _| pages = all);
-            placed.is_ok()
-        };
-        let control = process.control.as_fd();
-        let orders = mitosis_restore::start_template(&recipe.plan, control, provided, fill);
-        placed?;
-        pages.sort_unstable();
-        let template = Template {
-            orders: orders?,
-            known: working_set.pages(),
-            made: Instant::now(),
-            held: pages.len() as u64,
-            via: Via::Template,
-            pages: Arc::from(pages),
-            descriptor,
-            files,
-            clocks,
-            recipes: Mutex::default(),
-            process: Process::Made(process),
-        };
-        // What the first of its children would have to wait for, who finds out if it cannot be.
-        if let Some(pager) = node.pager.now() {
-            let recipe = template.recipe(node, request);
-            let told = recipe.and_then(|recipe| recipe.shape(node, &pager));
-            told.inspect_err(|e| node.log.debug(format_args!("template: {e}"))).ok();
-        }
-        Ok(template)
-    }
-
     /// Asks the seed's node for another lease, and makes the template anew if the working set has grown
     /// by much. The first time, makes it.
     fn renew(&self, node: &Node, request: &ForkRequest, reference: &Reference) {
@@ -513,7 +303,7 @@ impl Templates {
         };
         let made = self.lease(node, reference).and_then(|now| match known {
             Some(known) if !known.outgrown(now) && !known.files.outdated(node) => Ok(None),
-            _ => self.make(node, request, reference).map(Some),
+            _ => make::make(&self.image, node, request, reference).map(Some),
         });
         match made {
             Ok(template) => self.made(reference, template.map(Arc::new)),
@@ -571,40 +361,5 @@ impl Templates {
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.table());
         drop(all);
-    }
-}
-
-/// Waits while children of a seed fetch much: a template would fetch the same at the same time.
-fn settle(node: &Node, reference: &Reference) {
-    let seed = reference.seed.to_string();
-    let fetched = || {
-        let stats = node.pager.now()?.client.stats_of_running().ok()?;
-        let of_seed = stats.iter().filter(|child| child.seed == seed);
-        Some(of_seed.map(|child| child.bytes_fetched).sum::<u64>() / PAGE_SIZE)
-    };
-    let begun = Instant::now();
-    let mut before = fetched();
-    while begun.elapsed() < BUSY_MAX && !node.stopping() {
-        std::thread::sleep(BUSY_PAUSE);
-        let now = fetched();
-        match (before, now) {
-            (Some(before), Some(now)) if now >= before + BUSY_PAGES => {}
-            _ => return,
-        }
-        before = now;
-    }
-}
-
-/// Makes templates until the daemon ends.
-pub(crate) fn work(node: &Node, jobs: &Jobs) {
-    while !node.stopping() {
-        let Ok((request, reference)) = jobs.recv_timeout(Duration::from_millis(250)) else {
-            continue;
-        };
-        if node.templates.is_new(&reference) {
-            std::thread::sleep(SETTLE);
-            settle(node, &reference);
-        }
-        node.templates.renew(node, &request, &reference);
     }
 }

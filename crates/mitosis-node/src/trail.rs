@@ -1,7 +1,7 @@
 //! What the parent and the children of a seed have touched since it was made.
 
 use crate::memory::Memory;
-use mitosis_transport::wire::TRAIL_PAGES_MAX;
+use mitosis_transport::wire::{TRAIL_PAGES_MAX, WORKING_SET_FIRST};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +34,8 @@ impl Room {
 
 /// Most pages written by the parent that are taken for what a child will need.
 const REWRITTEN_MAX: usize = 768;
+/// Most of them that go before what children of other seeds have touched.
+const REWRITTEN_FIRST: usize = WORKING_SET_FIRST / 2;
 /// What was seen of the parent's writes stands for so long, and for half of the seed's age: what
 /// children begin with is what the parent does first.
 const REWRITTEN_AGE: Duration = Duration::from_millis(100);
@@ -135,16 +137,43 @@ impl Trail {
         if fresh || self.rewritten >= REWRITTEN_MAX {
             return;
         }
-        self.looked = Some(Instant::now());
+        let first = self.looked.replace(Instant::now()).is_none();
         if let Some(pages) = memory.rewritten(REWRITTEN_MAX) {
-            self.rewritten += self.extend(&pages, SURE);
+            self.rewritten += if first { self.begin(&pages) } else { self.extend(&pages, SURE) };
         }
+    }
+
+    /// Puts first what the parent wrote first: of its very next steps children of other seeds know
+    /// nothing. Nobody has been told anything yet, for that follows a look.
+    fn begin(&mut self, pages: &[u64]) -> usize {
+        let (first, more) = pages.split_at(pages.len().min(REWRITTEN_FIRST));
+        let guessed = std::mem::replace(&mut self.pages, first.to_vec());
+        let before = guessed.len();
+        self.known = first.iter().copied().collect();
+        self.extend(&guessed, SURE);
+        self.extend(more, SURE);
+        self.pages.len() - before
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_parent_wrote_first_goes_before_a_guess() {
+        let mut trail = Trail::new();
+        trail.guess(&[50, 3, 700]);
+        assert_eq!(trail.begin(&[3, 9]), 1);
+        assert_eq!(trail.pages(), [3, 9, 50, 700]);
+        let mut trail = Trail::new();
+        trail.guess(&[50, 3]);
+        let written: Vec<u64> = (100..100 + 2 * REWRITTEN_FIRST as u64).collect();
+        trail.begin(&written);
+        assert_eq!(trail.pages()[..REWRITTEN_FIRST], written[..REWRITTEN_FIRST]);
+        assert_eq!(trail.pages()[REWRITTEN_FIRST..][..2], [50, 3]);
+        assert_eq!(trail.pages().len(), written.len() + 2);
+    }
 
     #[test]
     fn all_trails_together_are_bounded_and_one_that_ends_makes_room() {

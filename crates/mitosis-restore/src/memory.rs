@@ -1,23 +1,22 @@
 //! The address space: everything the new process had is unmapped, everything the parent had is
 //! mapped, and what is missing is registered with a userfaultfd.
 
+mod missing;
+mod register;
+
 use crate::NodeFacts;
 use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, aio, ipc, rare, shared, vdso, working_set};
-use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageIndex, PageRun, Vma, Vpn, vma_flags};
+use crate::{RestoreError, aio, ipc, rare, shared, vdso};
+use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageRun, Vma, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
-use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, SLOT_VDSO, guard_message};
+use mitosis_stub::abi::SLOT_VDSO;
+use register::SLOT_UFFD;
 
 const MMAP: u16 = 9;
 const MUNMAP: u16 = 11;
-const IOCTL: u16 = 16;
 const MREMAP: u16 = 25;
 const MADVISE: u16 = 28;
-const SENDMSG: u16 = 46;
-const CLOSE: u16 = 3;
-const DUP3: u16 = 292;
 const PRCTL: u16 = 157;
-const USERFAULTFD: u16 = 323;
 const MSEAL: u16 = 462;
 
 const MAP_SHARED: u64 = 1;
@@ -32,21 +31,9 @@ const MAP_STACK: u64 = 0x20000;
 const MREMAP_MAYMOVE_FIXED: u64 = 3;
 /// TASK_SIZE_MAX with 47-bit addresses: nothing of user space lies above.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
-const O_CLOEXEC_NONBLOCK: u64 = 0o2_000_000 | 0o4000;
-const UFFDIO_API: u64 = 0xc018_aa3f;
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
-const UFFD_API: u64 = 0xaa;
-const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
-/// EVENT_FORK | EVENT_REMAP | EVENT_REMOVE | EVENT_UNMAP
-const UFFD_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 const PR_SET_THP_DISABLE: u64 = 41;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
-/// Slot of the fresh userfaultfd's number.
-const SLOT_UFFD: u8 = 1;
-/// A hole of at most so many pages between two runs is registered with them: fewer VMAs, and the
-/// pager answers it with zeros in one window.
-const JOIN_PAGES: u64 = 32;
 /// More attached files than this are not worth a message; the rest comes from the owner.
 const FILES_MAX: usize = 160;
 
@@ -102,18 +89,6 @@ impl<'a> Memory<'a> {
             placed: &[],
             all_placed: false,
         }
-    }
-
-    /// Areas and runs for the pager.
-    ///
-    /// # Errors
-    /// Runs that make no index: without one the pager would take every page for zero.
-    pub(crate) fn missing(self) -> Result<(Vec<Area>, PageIndex), RestoreError> {
-        let index = PageIndex::from_sorted(self.runs).map_err(|run| {
-            let (start, count) = (run.start.0, run.count);
-            RestoreError::Incompatible(format!("page run {start:#x}+{count:#x} out of order"))
-        })?;
-        Ok((self.areas, index))
     }
 
     pub(crate) fn plan(
@@ -309,78 +284,6 @@ impl<'a> Memory<'a> {
         self.runs.extend(runs);
     }
 
-    /// What the template has is not missing, and where nothing else is, nothing is registered.
-    fn leave_out(&mut self) {
-        let mut placed = self.placed.iter().copied().peekable();
-        let mut runs = Vec::with_capacity(self.runs.len());
-        for run in std::mem::take(&mut self.runs) {
-            while placed.next_if(|page| *page < run.start.0).is_some() {}
-            let mut from = run.start;
-            while let Some(page) = placed.next_if(|page| *page < run.end().0) {
-                runs.extend((from.0 < page).then(|| run.clip(from, Vpn(page))));
-                from = Vpn(page + 1);
-            }
-            runs.extend((from < run.end()).then(|| run.clip(from, run.end())));
-        }
-        self.runs = runs;
-        let runs = &self.runs;
-        self.areas.retain_mut(|area| {
-            let end = area.start.0 + area.count;
-            let first = runs.partition_point(|run| run.end() <= area.start);
-            let after = runs.partition_point(|run| run.start.0 < end);
-            if first >= after {
-                return false;
-            }
-            // A stack keeps its room to grow.
-            if !area.grows_down {
-                let last = runs[after - 1].end().0.min(end);
-                area.start = area.start.max(runs[first].start);
-                area.count = last - area.start.0;
-            }
-            true
-        });
-    }
-
-    fn runs_of(&self, vma: &Vma) -> impl Iterator<Item = PageRun> + use<'a> {
-        self.descriptor.pages.within(Vpn::of(vma.start), Vpn::of(vma.end))
-    }
-
-    /// Notes what is missing in an anonymous mapping. With `file_bytes` all pages up to that many
-    /// bytes hold data: those of no run are the owner's file.
-    fn missing_in(&mut self, vma: &Vma, file_bytes: Option<u64>) {
-        let mut runs: Vec<PageRun> = self.runs_of(vma).collect();
-        if let Some(bytes) = file_bytes {
-            let pages = bytes.div_ceil(4096);
-            let end = Vpn::of(vma.start).0 + pages.min((vma.end - vma.start) >> 12);
-            fill_gaps(&mut runs, Vpn::of(vma.start), Vpn(end));
-        }
-        let grows_down = vma.flags & vma_flags::GROWSDOWN != 0;
-        if grows_down && !runs.is_empty() {
-            let start = Vpn::of(vma.start);
-            let count = (vma.end - vma.start) >> 12;
-            self.areas.push(Area { start, count, grows_down });
-        } else {
-            self.join_areas(&runs);
-        }
-        self.runs.extend(runs);
-    }
-
-    fn join_areas(&mut self, runs: &[PageRun]) {
-        let from = self.areas.len();
-        for run in runs {
-            match self.areas[from..].last_mut() {
-                Some(last) if run.start.0 - (last.start.0 + last.count) <= JOIN_PAGES => {
-                    last.count = run.end().0 - last.start.0;
-                }
-                _ => self.areas.push(Area {
-                    start: run.start,
-                    count: u64::from(run.count),
-                    grows_down: false,
-                }),
-            }
-        }
-    }
-
     /// prctl(PR_SET_MM, PR_SET_MM_MAP): what /proc shows, and where brk(2) is.
     fn layout(&self, program: &mut Program, provided: &mut Vec<Provided>) {
         provided.push(Provided::Executable(self.descriptor.process.exe.clone()));
@@ -406,59 +309,6 @@ impl<'a> Memory<'a> {
         let map = program.words(&words);
         let args = [PR_SET_MM, PR_SET_MM_MAP, map, 104, 0];
         program.call(List::Build, PRCTL, &args, "map-vmas: PR_SET_MM_MAP", Detail::None);
-    }
-
-    /// The userfaultfd: made, registered, given to the pager and to the guard, closed. Between, what
-    /// is here of the working set is put in place: nobody else knows of the descriptor yet. A template
-    /// has one for that alone.
-    fn register(&self, program: &mut Program, provided: &mut Vec<Provided>, part: Part) {
-        if self.areas.is_empty() {
-            return;
-        }
-        let uffd = u64::from(self.fd_base) + FD_UFFD as u64;
-        let mut make = op(USERFAULTFD, 0, &[O_CLOEXEC_NONBLOCK]);
-        make.save = SLOT_UFFD;
-        program.push(List::Build, make, "register: userfaultfd", Detail::None);
-        let mut dup = op(DUP3, 1, &[0, uffd, 0]);
-        dup.slot = SLOT_UFFD;
-        program.push(List::Build, dup, "register: dup3", Detail::None);
-        let mut close = op(CLOSE, 1, &[0]);
-        close.slot = SLOT_UFFD;
-        program.push(List::Build, close, "register: close", Detail::None);
-        let api = program.words(&[UFFD_API, UFFD_EVENTS, 0]);
-        let what = "register: UFFDIO_API";
-        program.call(List::Build, IOCTL, &[uffd, UFFDIO_API, api], what, Detail::None);
-        // One call for areas without a gap between them, of however many mappings they are.
-        let touch =
-            |a: &Area, b: &Area| a.start.0 + a.count == b.start.0 && !a.grows_down && !b.grows_down;
-        for areas in self.areas.chunk_by(touch) {
-            let (start, pages) = (areas[0].start.addr(), areas.iter().map(|area| area.count));
-            let len = pages.sum::<u64>() << 12;
-            let range = program.words(&[start, len, UFFDIO_REGISTER_MODE_MISSING, 0]);
-            let detail = Detail::Range(start, start + len);
-            let args = [uffd, UFFDIO_REGISTER, range];
-            program.call(List::Build, IOCTL, &args, "register: UFFDIO_REGISTER", detail);
-        }
-        if part != Part::Rest {
-            working_set::place(program, self.working_set, uffd, |wanted| {
-                provided.push(wanted);
-                provided_base(self.fd_base) + provided.len() as u32 - 1
-            });
-        }
-        // A guard that has made its child holds what waits in a socket that it never reads; one that has
-        // adopted it takes the descriptor, which is less: no socket, and no message for life.
-        let hold = u128::from(guard_message::HOLD_MAIN).to_le_bytes();
-        let to_guard: &[u8] = if part == Part::Rest { &hold } else { b"u" };
-        let receivers = [
-            (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),
-            (FD_PAGER, &b"u"[..], "register: give the userfaultfd to the pager"),
-        ];
-        for (to, bytes, what) in receivers.into_iter().filter(|_| part != Part::Memory) {
-            let message = program.message(bytes, &[uffd as u32]);
-            let (to, len) = (u64::from(self.fd_base) + to as u64, bytes.len() as u64);
-            program.call_expect(List::Build, SENDMSG, &[to, message, 0], len, what, Detail::None);
-        }
-        program.call(List::Build, CLOSE, &[uffd], "register: close", Detail::None);
     }
 }
 
@@ -501,30 +351,4 @@ fn advise(program: &mut Program, vma: &Vma, table: &[(u16, u64)]) {
         program.call_ignore(List::Build, MADVISE, &args, "map-vmas: madvise");
     }
     // LOCKED is not restored: mlock(2) would fetch every page before the child could run.
-}
-
-/// Adds runs of owner 0 for all pages of `[start, end)` that are in no run.
-fn fill_gaps(runs: &mut Vec<PageRun>, start: Vpn, end: Vpn) {
-    // A mapping can have more pages than one run can count.
-    let own = |from: Vpn, to: Vpn, out: &mut Vec<PageRun>| {
-        let mut from = from;
-        while from < to {
-            let count = u32::try_from(to.0 - from.0).unwrap_or(u32::MAX);
-            out.push(PageRun { start: from, count, owner: 0, source: from });
-            from.0 += u64::from(count);
-        }
-    };
-    let mut out = Vec::with_capacity(2 * runs.len() + 1);
-    let mut at = start;
-    for run in runs.iter() {
-        if at < run.start && at < end {
-            own(at, Vpn(run.start.0.min(end.0)), &mut out);
-        }
-        out.push(*run);
-        at = run.end();
-    }
-    if at < end {
-        own(at, end, &mut out);
-    }
-    *runs = out;
 }

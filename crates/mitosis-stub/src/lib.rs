@@ -7,7 +7,6 @@
 //! it. The code itself is a freestanding program (`src/guest`), compiled by `build.rs` to one
 //! position-independent image and carried in [`ELF`].
 
-/// Layouts shared by the guest and those who give it orders.
 pub mod abi;
 
 /// The guest as an ELF executable (run as a guard).

@@ -28,7 +28,7 @@ impl Images {
 
 impl Seed {
     pub fn known(&self) -> MutexGuard<'_, Trail> {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+        self.course.trail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn trail_pages(&self) -> usize {
@@ -48,7 +48,7 @@ impl Seed {
     }
 
     pub fn images(&self) -> MutexGuard<'_, Images> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        self.course.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first pages of the working set in a file in memory, at most `most` of them, if there is

@@ -1,7 +1,8 @@
 //! Shadows whose children are copies of themselves, on the seed's own node. Such a child has all the
 //! memory from the start; only what is shared is made anew in each.
 
-use super::{Copied, Files, Process, Template};
+use super::Copied;
+use super::one::{Files, Process, Template};
 use crate::error::NodeError;
 use crate::node::Node;
 use crate::paging;

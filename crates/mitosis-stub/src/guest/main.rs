@@ -2,7 +2,7 @@
 #![no_std]
 #![no_main]
 
-#[path = "../abi.rs"]
+#[path = "../abi/mod.rs"]
 #[allow(dead_code)]
 mod abi;
 mod calls;
