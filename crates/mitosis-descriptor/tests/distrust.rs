@@ -295,10 +295,6 @@ fn trees_that_are_none_are_refused_by_name() {
             }),
         ),
         (
-            "process 2 of a tree is in process group 100, whose leader has left it",
-            with_member(1, |d| d.rare.tree.place.session.group = 100),
-        ),
-        (
             "process 1 of a tree is in session 1, which is none of its tree's",
             with_member(0, |d| d.rare.tree.place.session = Session { group: 1, session: 1 }),
         ),
