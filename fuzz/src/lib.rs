@@ -292,6 +292,7 @@ fn plan_kinds(bytes: &[u8], place: Option<&Place>) -> bool {
         new_pid: false,
         late: Default::default(),
         used: Default::default(),
+        objects_of: Default::default(),
         objects: Default::default(),
         all: Vec::new(),
         generic: &[],

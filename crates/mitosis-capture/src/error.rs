@@ -80,6 +80,13 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
+    pub(crate) const OF_USERFAULTFD: &str = "registered with a userfaultfd of its own";
+
+    /// Whether what is in the way are areas with a `userfaultfd`, which may be this node's pager's.
+    pub fn is_of_userfaultfd(&self) -> bool {
+        matches!(self, CaptureError::Memory { what, .. } if what == CaptureError::OF_USERFAULTFD)
+    }
+
     pub(crate) fn sys(phase: &'static str, pid: i32) -> impl Fn(SysError) -> CaptureError {
         move |source| match source {
             SysError::Ended(_) => CaptureError::Ended { phase, pid },

@@ -11,12 +11,12 @@
 
 use crate::CaptureError;
 use crate::gadget::{Gadget, WAIT4, WALL_WNOHANG, check, refuse_critical_section, refuse_replaced};
+use crate::meeting::{Meeting, Point};
 use crate::refuse::Facts;
 use crate::region::{self, Injected, Layout, THREAD_SLOT, decode_data, decode_thread, words};
 use crate::shadow::{NewShadow, kill, reap};
 use crate::shared;
 use crate::stop::{self, StoppedProcess};
-use crate::tree::{Meeting, Point};
 use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,

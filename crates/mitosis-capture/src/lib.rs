@@ -16,6 +16,7 @@ mod hooks;
 mod inject;
 mod ipc;
 mod limits;
+mod meeting;
 mod memory;
 mod rare;
 mod refuse;
@@ -35,6 +36,7 @@ pub use serve::serve;
 pub use tree::{Captured, InheritedOf, Member, OptionsOf, prepare_tree};
 
 use inject::Planted;
+use meeting::{Meeting, Point};
 use mitosis_descriptor::{Descriptor, OpenFile, Owner, PageIndex, Phase};
 use mitosis_state::Prescan;
 use mitosis_state::tree::{FileKey, Share};
@@ -45,7 +47,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use tree::{Meeting, Point};
 
 /// How to capture.
 #[derive(Clone, Debug)]

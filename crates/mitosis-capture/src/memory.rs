@@ -1,8 +1,9 @@
 //! The shadow's mappings and which of its pages hold data.
 
-use crate::shared::{AIO, Kept, is_huge, is_shared};
+use crate::shared::{AIO, Kept, is_huge};
 use crate::{CaptureError, InheritedPages, dontfork};
 use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Ring, Vma, Vpn, vma_flags};
+use mitosis_state::shm;
 use mitosis_sys::pagemap::Pagemap;
 use mitosis_sys::procfs::{self, Mapping};
 use std::fs::File;
@@ -69,7 +70,10 @@ pub(crate) fn read(
         if rings.iter().any(|ring| (ring.start, ring.end) == (mapping.start, mapping.end)) {
             continue;
         }
-        let Some(backing) = backing(mapping, inherited.is_some(), kept)? else { continue };
+        let shared = shm::is_shared(shadow, mapping);
+        let Some(backing) = backing((mapping, shared), inherited.is_some(), kept)? else {
+            continue;
+        };
         let backing = match backing {
             Backing::File { offset, .. } => {
                 let file = memory.file_of(shadow, mapping, &mut keys);
@@ -97,7 +101,7 @@ pub(crate) fn read(
             start: mapping.start,
             end: mapping.end,
             prot: prot(&mapping.perms),
-            flags: flags(mapping),
+            flags: flags(mapping, shared),
             backing,
         });
     }
@@ -130,7 +134,7 @@ impl Memory {
 
 /// What the mapping shows; `None` for what every process has anyway.
 fn backing(
-    mapping: &Mapping,
+    (mapping, shared): (&Mapping, bool),
     child_of_ours: bool,
     kept: Option<&Kept>,
 ) -> Result<Option<Backing>, CaptureError> {
@@ -149,7 +153,7 @@ fn backing(
         }
         _ => {}
     }
-    if is_huge(mapping) && !is_shared(mapping) {
+    if is_huge(mapping) && !shared {
         // A child has it as ordinary memory, for which huge pages are advised.
         let own = mapping.name.starts_with("/anon_hugepage");
         let what = "a private mapping of hugetlb memory that has a name";
@@ -159,9 +163,9 @@ fn backing(
         return refuse(format!("device memory ({})", mapping.name));
     }
     if !child_of_ours && (mapping.has(b"um") || mapping.has(b"uw") || mapping.has(b"ui")) {
-        return refuse("registered with a userfaultfd of its own".into());
+        return refuse(CaptureError::OF_USERFAULTFD.into());
     }
-    if is_shared(mapping) {
+    if shared {
         let Some(object) = kept.and_then(|kept| kept.object_of(mapping)) else {
             return refuse("shared memory that is newer than the first look: try again".into());
         };
@@ -183,7 +187,7 @@ fn prot(perms: &[u8; 4]) -> u8 {
     u8::from(perms[0] == b'r') | u8::from(perms[1] == b'w') << 1 | u8::from(perms[2] == b'x') << 2
 }
 
-fn flags(mapping: &Mapping) -> u16 {
+fn flags(mapping: &Mapping, shared_memory: bool) -> u16 {
     let table = [
         (b"gd", vma_flags::GROWSDOWN),
         (b"lo", vma_flags::LOCKED),
@@ -200,7 +204,7 @@ fn flags(mapping: &Mapping) -> u16 {
     ];
     let shared = if mapping.perms[3] == b's' { vma_flags::SHARED } else { 0 };
     // Of System V memory that says how it was attached, of a memfd that it may be sealed.
-    let never_written = is_shared(mapping) && !mapping.has(b"mw");
+    let never_written = shared_memory && !mapping.has(b"mw");
     let read_only = if never_written { vma_flags::READ_ONLY } else { 0 };
     let first = shared | read_only;
     table.iter().filter(|(f, _)| mapping.has(f)).fold(first, |all, (_, bit)| all | bit)

@@ -8,6 +8,8 @@
 use crate::CaptureError;
 use crate::gadget::check;
 use mitosis_descriptor::{OpenObject, SharedObject};
+use mitosis_state::shm;
+pub(crate) use mitosis_state::shm::AIO;
 pub(crate) use mitosis_state::tree::SYSV;
 use mitosis_state::tree::{FileKey, mapping_key};
 use mitosis_stub::abi::{CaptureData, SHARED_AREA, SHARED_DATA};
@@ -49,18 +51,6 @@ impl Kept {
     }
 }
 
-/// How the kernel names the ring of an io_setup(2) context.
-pub(crate) const AIO: &str = "/[aio]";
-
-/// Whether the mapping is of shared memory that no path leads to. Huge pages of hugetlbfs are such
-/// memory to a child, with a path or without: they are the machine's.
-pub(crate) fn is_shared(mapping: &Mapping) -> bool {
-    let pathless = mapping.name.ends_with(" (deleted)") && !mapping.name.starts_with(AIO);
-    // The first segment of an IPC namespace has the id 0, and that is its inode.
-    let object = mapping.inode != 0 || mapping.name.starts_with(SYSV);
-    mapping.perms[3] == b's' && object && (pathless || is_huge(mapping))
-}
-
 /// Whether it is of hugetlbfs.
 pub(crate) fn is_huge(mapping: &Mapping) -> bool {
     mapping.has(b"ht")
@@ -69,7 +59,7 @@ pub(crate) fn is_huge(mapping: &Mapping) -> bool {
 /// Whether the process has such memory.
 pub(crate) fn any(pid: i32) -> Result<bool, CaptureError> {
     let ranges = procfs::ranges(pid).map_err(CaptureError::sys("inspect", pid))?;
-    Ok(ranges.iter().any(is_shared))
+    Ok(ranges.iter().any(|mapping| shm::is_shared(pid, mapping)))
 }
 
 /// Where the injected code looks.
@@ -101,7 +91,7 @@ pub(crate) fn keep(
         open: Vec::new(),
     };
     let mut pieces: Vec<[u64; 3]> = Vec::new();
-    for mapping in kept.mappings.iter().filter(|m| is_shared(m)) {
+    for mapping in kept.mappings.iter().filter(|m| shm::is_shared(pid, m)) {
         let file = object(pid, mapping).map_err(&fail)?;
         let meta = file.metadata().map_err(|e| fail(SysError::io("fstat", &mapping.name, e)))?;
         let key = mapping_key(mapping);
@@ -119,7 +109,8 @@ pub(crate) fn keep(
                 kept.segments.push((kept.objects.len() as u32, mapping.inode as i32));
             }
             kept.keys.push(key);
-            kept.objects.push(SharedObject { name, size: meta.len() });
+            let at = shm::named(parent, &mapping.name, &meta);
+            kept.objects.push(SharedObject { name, size: meta.len(), at });
         }
         pieces.push([SHARED_AREA, mapping.start, mapping.end - mapping.start]);
         let find = if is_huge(mapping) { huge_data } else { data };

@@ -1,6 +1,7 @@
 //! What makes several captured processes a tree: who leads which session, and what they share.
 
-use crate::tree::{Captured, Look, Place};
+use crate::meeting::Look;
+use crate::tree::{Captured, Place};
 use crate::{CaptureError, Member};
 use mitosis_descriptor::{
     Backing, Descriptor, Gift, Kin, OpenObject, PageIndex, PageRun, Session, Vpn, Zombie, births,

@@ -1,15 +1,16 @@
 //! A process and all its descendants, captured at one moment.
 //!
 //! Each member is captured as a process alone is, on a thread of its own, since ptrace belongs to a
-//! thread. The threads wait for one another where that matters: no member is stopped before all are
-//! planted, none is read before all stand still, none is let go before all shadows are made.
+//! thread. The threads wait for one another ([`crate::meeting`]) where that matters.
 
+use crate::meeting::{Look, Meeting, Seat};
 use crate::{CaptureError, Inherited, Options, Seeded, capture_once, together};
 use mitosis_descriptor::Zombie;
-use mitosis_state::tree::{Held, Share, share};
+use mitosis_sys::kcmp;
 use mitosis_sys::procfs::{self, Status};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// One process of a captured tree.
 #[derive(Debug)]
@@ -57,15 +58,23 @@ pub fn prepare_tree(
 ) -> Result<Captured, CaptureError> {
     let deadline = Instant::now() + options(root).stop_timeout;
     loop {
-        // Before it is stopped the tree may grow: the look that counts is `Meeting::look`.
+        // Before it is stopped the tree may grow: the look that counts is the meeting's.
         let places = scan(root, &[])?;
         if places.len() > members_max {
-            let why = format!("has a tree of more than {members_max} processes");
-            return Err(CaptureError::Refused { pid: root, why });
+            return Err(too_large(root, members_max));
         }
-        if let Some((members, looks)) = attempt(&places, options, inherited)? {
-            let mut captured = Captured { members, zombies: Vec::new() };
-            return match together::join(&mut captured, &places, &looks) {
+        if let Some((parent, child)) = in_vfork(&places) {
+            if Instant::now() < deadline {
+                std::thread::sleep(A_MOMENT);
+                continue;
+            }
+            let why = format!("waits in vfork(2) for process {child}, which does not go on");
+            return Err(CaptureError::Refused { pid: parent, why });
+        }
+        let meeting = Meeting::new(&places, members_max, deadline);
+        if let Some(seen) = attempt(&places, &meeting, options, inherited)? {
+            let mut captured = Captured { members: seen.members, zombies: Vec::new() };
+            return match together::join(&mut captured, &seen.places, &seen.looks) {
                 Ok(()) => Ok(captured),
                 Err(e) => {
                     captured.end();
@@ -80,6 +89,29 @@ pub fn prepare_tree(
     }
 }
 
+/// Until a process that is being started has a memory of its own.
+const A_MOMENT: Duration = Duration::from_millis(1);
+
+pub(crate) fn too_large(root: i32, members_max: usize) -> CaptureError {
+    let why = format!("has a tree of more than {members_max} processes");
+    CaptureError::Refused { pid: root, why }
+}
+
+/// A member that waits for its child to execute or end (vfork(2), posix_spawn(3)), and that child: it
+/// would never stop while the child stands still, and the child is none of the tree's yet.
+fn in_vfork(places: &[Place]) -> Option<(i32, i32)> {
+    let waits = |pid: i32| {
+        let state =
+            |tid| Status::of_thread(pid, tid).map(|status| status.field("State").to_owned());
+        let threads = procfs::threads(pid).unwrap_or_default();
+        threads.into_iter().any(|tid| state(tid).is_ok_and(|state| state.starts_with('D')))
+    };
+    let pairs = places.iter().filter_map(|place| Some((places[place.parent?].pid, place.pid)));
+    let mut sharing =
+        pairs.filter(|(parent, child)| kcmp::shares_memory(*parent, *child).unwrap_or(false));
+    sharing.find(|(parent, _)| waits(*parent))
+}
+
 /// A process of the tree and where it hangs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Place {
@@ -90,7 +122,7 @@ pub(crate) struct Place {
 }
 
 /// All members, a parent before its children. `ours` are children that are none: our helpers.
-fn scan(root: i32, ours: &[i32]) -> Result<Vec<Place>, CaptureError> {
+pub(crate) fn scan(root: i32, ours: &[i32]) -> Result<Vec<Place>, CaptureError> {
     let mut places = vec![Place { pid: root, parent: None, zombie: false }];
     let mut next = 0;
     while let Some(place) = places.get(next).copied() {
@@ -154,272 +186,86 @@ fn is_shadow(pid: i32) -> bool {
 }
 
 /// Members that were captured, and what was seen of all processes meanwhile.
-type Seen = (Vec<Member>, Vec<Look>);
+struct Seen {
+    members: Vec<Member>,
+    places: Vec<Place>,
+    looks: Vec<Look>,
+}
 
-/// Captures these members at one moment; `None` if they are not all, or not any more.
+/// What came of each member, by its pid.
+type Results = BTreeMap<i32, Result<Seeded, CaptureError>>;
+
+/// Captures the members at one moment; `None` if some have come or gone that nothing could be done about.
 fn attempt(
-    places: &[Place],
+    first: &[Place],
+    meeting: &Meeting,
     options: &OptionsOf<'_>,
     inherited: &InheritedOf<'_>,
 ) -> Result<Option<Seen>, CaptureError> {
-    let meeting = Meeting::new(places);
+    let root = first[0].pid;
+    let results = Mutex::new(Results::new());
     let capture = |pid: i32| {
-        let seat = Seat(&meeting);
-        let result = capture_once(pid, &options(pid), &mut *inherited(pid), true, Some(&meeting));
-        if result.is_ok() {
+        let seat = Seat(meeting);
+        let result = capture_once(pid, &options(pid), &mut *inherited(pid), true, Some(meeting));
+        // While it ends much of it cannot be had, or looks like what is refused.
+        if result.is_ok() || pid != root && is_ending(pid) && meeting.leave(pid) {
             std::mem::forget(seat);
         }
-        result
+        results.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, result);
     };
-    let results: Vec<Result<Seeded, CaptureError>> = std::thread::scope(|scope| {
-        let spawn = |place: &Place| {
-            let pid = place.pid;
+    std::thread::scope(|scope| {
+        while let Some(pid) = meeting.next_member() {
             let capture = &capture;
             let builder = std::thread::Builder::new().name("capture".into());
-            let spawned = builder.spawn_scoped(scope, move || capture(pid));
-            if spawned.is_err() {
-                drop(Seat(&meeting));
+            if let Err(e) = builder.spawn_scoped(scope, move || capture(pid)) {
+                drop(Seat(meeting));
+                let failed = Err(CaptureError::Internal(e.to_string()));
+                results.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, failed);
             }
-            spawned.map_err(|e| CaptureError::Internal(e.to_string()))
-        };
-        let threads: Vec<_> = places.iter().filter(|place| !place.zombie).map(spawn).collect();
-        let panicked = || CaptureError::Internal("a capture thread panicked".into());
-        let join = |thread: Result<std::thread::ScopedJoinHandle<'_, _>, _>| {
-            thread.and_then(|thread| thread.join().unwrap_or_else(|_| Err(panicked())))
-        };
-        threads.into_iter().map(join).collect()
+        }
     });
-    let (changed, looks) = meeting.over();
-    let members = gather(places, results, changed)?;
-    Ok(members.map(|members| (members, looks)))
+    let (changed, places, looks) = meeting.over();
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let members = gather(root, &places, results, changed)?;
+    Ok(members.map(|members| Seen { members, places, looks }))
 }
 
 /// All members, or why there are none; then no shadow stays.
 fn gather(
+    root: i32,
     places: &[Place],
-    results: Vec<Result<Seeded, CaptureError>>,
+    mut results: Results,
     mut changed: bool,
 ) -> Result<Option<Vec<Member>>, CaptureError> {
-    let (mut members, mut cause) = (Vec::new(), None);
     let living: Vec<&Place> = places.iter().filter(|place| !place.zombie).collect();
-    for (place, result) in living.iter().zip(results) {
-        match result {
-            Ok(seeded) => {
+    let mut members = Vec::new();
+    for place in &living {
+        match results.remove(&place.pid) {
+            Some(Ok(seeded)) => {
                 let parent = place.parent.map(|at| together::living(places, at));
                 members.push(Member { pid: place.pid, parent, seeded });
             }
-            Err(CaptureError::LetGo(_)) => {}
-            // A descendant that has ended is none any more, or a zombie. While it ends much of it cannot
-            // be had, or looks like what is refused.
-            Err(_) if place.parent.is_some() && is_ending(place.pid) => changed = true,
-            Err(e) => cause = cause.or(Some(e)),
+            Some(failed) => drop(results.insert(place.pid, failed)),
+            None => {}
         }
     }
-    if members.len() == living.len() {
+    if !living.is_empty() && members.len() == living.len() {
         return Ok(Some(members));
     }
     members.iter().for_each(|member| member.seeded.shadow.end());
+    let mut cause = None;
+    for (pid, result) in results {
+        match result {
+            Ok(seeded) => seeded.shadow.end(),
+            Err(CaptureError::LetGo(_)) => {}
+            // A descendant that has ended is none any more, or a zombie.
+            Err(_) if pid != root && is_ending(pid) => changed = true,
+            Err(e) => cause = cause.or(Some(e)),
+        }
+    }
     match cause {
         Some(cause) => Err(cause),
         None if changed => Ok(None),
         None => Err(CaptureError::Internal("all members of a tree were let go".into())),
-    }
-}
-
-/// Where the threads that capture the members wait for one another.
-pub(crate) struct Meeting {
-    places: Vec<Place>,
-    /// How many of them live.
-    living: usize,
-    state: Mutex<State>,
-    moved: Condvar,
-}
-
-/// What was seen of a process while all stood still.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
-    /// Its pid, process group and session as the tree sees them; 0 for one that it does not see.
-    pub pid: i32,
-    pub group: i32,
-    pub session: i32,
-    /// Of a zombie, how it ended.
-    pub status: u32,
-}
-
-#[derive(Default)]
-struct State {
-    /// How many have come to each [`Point`].
-    here: [usize; 6],
-    /// Helpers in the members, which are children of theirs.
-    helpers: Vec<i32>,
-    /// A member takes the orphans of those below it.
-    subreaper: bool,
-    /// A member has failed, or the tree has changed: all are let go.
-    broken: bool,
-    changed: bool,
-    /// In the order of the places.
-    looks: Vec<Look>,
-    /// What the members have, by their places, and how that is divided.
-    held: Vec<Option<Held>>,
-    shares: Vec<Option<Share>>,
-}
-
-/// Where all members are before any goes on.
-#[derive(Clone, Copy)]
-pub(crate) enum Point {
-    /// With a helper that can fork, whose pid this is; and whether it is a subreaper.
-    Planted(Option<i32>, bool),
-    Stopped,
-    /// Has said what it has open.
-    Seen,
-    /// Has a shadow.
-    Forked,
-    /// Is no subreaper for the moment: see [`crate::inject::Planted::orphan`].
-    TakesNobody,
-    /// Its helper is gone, so its shadow is an orphan.
-    Orphaned,
-}
-
-impl Point {
-    fn index(self) -> usize {
-        match self {
-            Point::Planted(..) => 0,
-            Point::Stopped => 1,
-            Point::Seen => 2,
-            Point::Forked => 3,
-            Point::TakesNobody => 4,
-            Point::Orphaned => 5,
-        }
-    }
-}
-
-/// A thread's part in the meeting: dropped when it failed or panicked.
-struct Seat<'a>(&'a Meeting);
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.lock().broken = true;
-        self.0.moved.notify_all();
-    }
-}
-
-impl Meeting {
-    fn new(places: &[Place]) -> Meeting {
-        let living = places.iter().filter(|place| !place.zombie).count();
-        let mut state = State::default();
-        state.held.resize_with(places.len(), || None);
-        state.shares.resize_with(places.len(), || None);
-        let (places, state) = (places.to_vec(), Mutex::new(state));
-        Meeting { places, living, state, moved: Condvar::new() }
-    }
-
-    /// Whether there is more than one process.
-    pub(crate) fn is_tree(&self) -> bool {
-        self.places.len() > 1
-    }
-
-    /// Whether orphans of some members would become children of another.
-    pub(crate) fn takes_orphans(&self) -> bool {
-        self.is_tree() && self.lock().subreaper
-    }
-
-    /// Says what a member has open, and learns what it makes and what it gets.
-    pub(crate) fn exchange(&self, pid: i32) -> Result<Share, CaptureError> {
-        let held = Held::of(pid)?;
-        let at = self.places.iter().position(|place| place.pid == pid);
-        let at = at.ok_or_else(|| CaptureError::Internal(format!("{pid} is no member")))?;
-        self.lock().held[at] = Some(held);
-        self.reach(pid, Point::Seen)?;
-        let share = self.lock().shares[at].take();
-        share.ok_or_else(|| CaptureError::Internal(format!("{pid} has no share")))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the tree has changed, and what was seen of it.
-    fn over(&self) -> (bool, Vec<Look>) {
-        let mut state = self.lock();
-        (state.changed, std::mem::take(&mut state.looks))
-    }
-
-    /// What the last one does who comes to a point.
-    fn all_are_at(&self, point: Point, state: &mut State) -> Result<(), CaptureError> {
-        match point {
-            Point::Stopped => {
-                state.changed = !self.is_whole(&state.helpers);
-                state.broken |= state.changed;
-                state.looks = self.places.iter().map(Look::of).collect();
-            }
-            Point::Seen => {
-                let held: Vec<Held> = state.held.iter_mut().filter_map(Option::take).collect();
-                let shares = share(&held).map_err(|(pid, e)| CaptureError::Refused {
-                    pid,
-                    why: format!("has in common with others of its tree: {e}"),
-                })?;
-                let living = self.places.iter().zip(&mut state.shares);
-                let living = living.filter(|(place, _)| !place.zombie);
-                living.zip(shares).for_each(|((_, slot), share)| *slot = Some(share));
-            }
-            Point::Planted(..) | Point::Forked | Point::TakesNobody | Point::Orphaned => {}
-        }
-        Ok(())
-    }
-
-    /// Waits until all members are at `point`. What each does on its way there is bounded in time.
-    pub(crate) fn reach(&self, pid: i32, point: Point) -> Result<(), CaptureError> {
-        let mut state = self.lock();
-        let index = point.index();
-        if let Point::Planted(helper, subreaper) = point {
-            state.helpers.extend(helper);
-            state.subreaper |= subreaper;
-        }
-        state.here[index] += 1;
-        if state.here[index] == self.living {
-            let done = self.all_are_at(point, &mut state);
-            state.broken |= done.is_err();
-            self.moved.notify_all();
-            done?;
-        }
-        let waits = |state: &mut State| !state.broken && state.here[index] < self.living;
-        let state = self.moved.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
-        match state.broken {
-            true => Err(CaptureError::LetGo(pid)),
-            false => Ok(()),
-        }
-    }
-
-    /// Whether these are all members, now that all stand still.
-    fn is_whole(&self, helpers: &[i32]) -> bool {
-        self.places.first().is_some_and(|root| {
-            scan(root.pid, helpers).is_ok_and(|now| {
-                now.len() == self.places.len() && now.iter().all(|place| self.holds(&now, place))
-            })
-        })
-    }
-
-    /// The kernel lists children in the order in which they were born, which nothing changes; but
-    /// those of another thread may have moved to this one.
-    fn holds(&self, now: &[Place], place: &Place) -> bool {
-        let parent = |places: &[Place], place: &Place| place.parent.map(|at| places[at].pid);
-        let held = self.places.iter().find(|held| held.pid == place.pid);
-        held.is_some_and(|held| {
-            held.zombie == place.zombie && parent(&self.places, held) == parent(now, place)
-        })
-    }
-}
-
-impl Look {
-    fn of(place: &Place) -> Look {
-        let status = Status::read(place.pid).ok();
-        let innermost = |field: &str| {
-            let numbers = status.as_ref().map(|status| status.numbers(field, 10));
-            numbers.and_then(|numbers| numbers.last().copied()).unwrap_or(0) as i32
-        };
-        let ended = |stat: Vec<String>| procfs::stat_field(&stat, 52) as u32;
-        let exit = if place.zombie { procfs::stat(place.pid).map(ended).unwrap_or(0) } else { 0 };
-        let (pid, group, session) = (innermost("NSpid"), innermost("NSpgid"), innermost("NSsid"));
-        Look { pid, group, session, status: exit }
     }
 }

@@ -40,6 +40,8 @@ pub struct Birth {
     pub leads_session: bool,
     /// It leads its process group.
     pub leads_group: bool,
+    /// It leads one until the others have joined that, and then joins `group`.
+    pub leaves: bool,
     /// It is born before its parent begins a session of its own.
     pub before: bool,
     /// Orphans of those that it makes become its own.
@@ -66,6 +68,7 @@ pub fn births(kin: &[Kin]) -> Result<Vec<Birth>, (usize, String)> {
     for at in 1..kin.len() {
         family.join(at)?;
     }
+    family.groups_stay()?;
     Ok(family.in_order())
 }
 
@@ -95,6 +98,7 @@ impl<'a> Family<'a> {
                 group: 0,
                 leads_session,
                 leads_group: leads_session || one.session.group == one.pid,
+                leaves: false,
                 before: false,
                 adopts: false,
             }
@@ -173,6 +177,7 @@ impl<'a> Family<'a> {
             group: 0,
             leads_session: false,
             leads_group: false,
+            leaves: false,
             before: false,
             adopts: false,
         });
@@ -223,9 +228,11 @@ impl<'a> Family<'a> {
         self.born[at].group = group;
         let leader = match self.by_pid.get(&group).copied() {
             Some(leader) if self.born[leader].leads_group => Some(leader),
-            Some(_) => {
-                return Err((at, format!("is in process group {group}, whose leader has left it")));
+            Some(left) if self.sessions[left] == session => {
+                self.born[left].leaves = true;
+                return Ok(());
             }
+            Some(left) => Some(left),
             None => self.led_for_now(group),
         };
         match leader {
@@ -243,6 +250,20 @@ impl<'a> Family<'a> {
         };
         let leader = self.temporary(group, above, session);
         self.born[leader].leads_group = true;
+        Ok(())
+    }
+
+    /// Whoever leads a session cannot leave its group (setpgid(2)), and somebody must stay in it.
+    fn groups_stay(&self) -> Result<(), (usize, String)> {
+        let leaves = |at: &usize| self.born[*at].leaves;
+        for left in (0..self.kin.len()).filter(leaves) {
+            let pid = self.kin[left].pid;
+            let inside = |at: &usize| self.kin[*at].session.group == pid;
+            let stays = (0..self.kin.len()).filter(inside).any(|at| !self.born[at].leaves);
+            if self.born[left].leads_session || !stays {
+                return Err((left, "has left the process group that it leads".into()));
+            }
+        }
         Ok(())
     }
 
@@ -311,14 +332,21 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_that_has_left_its_group_leaves_it_again() {
+        let births = births(&[kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(7, 0, 6, 5)]).expect("births");
+        let (left, stays) = (of(&births, 6).1, of(&births, 7).1);
+        assert!(left.leaves && !left.leads_group && !stays.leaves);
+        assert_eq!((left.group, stays.group), (5, 6));
+    }
+
+    #[test]
     fn what_cannot_be_made_is_refused() {
         // Between the leader and who has adopted is another one that adopts.
         let two =
             [kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(9, 1, 9, 9), kin(10, 0, 9, 9), kin(11, 1, 9, 9)];
         assert!(births(&two).is_err());
-        // The leader of the group is in another one.
-        let left = [kin(5, 0, 5, 5), kin(6, 0, 5, 5), kin(7, 0, 6, 5)];
-        assert!(births(&left).is_err_and(|(at, _)| at == 2));
+        // Two that have left, each for the group of the other.
+        assert!(births(&[kin(5, 0, 5, 5), kin(6, 0, 7, 5), kin(7, 0, 6, 5)]).is_err());
         assert!(births(&[kin(5, 0, 5, 5), kin(6, 0, 5, 1)]).is_err());
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// Most processes of a tree, zombies included.
-pub const MEMBERS_MAX: usize = 64;
+pub const MEMBERS_MAX: usize = 200;
 /// The highest number of a pseudo-terminal that is made again: all below it are opened for it.
 pub const TERMINAL_MAX: u32 = 127;
 /// What all members may hand to one another.

@@ -1,7 +1,8 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
 use crate::{Backing, Clocks, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{Origin, PageRun, Process, SharedObject, SigInfo, Thread, Vma, vma_flags};
+use crate::{Origin, PageRun, Process, SHM_DIRECTORY, SharedName, SharedObject, SigInfo, Thread};
+use crate::{Vma, vma_flags};
 use std::collections::HashSet;
 
 /// End of user space with four-level page tables (asm/processor.h, `TASK_SIZE_MAX`, rounded up).
@@ -126,6 +127,7 @@ impl Descriptor {
         limits.check("shared memory objects", self.shared.len(), limits.vmas_max)?;
         for object in &self.shared {
             bounded("name of shared memory", object.name.as_bytes(), NAME_MAX)?;
+            object.at.as_ref().map_or(Ok(()), SharedName::validate)?;
         }
         self.validate_vmas(limits)?;
         self.validate_owners(limits)?;
@@ -348,6 +350,21 @@ impl Thread {
         pending(limits, &self.pending)?;
         limits.check("words of a CPU set", self.sched.cpus.len(), CPU_WORDS_MAX)?;
         bounded("name of a thread", &self.name, COMM_MAX)
+    }
+}
+
+impl SharedName {
+    /// Whether it can be a name in a directory of a child's own, and nowhere else.
+    ///
+    /// # Errors
+    /// [`DescriptorError`].
+    pub fn validate(&self) -> Result<(), DescriptorError> {
+        bounded("path of shared memory", self.path.as_bytes(), PATH_MAX)?;
+        let below = self.path.strip_prefix(SHM_DIRECTORY).unwrap_or_default();
+        if below.split('/').any(|part| matches!(part, "" | "." | "..")) || below.contains('\0') {
+            return invalid(format!("shared memory at {}", self.path));
+        }
+        Ok(())
     }
 }
 

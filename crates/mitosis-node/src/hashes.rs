@@ -144,7 +144,7 @@ impl Hashes {
 
 impl mitosis_restore::ProvenFiles for Hashes {
     fn is_elsewhere(&self, file: &MappedFile) -> bool {
-        let of_a_machine = ["/tmp/", "/run/", "/dev/shm/"];
+        let of_a_machine = ["/tmp/", "/run/"];
         of_a_machine.iter().any(|place| file.path.starts_with(place))
             && std::fs::symlink_metadata(&file.path)
                 .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)

@@ -35,6 +35,7 @@ mod rdma;
 mod reader;
 mod recipe;
 mod registry;
+mod remote;
 mod run;
 mod seed;
 mod spool;

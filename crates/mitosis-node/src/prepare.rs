@@ -7,7 +7,7 @@ use crate::node::Node;
 use crate::pager::Pager;
 use crate::seed::{Course, Seed};
 use crate::store::SeedRecord;
-use crate::{millis, spool};
+use crate::{millis, remote, spool};
 use mitosis_capture::{CaptureError, Captured, Inherited, InheritedPages, Member, Options, Seeded};
 use mitosis_descriptor::{
     Backing, Descriptor, MEMBERS_MAX, Owner, Phase, Reference, Secret, SeedId, encode,
@@ -36,8 +36,11 @@ struct FromPager<'a> {
 impl Inherited for FromPager<'_> {
     fn snapshot(&mut self) -> Result<Option<InheritedPages>, String> {
         let Some(child) = self.child else { return Ok(None) };
+        // One after the other: it serves no more connections than so many, and does one thing at a time.
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.pager.client.snapshot(child, true).map_err(|e| e.to_string())?;
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        asked.push(child);
+        drop(asked);
         Ok(Some(InheritedPages { owners: snapshot.owners, index: snapshot.index }))
     }
 }
@@ -89,17 +92,26 @@ pub(crate) fn prepare(
         let child = node.children.id_of(pid).map(ChildId);
         FromPager { pager: &pager, child, asked: &asked }
     };
-    let captured = match request.tree {
-        false => alone(node, request.pid, &options(request.pid), &mut from_pager(request.pid)),
-        true => {
-            let inherited = |pid: i32| -> Box<dyn Inherited + Send> { Box::new(from_pager(pid)) };
-            mitosis_capture::prepare_tree(request.pid, &options, MEMBERS_MAX, &inherited)
-        }
-    };
-    for child in asked.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    let captured = remote::fetched_first(node, &pager, request.pid, || {
+        let captured = match request.tree {
+            false => alone(node, request.pid, &options(request.pid), &mut from_pager(request.pid)),
+            true => {
+                let inherited =
+                    |pid: i32| -> Box<dyn Inherited + Send> { Box::new(from_pager(pid)) };
+                mitosis_capture::prepare_tree(request.pid, &options, MEMBERS_MAX, &inherited)
+            }
+        };
+        let children = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
         // Also when the capture failed: the next fork of the child is no shadow.
-        pager.client.shadow_taken(child)?;
-    }
+        let told = children.into_iter().try_for_each(|child| pager.client.shadow_taken(child));
+        match (captured, told) {
+            (Ok(captured), Err(e)) => {
+                captured.end();
+                Err(CaptureError::Inherited(e.to_string()))
+            }
+            (captured, _) => captured,
+        }
+    })?;
     drop(turn);
     let (seeds, mut prepared) = enlist_all(node, &pager, captured?, &request)?;
     for seed in &seeds {

@@ -1,4 +1,5 @@
-//! The pseudo-terminals of a process tree. They are there before its processes: what controls a session
+//! File systems of a process tree's own: its pseudo-terminals, and where its shared memory has names.
+//! They are there before its processes: what controls a session
 //! is inherited at birth (credentials(7)), so whoever leads one must have it before it has children.
 
 use crate::error::NodeError;
@@ -63,12 +64,30 @@ impl Terminals {
 }
 
 fn mount() -> Result<OwnedFd, rustix::io::Errno> {
-    let context = rustix::mount::fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (name, value) in [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")] {
-        rustix::mount::fsconfig_set_string(context.as_fd(), name, value)?;
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    detached("devpts", &options, attributes)
+}
+
+/// A file system for memory that has names.
+///
+/// # Errors
+/// No such file system, or no descriptor.
+pub(crate) fn memory() -> Result<OwnedFd, NodeError> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    detached("tmpfs", &[("mode", "1777")], attributes).map_err(|e| failed("/dev/shm", e))
+}
+
+fn detached(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, rustix::io::Errno> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        rustix::mount::fsconfig_set_string(context.as_fd(), *name, *value)?;
     }
     rustix::mount::fsconfig_create(context.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 

@@ -5,13 +5,14 @@ use crate::fill::{Arrival, fill};
 use crate::fork::{Batch, Held};
 use crate::node::Node;
 use crate::recipe::{Basis, Recipe, pair};
-use crate::terminals::Terminals;
+use crate::terminals::{self, Terminals};
 use crate::time::Space;
 use mitosis_descriptor::{Descriptor, Limits, spare_pids};
 use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
 use mitosis_restore::Provided;
-use mitosis_restore::tree::{Process, ids, start_tree, table};
+use mitosis_restore::has_names;
+use mitosis_restore::tree::{Mounts, Process, ids, start_tree, table};
 use mitosis_restore::{Building, StartFds, Time};
 use mitosis_sandbox::Network;
 use std::collections::HashMap;
@@ -153,10 +154,15 @@ impl Batch<'_> {
         };
         let members: Vec<&Descriptor> =
             self.members.iter().map(|recipe| &*recipe.descriptor).collect();
-        let mount = terminals.as_ref().map(Terminals::mount);
+        let named = recipes.iter().any(|recipe| has_names(&recipe.descriptor));
+        let memory = if named { Some(terminals::memory()?) } else { None };
+        let mounts = Mounts {
+            terminals: terminals.as_ref().map(Terminals::mount),
+            memory: memory.as_ref().map(AsFd::as_fd),
+        };
         let started = table(&self.recipe.descriptor, &members)
-            .and_then(|table| start_tree(processes, &table, mount, guard.control.as_fd(), page));
-        drop(terminals);
+            .and_then(|table| start_tree(processes, &table, mounts, guard.control.as_fd(), page));
+        drop((terminals, memory));
         drop(arrivals);
         answered?;
         answers(&mut asked)?;

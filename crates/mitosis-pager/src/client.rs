@@ -61,7 +61,9 @@ fn connect(path: &Path, timeout: Duration) -> Result<(OwnedFd, u32), PagerError>
         sockopt::set_socket_timeout(&socket, side, Some(timeout))
             .map_err(|e| PagerError::system(what(), e))?;
     }
-    rustix::net::connect(&socket, &address).map_err(|e| PagerError::system(what(), e))?;
+    // While its queue is full that waits, and a signal may come.
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))
+        .map_err(|e| PagerError::system(what(), e))?;
     let hello = Request::Hello { version: VERSION, daemon: std::process::id() };
     match exchange(&socket, &hello, &[], timeout)? {
         Reply::Hello { version: VERSION, pid } => Ok((socket, pid)),

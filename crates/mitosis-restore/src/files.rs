@@ -5,7 +5,7 @@ use crate::{NodeFacts, RestoreError, shared};
 use mitosis_descriptor::Descriptor;
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Numbers, Program, Provided};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 const CHDIR: u16 = 80;
 const CHROOT: u16 = 161;
@@ -48,6 +48,7 @@ pub(crate) fn plan(
         clocks: (request.time != Time::Foreign).then_some(descriptor.clocks),
         used: Numbers::default(),
         all: Vec::new(),
+        objects_of: HashMap::new(),
         place: request.tree.map(|_| &descriptor.rare.tree.place),
         objects: shared::open_objects(descriptor, fd_base),
         generic: &node.generic_groups,

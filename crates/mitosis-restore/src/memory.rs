@@ -109,7 +109,7 @@ impl<'a> Memory<'a> {
                 let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
                 program.call(List::Build, PRCTL, &args, "template: thp_disable", Detail::None);
             } else {
-                shared::map(program, self.descriptor, self.fd_base, provided);
+                shared::map(program, self.descriptor, self.fd_base, provided)?;
             }
             self.map_all(program, provided, part);
             rare::memory(program, self.descriptor, node);
@@ -125,7 +125,7 @@ impl<'a> Memory<'a> {
             return Ok(());
         }
         if part == Part::Rest {
-            shared::map(program, self.descriptor, self.fd_base, provided);
+            shared::map(program, self.descriptor, self.fd_base, provided)?;
         }
         self.register(program, part);
         if part == Part::Rest {

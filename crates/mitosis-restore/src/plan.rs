@@ -2,10 +2,10 @@
 
 use crate::{
     NodeFacts, Placement, RestoreError, files, frame, hooks, identity, machine, memory, rare,
-    signals, vdso, working_set, xstate,
+    shared, signals, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
-use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op};
+use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op, shm};
 use mitosis_stub::abi::{
     FD_PROVIDED, FD_STATUS, Gate, OP_ADOPTED, TEMPLATE_REGION, TEMPLATE_STACKS,
 };
@@ -216,6 +216,8 @@ pub fn plan(
         open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
         if request.tree.is_some() {
             await_others(&mut program, fd_base);
+        } else if shared::has_names(descriptor) {
+            shm::mount(&mut program);
         }
         monotonic_shift = enter_time(request.time, &mut program, &mut provided, fd_base);
         memory.placed = &request.placed;

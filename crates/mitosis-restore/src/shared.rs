@@ -1,6 +1,6 @@
 //! Shared mappings.
 //!
-//! Memory that no path leads to is one new object in each child, mapped wherever the parent mapped
+//! Memory that is a machine's own, with a name or without, is one new object in each child, mapped wherever the parent mapped
 //! it: its mappings show one another's changes, those of siblings and of the parent do not. Its
 //! pages are fetched before the child runs: `madvise(MADV_DONTNEED)` means that a page is to be
 //! found unchanged in shared memory but zero in private memory, and what is missing cannot tell.
@@ -8,10 +8,10 @@
 //! A writable shared mapping of a file shows the file of that name on the child's node.
 
 use crate::plan::provided_base;
-use crate::{ipc, memory, rare};
+use crate::{RestoreError, ipc, memory, rare};
 use mitosis_descriptor::{Backing, Descriptor, SharedObject, Vma, Vpn, vma_flags};
 use mitosis_state::kinds::gift;
-use mitosis_state::{Detail, List, Program, Provided, op};
+use mitosis_state::{Detail, List, Program, Provided, op, shm};
 use mitosis_stub::abi::OP_LOAD;
 use std::collections::BTreeMap;
 
@@ -25,6 +25,8 @@ const MMAP: u16 = 9;
 const MPROTECT: u16 = 10;
 const MADVISE: u16 = 28;
 const FTRUNCATE: u16 = 77;
+const FCHMOD: u16 = 91;
+const FCHOWN: u16 = 93;
 const OPENAT: u16 = 257;
 const MEMFD_CREATE: u16 = 319;
 const AT_FDCWD: u64 = -100i64 as u64;
@@ -51,7 +53,7 @@ pub(crate) fn map(
     descriptor: &Descriptor,
     fd_base: u32,
     provided: &mut Vec<Provided>,
-) {
+) -> Result<(), RestoreError> {
     let kept = kept(descriptor, fd_base);
     let tree = &descriptor.rare.tree.place;
     let handed = &tree.memory_from;
@@ -62,7 +64,7 @@ pub(crate) fn map(
         match (from, ipc::segment(descriptor, number as u32)) {
             (Some(&(_, from)), _) => take(program, gift::socket(provided, base, from), from),
             (None, Some(segment)) => ipc::open(program, descriptor, segment, SLOT_OBJECT),
-            (None, None) => make(program, object, place.is_some()),
+            (None, None) => make(program, object, place.is_some())?,
         }
         for vma in &descriptor.vmas {
             match vma.backing {
@@ -85,6 +87,7 @@ pub(crate) fn map(
             gift::give(program, socket, &[number], what, handed.to);
         }
     }
+    Ok(())
 }
 
 /// What another process of the tree has made.
@@ -95,14 +98,31 @@ fn take(program: &mut Program, socket: u32, from: u32) {
     program.push(List::Build, load, "tree: shared memory", Detail::None);
 }
 
-fn make(program: &mut Program, object: &SharedObject, open: bool) {
-    let name = program.string(&object.name);
-    let sealing = if open { MFD_ALLOW_SEALING } else { 0 };
-    let mut make = op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC | sealing]);
+fn make(program: &mut Program, object: &SharedObject, open: bool) -> Result<(), RestoreError> {
+    let mut make = match &object.at {
+        Some(at) => op(OPENAT, 0, &shm::create(program, at).map_err(RestoreError::Incompatible)?),
+        None => {
+            let name = program.string(&object.name);
+            let sealing = if open { MFD_ALLOW_SEALING } else { 0 };
+            op(MEMFD_CREATE, 0, &[name, MFD_CLOEXEC | sealing])
+        }
+    };
     make.save = SLOT_OBJECT;
     let detail = Detail::Text(object.name.clone());
     program.push(List::Build, make, "map-vmas: shared memory", detail);
     with_object(program, FTRUNCATE, ARG_0, &[0, object.size], "map-vmas: ftruncate");
+    if let Some(at) = &object.at {
+        let owner = [0, u64::from(at.uid), u64::from(at.gid)];
+        with_object(program, FCHOWN, ARG_0, &owner, "map-vmas: fchown");
+        with_object(program, FCHMOD, ARG_0, &[0, u64::from(at.mode)], "map-vmas: fchmod");
+    }
+    Ok(())
+}
+
+/// Whether the process makes memory that has its name in a `/dev/shm` of its own.
+pub fn has_names(descriptor: &Descriptor) -> bool {
+    let objects = descriptor.shared.iter().any(|object| object.at.is_some());
+    objects || descriptor.open_files.iter().any(shm::has_name)
 }
 
 /// Numbers of the objects that descriptors name too, by object.

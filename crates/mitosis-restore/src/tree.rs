@@ -9,8 +9,8 @@ use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
 pub use mitosis_stub::abi::TREE_ENTRY;
 use mitosis_stub::abi::{
-    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_TEMPORARY, TREE_ZOMBIE,
-    guard_message,
+    TREE_ADOPTS, TREE_BEFORE, TREE_LEADS_GROUP, TREE_LEADS_SESSION, TREE_LEAVES, TREE_TEMPORARY,
+    TREE_ZOMBIE, guard_message,
 };
 use mitosis_sys::clock::Clocks;
 use rustix::net::SendFlags;
@@ -27,16 +27,25 @@ pub struct Process<'a> {
     pub fds: StartFds,
 }
 
+/// File systems that all processes of a tree have, mounted nowhere yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mounts<'a> {
+    /// Pseudo-terminals, for `/dev/pts`.
+    pub terminals: Option<BorrowedFd<'a>>,
+    /// Memory that has names, for `/dev/shm`.
+    pub memory: Option<BorrowedFd<'a>>,
+}
+
 /// Makes all processes of a tree under the guard behind `control`, and lets them go when all can go
 /// on: see [`start`]. `table` says who is born of whom; the parts are those that live, in their own
-/// order; `meanwhile` sees the root. `terminals` is a file system of pseudo-terminals for them.
+/// order; `meanwhile` sees the root. `mounts` are file systems of theirs.
 ///
 /// # Errors
 /// [`RestoreError`], with the operation that failed; then none has gone on.
 pub fn start_tree(
     parts: Vec<Process<'_>>,
     table: &[u8],
-    terminals: Option<BorrowedFd<'_>>,
+    mounts: Mounts<'_>,
     control: BorrowedFd<'_>,
     meanwhile: impl FnOnce(&Building<'_>) -> bool,
 ) -> Result<Vec<Started>, RestoreError> {
@@ -51,11 +60,12 @@ pub fn start_tree(
         theirs.push(taken);
     }
     let count = (table.len() / TREE_ENTRY) as u64;
-    let with_terminals = u64::from(terminals.is_some());
-    let head = [u64::from(guard_message::FORK_TREE) | count << 32, with_terminals];
+    let with = u64::from(mounts.terminals.is_some()) | u64::from(mounts.memory.is_some()) << 1;
+    let head = [u64::from(guard_message::FORK_TREE) | count << 32, with];
     let mut attached = vec![file.as_fd()];
     attached.extend(theirs.iter().map(AsFd::as_fd));
-    attached.extend(terminals);
+    attached.extend(mounts.terminals);
+    attached.extend(mounts.memory);
     send(control, &head, &attached).map_err(failed("sendmsg", "guard"))?;
     drop(attached);
     drop(theirs);
@@ -132,6 +142,7 @@ pub fn table(root: &Descriptor, members: &[&Descriptor]) -> Result<Vec<u8>, Rest
         let flags = [
             (birth.leads_session, TREE_LEADS_SESSION),
             (birth.leads_group, TREE_LEADS_GROUP),
+            (birth.leaves, TREE_LEAVES),
             (birth.before, TREE_BEFORE),
             (ended.is_some(), TREE_ZOMBIE),
             (birth.kin.is_none(), TREE_TEMPORARY),

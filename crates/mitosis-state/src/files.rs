@@ -7,7 +7,7 @@ use crate::options::{self, SocketOption};
 use crate::program::{Detail, List, Program, op};
 use crate::{Numbers, Provided, StateError};
 use mitosis_descriptor::{Clocks, OpenFile, Place};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const WRITE: u16 = 1;
 const OPENAT: u16 = 257;
@@ -45,6 +45,9 @@ pub struct Files<'a> {
     pub used: Numbers,
     /// All files of the descriptor.
     pub all: Vec<OpenFile>,
+    /// Places in it of those that are made together, by kind and inode: of thousands of pipes each is
+    /// looked for once.
+    pub objects_of: HashMap<(u16, u64), Vec<usize>>,
     /// Shared memory that is mapped already and open as well: device and inode that it had on the
     /// parent's node, and the number at which it is open here for now.
     pub objects: BTreeMap<(u64, u64), u32>,
@@ -66,6 +69,12 @@ impl Files<'_> {
     /// The `n` lowest free numbers.
     pub fn lowest(&self, n: usize) -> Vec<u32> {
         self.used.lowest(n)
+    }
+
+    /// Those that have a kind and an inode.
+    pub(crate) fn of_object(&self, kind: u16, inode: u64) -> Vec<OpenFile> {
+        let places = self.objects_of.get(&(kind, inode)).into_iter().flatten();
+        places.filter_map(|at| self.all.get(*at).cloned()).collect()
     }
 
     /// A system call that makes one descriptor, which then goes to the numbers of `file`.

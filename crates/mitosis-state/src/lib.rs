@@ -17,6 +17,7 @@ pub mod options;
 mod prescan;
 mod program;
 mod scan;
+pub mod shm;
 pub mod tree;
 
 pub use error::StateError;

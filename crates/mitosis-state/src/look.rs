@@ -2,13 +2,13 @@
 //! if somebody wants to know, its connections and mappings.
 
 use crate::kinds::epoll::Watch;
-use crate::kinds::tcp;
+use crate::kinds::{inode_of, tcp};
 use crate::{Group, StateError, net, scan::duplicate, tree};
 use mitosis_sys::procfs;
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What a kind's capture may look at.
@@ -31,6 +31,8 @@ pub struct Capture<'a> {
     diag: OnceCell<OwnedFd>,
     pub(crate) connections: OnceCell<Vec<tcp::Connection>>,
     shared: OnceCell<Vec<procfs::Mapping>>,
+    sockets: OnceCell<HashSet<u64>>,
+    readers: OnceCell<HashMap<&'a str, u32>>,
 }
 
 impl<'a> Capture<'a> {
@@ -52,7 +54,31 @@ impl<'a> Capture<'a> {
             diag: OnceCell::new(),
             connections: OnceCell::new(),
             shared: OnceCell::new(),
+            sockets: OnceCell::new(),
+            readers: OnceCell::new(),
         })
+    }
+
+    /// Whether a socket with this inode is among the descriptions.
+    pub(crate) fn has_socket(&self, inode: u64) -> bool {
+        let all = || {
+            let inodes = self.groups.iter().filter_map(|group| inode_of(&group.link, "socket"));
+            inodes.collect()
+        };
+        self.sockets.get_or_init(all).contains(&inode)
+    }
+
+    /// The lowest descriptor of the first description that can read what has this name, a pipe.
+    pub(crate) fn first_reader(&self, link: &str) -> Option<u32> {
+        const WRITE_ONLY: u32 = 1;
+        let all = || {
+            let mut all = HashMap::new();
+            for group in self.groups.iter().filter(|group| group.flags & 3 != WRITE_ONLY) {
+                all.entry(group.link.as_str()).or_insert(group.first());
+            }
+            all
+        };
+        self.readers.get_or_init(all).get(link).copied()
     }
 
     /// A duplicate of the description's lowest descriptor.

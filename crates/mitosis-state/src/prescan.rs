@@ -5,7 +5,7 @@
 //! costs 20 to 40.
 
 use crate::scan::{duplicate, scan};
-use crate::{Group, StateError, kinds};
+use crate::{Group, StateError, kinds, shm};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::SysError;
 use rustix::fs::{Mode, OFlags};
@@ -126,7 +126,10 @@ impl Prescan {
     }
 
     fn probe(&mut self, group: &Group, pidfd: &OwnedFd) {
-        if group.link.ends_with(" (deleted)") || kinds::mqueue::is_queue(self.pid, group) {
+        let file = format!("/proc/{}/fd/{}", self.pid, group.first());
+        let machine = shm::is_named(&group.link) || shm::is_huge(&file);
+        if machine || group.link.ends_with(" (deleted)") || kinds::mqueue::is_queue(self.pid, group)
+        {
             // Its content goes along, and nothing tells cheaply that it is what it was.
             self.volatile = true;
         }

@@ -9,6 +9,7 @@ use crate::kinds::{epoll::Watch, gift, terminal::controlling};
 use crate::look::pidfd_of;
 use crate::net;
 use crate::scan::{duplicate, place, scan};
+use crate::shm;
 use crate::{Group, OpenFd, StateError};
 use mitosis_descriptor::{Gift, OpenFile, Terminal};
 use mitosis_sys::{kcmp, procfs};
@@ -33,7 +34,7 @@ pub struct Held {
     groups: Vec<Group>,
     /// What is common to descriptions that must be made together.
     objects: Vec<Option<Object>>,
-    /// Shared memory without a path, and which parts of it it maps.
+    /// Shared memory that is a machine's own, and which parts of it it maps.
     mapped: Ranges,
     session: SessionOf,
 }
@@ -94,7 +95,7 @@ pub struct Share {
 enum Object {
     /// A pipe, by its inode.
     Pipe(u64),
-    /// A FIFO, or a file that no path leads to.
+    /// A FIFO, or a file whose content goes along.
     File(FileKey),
     /// A connection, by the lower inode of its two sockets.
     Sockets(u64),
@@ -113,11 +114,8 @@ impl Held {
         let groups = scan(pid)?;
         let table = |source| StateError::Sys { fd: u32::MAX, source };
         let own = procfs::ranges(pid).map_err(table)?;
-        let pathless = |name: &str| name.ends_with(" (deleted)") && !name.starts_with("/[aio]");
-        let is_object = |m: &procfs::Mapping| m.inode != 0 || m.name.starts_with(SYSV);
-        let is_shared = |m: &procfs::Mapping| m.perms[3] == b's' && is_object(m);
         let mut mapped = Ranges::new();
-        for m in own.iter().filter(|m| is_shared(m) && pathless(&m.name)) {
+        for m in own.iter().filter(|m| shm::is_shared(pid, m)) {
             let range = (m.offset, m.offset + (m.end - m.start));
             mapped.entry(mapping_key(m)).or_default().push(range);
         }
@@ -164,10 +162,12 @@ impl Looker {
             return Ok(index.map(Object::Terminal));
         }
         let path = format!("/proc/{}/fd/{}", self.pid, group.first());
-        let Ok(stat) = rustix::fs::stat(path) else { return Ok(None) };
-        let fifo = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
+        let Ok(stat) = rustix::fs::stat(&path) else { return Ok(None) };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let (fifo, is_file) = (kind == FileType::Fifo, kind == FileType::RegularFile);
         let pathless = group.link.starts_with('/') && group.link.ends_with(" (deleted)");
-        Ok((fifo || pathless).then(|| Object::File(file_key(stat.st_dev, stat.st_ino))))
+        let carried = pathless || is_file && (shm::is_named(&group.link) || shm::is_huge(&path));
+        Ok((fifo || carried).then(|| Object::File(file_key(stat.st_dev, stat.st_ino))))
     }
 
     fn connection(&self, group: &Group, inode: u64) -> Result<Option<Object>, StateError> {

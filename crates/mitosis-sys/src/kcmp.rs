@@ -33,17 +33,25 @@ pub fn same_file_of(a: (i32, u32), b: (i32, u32)) -> Result<bool, SysError> {
 /// # Errors
 /// EPERM, ESRCH.
 pub fn shares_memory_or_files(a: i32, b: i32) -> Result<bool, SysError> {
-    const KCMP_VM: i32 = 1;
     const KCMP_FILES: i32 = 2;
-    for kind in [KCMP_VM, KCMP_FILES] {
-        // SAFETY: plain integers.
-        match unsafe { libc::syscall(libc::SYS_kcmp, a, b, kind, 0, 0) } {
-            r if r < 0 => return Err(SysError::last("kcmp", a)),
-            0 => return Ok(true),
-            _ => {}
-        }
+    Ok(shares_memory(a, b)? || same(a, b, KCMP_FILES)?)
+}
+
+/// Whether two processes have one memory (`CLONE_VM`).
+///
+/// # Errors
+/// EPERM, ESRCH.
+pub fn shares_memory(a: i32, b: i32) -> Result<bool, SysError> {
+    const KCMP_VM: i32 = 1;
+    same(a, b, KCMP_VM)
+}
+
+fn same(a: i32, b: i32, kind: i32) -> Result<bool, SysError> {
+    // SAFETY: plain integers.
+    match unsafe { libc::syscall(libc::SYS_kcmp, a, b, kind, 0, 0) } {
+        r if r < 0 => Err(SysError::last("kcmp", a)),
+        r => Ok(r == 0),
     }
-    Ok(false)
 }
 
 /// A registration of an epoll instance, as kcmp(2) wants it named (`struct kcmp_epoll_slot`).

@@ -1,4 +1,4 @@
-/* Refused: did not stop, since a member waits in vfork(2) for a child that stands still. */
+/* Refused: waits in vfork(2), a member, for a child that neither executes nor ends. */
 /* Prepared with --tree */
 #include "../tree.h"
 

@@ -85,12 +85,30 @@ pub enum Backing {
     },
 }
 
-/// Memory that is shared between mappings, of one process or of several, and that no path leads
-/// to: `MAP_SHARED | MAP_ANONYMOUS`, a memfd, a file that was deleted.
+/// Where POSIX shared memory has its names (shm_overview(7)).
+pub const SHM_DIRECTORY: &str = "/dev/shm/";
+
+/// What shared memory is called, by those who do not inherit it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SharedName {
+    /// Below [`SHM_DIRECTORY`].
+    pub path: String,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Memory that is shared between mappings, of one process or of several, and that is a machine's own:
+/// `MAP_SHARED | MAP_ANONYMOUS`, a memfd, a file that was deleted, POSIX shared memory.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SharedObject {
     /// What `/proc/PID/maps` is to show of it, for people.
     pub name: String,
     /// Bytes.
     pub size: u64,
+    /// Its name, if it has one.
+    pub at: Option<SharedName>,
 }

@@ -164,7 +164,9 @@ pub fn three_hops() -> Descriptor {
     }];
     d.threads[0].pending = vec![alarm];
     d.threads[0].sched = Sched { nice: 5, cpus: vec![2], ..Sched::default() };
-    d.shared = vec![SharedObject { name: "memfd:pool".to_owned(), size: 8 * PAGE_SIZE }];
+    let path = format!("{SHM_DIRECTORY}pool");
+    let name = SharedName { path, mode: 0o600, uid: 1000, gid: 1000 };
+    d.shared = vec![SharedObject { at: Some(name), ..memory("dev/shm/pool", 8) }];
     d.clocks =
         Clocks { monotonic: 1 << 50, boottime: 1 << 51, monotonic_shift: -5, boottime_shift: 7 };
     let reseed = Function { name: "mitosis_after_fork".to_owned(), address: 0x7f00_2000_0010 };
@@ -185,18 +187,18 @@ pub fn three_hops() -> Descriptor {
     d
 }
 
+fn memory(name: &str, pages: u64) -> SharedObject {
+    SharedObject { name: name.to_owned(), size: pages * PAGE_SIZE, at: None }
+}
+
 /// A tree: a shell on a terminal of the root's, a daemon whose leader has ended, one that has ended; they
 /// share memory, a System V segment and what one hands to another.
 pub fn family() -> Descriptor {
-    let memory = |sysv: bool| SharedObject {
-        name: if sysv { "SYSV00004d54" } else { "zero" }.to_owned(),
-        size: 4 * PAGE_SIZE,
-    };
     let process_of = |pid: i32, group: i32, session: i32| {
         let mut d = minimal();
         (d.process, d.threads) = (process(pid), vec![thread(pid, vec![0; 832])]);
         d.rare.tree.place.session = Session { group, session };
-        d.shared = vec![memory(false), memory(true)];
+        d.shared = vec![memory("zero", 4), memory("SYSV00004d54", 4)];
         d.vmas.push(vma(0x7f00_0000_0000, 4, Backing::Shared { object: 0, offset: 0 }));
         d.vmas.push(vma(0x7f00_1000_0000, 4, Backing::Shared { object: 1, offset: 0 }));
         let ipc = IpcObject { id: 3, key: 0x4d54, mode: 0o640, ..IpcObject::default() };

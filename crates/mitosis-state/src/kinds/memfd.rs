@@ -1,10 +1,11 @@
 //! memfd_create(2) and files that have been deleted: no path leads to them, so their bytes go
-//! along, those that are not zero.
+//! along, those that are not zero. So do those of files that are memory of a machine's own: see
+//! [`crate::shm`].
 
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
-use crate::{Group, StateError};
-use mitosis_descriptor::OpenFile;
+use crate::{Group, StateError, shm};
+use mitosis_descriptor::{OpenFile, SharedName};
 use mitosis_sys::SysError;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ struct Body {
     mode: u32,
     size: u64,
     pos: u64,
+    /// Its name, if it has one.
+    at: Option<SharedName>,
     /// Offset and bytes of what is not zero.
     content: Vec<(u64, Vec<u8>)>,
 }
@@ -33,9 +36,9 @@ const PATH: u32 = 0o10_000_000;
 const NAME_BYTES_MAX: usize = 249;
 
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
-    let Some(path) = group.link.strip_suffix(" (deleted)").filter(|p| p.starts_with('/')) else {
-        return Ok(None);
-    };
+    let link = context.path(group);
+    let deleted = group.link.strip_suffix(" (deleted)").filter(|path| path.starts_with('/'));
+    let Some(path) = deleted.or_else(|| of_machine(&link, group)) else { return Ok(None) };
     let name =
         path.strip_prefix("/memfd:").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(""));
     let fail = |call| {
@@ -46,13 +49,15 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
     }
     // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
-    let link = context.path(group);
     let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(group.refused(format!("{}, which is no regular file", group.link)));
     }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
+    let fail = |e| StateError::Sys { fd: group.first(), source: SysError::io("stat", &link, e) };
+    let meta = std::fs::metadata(&link).map_err(fail)?;
+    let at = shm::named(context.place(group).0, &group.link, &meta);
     let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
     let mapped = context.shared_mappings(stat.st_dev, stat.st_ino);
     let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
@@ -63,9 +68,19 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         mode: stat.st_mode & 0o7777,
         size: stat.st_size as u64,
         pos: group.pos,
+        at,
         content,
     };
     encode(KIND.number, &body).map(Some)
+}
+
+/// The name of a file that has one and is memory of the machine all the same.
+fn of_machine<'a>(link: &str, group: &'a Group) -> Option<&'a str> {
+    let named = group.flags & PATH == 0 && group.link.starts_with('/');
+    if !named || !shm::is_named(&group.link) && !shm::is_huge(link) {
+        return None;
+    }
+    std::fs::metadata(link).is_ok_and(|meta| meta.is_file()).then_some(&group.link)
 }
 
 /// What is not zero and not mapped; refused where that is too much.
@@ -123,6 +138,7 @@ const FTRUNCATE: u16 = 77;
 const PWRITE64: u16 = 18;
 const LSEEK: u16 = 8;
 const FCHMOD: u16 = 91;
+const FCHOWN: u16 = 93;
 const FCNTL: u16 = 72;
 const F_SETFL: u64 = 4;
 const F_ADD_SEALS: u64 = 1033;
@@ -162,13 +178,18 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
 
 /// The first descriptor that names the same file: it is planned first.
 fn first_of(body: &Body, files: &Files<'_>) -> Result<Option<u32>, StateError> {
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
+    for candidate in files.of_object(KIND.number, body.file.1) {
+        let theirs: Body = decode(&candidate)?;
         if theirs.file == body.file {
             return Ok(Some(candidate.fds[0].0));
         }
     }
     Ok(None)
+}
+
+/// Which file it is, but for its device.
+pub(super) fn inode(file: &OpenFile) -> Result<u64, StateError> {
+    decode::<Body>(file).map(|body| body.file.1)
 }
 
 /// The file with its content, at the numbers of `file`.
@@ -178,10 +199,18 @@ fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), State
         return Err(StateError::Malformed { kind: KIND.number, reason });
     }
     let fd = file.fds[0].0;
-    let name = files.program.string(&body.name);
-    let sealing = if body.seals == SEAL_SEAL { 0 } else { MFD_ALLOW_SEALING };
     let label = Detail::Text(format!("{} for fd {fd}", body.name));
-    files.make(file, MEMFD_CREATE, &[name, sealing], "files: memfd_create", label);
+    if let Some(at) = &body.at {
+        let args = shm::create(files.program, at)
+            .map_err(|reason| StateError::Malformed { kind: KIND.number, reason })?;
+        files.make(file, OPENAT, &args, "files: make shared memory", label);
+        let args = [u64::from(fd), u64::from(at.uid), u64::from(at.gid)];
+        files.call(FCHOWN, &args, "files: fchown", fd);
+    } else {
+        let name = files.program.string(&body.name);
+        let sealing = if body.seals == SEAL_SEAL { 0 } else { MFD_ALLOW_SEALING };
+        files.make(file, MEMFD_CREATE, &[name, sealing], "files: memfd_create", label);
+    }
     files.call(FTRUNCATE, &[u64::from(fd), body.size], "files: ftruncate", fd);
     fill(fd, files, body);
     Ok(())
@@ -206,6 +235,11 @@ fn fill(fd: u32, files: &mut Files<'_>, body: &Body) {
         let args = [me, F_ADD_SEALS, u64::from(body.seals)];
         files.program.call(list, FCNTL, &args, "files: F_ADD_SEALS", Detail::Fd(fd));
     }
+}
+
+/// Whether it is a file with a name in the child's own `/dev/shm`.
+pub(crate) fn is_named(file: &OpenFile) -> bool {
+    file.kind == KIND.number && decode::<Body>(file).is_ok_and(|body| body.at.is_some())
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

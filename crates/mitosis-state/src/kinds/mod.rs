@@ -32,6 +32,7 @@ use crate::files::{F_DUPFD_CLOEXEC, SLOT};
 use crate::{Group, StateError, tree};
 use mitosis_descriptor::OpenFile;
 use serde::{Serialize, de::DeserializeOwned};
+use std::collections::HashMap;
 
 /// Gives the body of a group's state.
 type CaptureFn = fn(&Capture<'_>, &Group) -> Result<Option<Vec<u8>>, StateError>;
@@ -130,6 +131,7 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
     let told = files;
     let files: Vec<OpenFile> = files.iter().map(quiet).collect();
     context.all = files.clone();
+    context.objects_of = by_object(&files)?;
     // A connection may have the port of a listener: it must be there first.
     let first = |file: &&OpenFile| file.kind == tcp::KIND.number;
     let rest = files.iter().filter(|file| !first(file));
@@ -158,6 +160,25 @@ pub fn plan(files: &[OpenFile], context: &mut Files<'_>) -> Result<(), StateErro
         notice::plan(file, context);
     }
     Ok(())
+}
+
+/// Places of the files that are made together: those of one pipe, or of one file without a path, and each
+/// end of a socketpair or of a TCP connection, by kind and inode.
+fn by_object(files: &[OpenFile]) -> Result<HashMap<(u16, u64), Vec<usize>>, StateError> {
+    let mut all: HashMap<(u16, u64), Vec<usize>> = HashMap::new();
+    for (at, file) in files.iter().enumerate() {
+        let inode = match file.kind {
+            kind if kind == pipe::KIND.number => Some(pipe::inode(file)?),
+            kind if kind == unix_pair::KIND.number => Some(unix_pair::inode(file)?),
+            kind if kind == memfd::KIND.number => Some(memfd::inode(file)?),
+            kind if kind == tcp::KIND.number => tcp::inode(file)?,
+            _ => None,
+        };
+        if let Some(inode) = inode {
+            all.entry((file.kind, inode)).or_default().push(at);
+        }
+    }
+    Ok(all)
 }
 
 /// The highest number that a file has in a child, or that is used in passing.
@@ -206,7 +227,7 @@ fn decode<T: DeserializeOwned>(file: &OpenFile) -> Result<T, StateError> {
 }
 
 /// Whether any socket-like name `prefix:[inode]`; returns the inode.
-fn inode_of(link: &str, prefix: &str) -> Option<u64> {
+pub(crate) fn inode_of(link: &str, prefix: &str) -> Option<u64> {
     link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 

@@ -64,9 +64,7 @@ fn fifo_inode(context: &Capture<'_>, group: &Group) -> Option<u64> {
 
 /// Of several descriptions that can read one pipe the first brings what is in it.
 fn is_first_reader(context: &Capture<'_>, group: &Group) -> bool {
-    let mut readers = context.groups.iter().filter(|other| other.link == group.link);
-    let first = readers.find(|other| other.flags & 3 != WRITE_ONLY);
-    first.is_some_and(|first| first.first() == group.first())
+    context.first_reader(&group.link) == Some(group.first())
 }
 
 /// O_PATH.
@@ -102,13 +100,9 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     if !files.done.insert(body.inode) {
         return Ok(());
     }
-    let mut all: Vec<(OpenFile, Body)> = Vec::new();
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
-        if theirs.inode == body.inode {
-            all.push((candidate.clone(), theirs));
-        }
-    }
+    let ends = files.of_object(KIND.number, body.inode).into_iter();
+    let with_body = |end: OpenFile| decode(&end).map(|body| (end, body));
+    let all = ends.map(with_body).collect::<Result<Vec<(OpenFile, Body)>, StateError>>()?;
     let fresh = files.lowest(2);
     let place = files.program.words(&[0]);
     let first = file.fds[0].0;
@@ -144,6 +138,11 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     // An end that nobody has is outside: closed.
     ends.iter().for_each(|&end| files.close(end));
     Ok(())
+}
+
+/// Which pipe it is.
+pub(super) fn inode(file: &OpenFile) -> Result<u64, StateError> {
+    decode::<Body>(file).map(|body| body.inode)
 }
 
 /// Another description of an end, or one of both.

@@ -62,8 +62,7 @@ fn own_receiver(
     let Ok(Some(name)) = rustix::net::getpeername(socket) else { return Ok(None) };
     // The ends of a pair have no name.
     let Ok(name) = net::address_of(name) else { return Ok(None) };
-    let own =
-        |inode: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(inode));
+    let own = |inode: u64| context.has_socket(inode);
     match context.unix_peer(inode) {
         Ok(Some(peer)) if own(peer) && context.unix_peer(peer)? != Some(inode) => Ok(Some(name)),
         Ok(_) | Err(rustix::io::Errno::PROTONOSUPPORT) => Ok(None),

@@ -260,6 +260,11 @@ fn plan_reset(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(),
     Ok(())
 }
 
+/// Which socket it is, if its other end is the process's.
+pub(super) fn inode(file: &OpenFile) -> Result<Option<u64>, StateError> {
+    decode::<Body>(file).map(|body| body.own.map(|own| own.inode))
+}
+
 /// Both ends at once, when the first is planned.
 fn plan_own(
     file: &OpenFile,
@@ -271,11 +276,9 @@ fn plan_own(
         return Ok(());
     }
     let mut other = None;
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
-        if let Some(its) = theirs.own.clone().filter(|its| its.inode == own.other) {
-            other = Some((candidate.clone(), theirs, its));
-        }
+    for candidate in files.of_object(KIND.number, own.other) {
+        let theirs: Body = decode(&candidate)?;
+        other = theirs.own.clone().map(|its| (candidate, theirs, its));
     }
     let Some((peer, theirs, its)) = other.filter(|_| own.other != own.inode) else {
         let reason = format!("connection {} has no other end in the descriptor", own.inode);

@@ -61,10 +61,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         Err(rustix::io::Errno::NOENT) if is_accepted(&socket) => None,
         peer => peer.map_err(what)?,
     };
-    let inside =
-        |peer: u64| context.groups.iter().any(|g| inode_of(&g.link, "socket") == Some(peer));
     // The rule of pipes: an end outside stays with the parent, and is closed to the child.
-    let peer = peer.filter(|&peer| inside(peer)).unwrap_or(OUTSIDE);
+    let peer = peer.filter(|&peer| context.has_socket(peer)).unwrap_or(OUTSIDE);
     if peer == OUTSIDE && rustix::net::getpeername(&socket).is_err() {
         return Err(group.refused("a unix socket that is not connected"));
     }
@@ -212,16 +210,19 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Which socket it is.
+pub(super) fn inode(file: &OpenFile) -> Result<u64, StateError> {
+    decode::<Body>(file).map(|body| body.inode)
+}
+
 /// The other end, unless it is outside.
 fn peer_of(body: &Body, files: &Files<'_>) -> Result<Option<(OpenFile, Body)>, StateError> {
     if body.peer == OUTSIDE {
         return Ok(None);
     }
-    for candidate in files.all.iter().filter(|f| f.kind == KIND.number) {
-        let theirs: Body = decode(candidate)?;
-        if theirs.inode == body.peer {
-            return Ok(Some((candidate.clone(), theirs)));
-        }
+    if let Some(peer) = files.of_object(KIND.number, body.peer).into_iter().next() {
+        let theirs = decode(&peer)?;
+        return Ok(Some((peer, theirs)));
     }
     let reason = format!("socket {} has no peer in the descriptor", body.inode);
     Err(StateError::Malformed { kind: KIND.number, reason })

@@ -62,8 +62,10 @@ pub mod guard_message {
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
     /// Node to guard: make the processes of a tree. Attached: a file with `a`
-    /// [`TreeEntry`](super::super::TreeEntry)s, the root first, then for each that is to live a socket on which its own FORK comes, and if `b`
-    /// is 1 a file system of pseudo-terminals for them.
+    /// [`TreeEntry`](super::super::TreeEntry)s, the root first, then for each that is to live a socket
+    /// on which its own FORK comes, and the file systems that `b` says:
+    /// [`MOUNT_TERMINALS`](super::super::MOUNT_TERMINALS), then
+    /// [`MOUNT_MEMORY`](super::super::MOUNT_MEMORY).
     pub const FORK_TREE: u32 = 19;
     /// Guard to node: ready for an order.
     pub const READY: u32 = 17;

@@ -22,10 +22,15 @@ pub struct TreeEntry {
     pub terminal: u32,
 }
 
+/// A file system of pseudo-terminals, for `/dev/pts`.
+pub const MOUNT_TERMINALS: u64 = 1;
+/// A file system for memory that has names, for `/dev/shm`.
+pub const MOUNT_MEMORY: u64 = 2;
+
 /// Bytes of a [`TreeEntry`].
 pub const TREE_ENTRY: usize = 32;
 /// Most processes of a tree.
-pub const TREE_MAX: usize = 64;
+pub const TREE_MAX: usize = 200;
 /// [`TreeEntry::flags`]: it begins a session of its own.
 pub const TREE_LEADS_SESSION: u32 = 1;
 /// [`TreeEntry::flags`]: it leads its process group.
@@ -38,3 +43,6 @@ pub const TREE_ZOMBIE: u32 = 8;
 pub const TREE_TEMPORARY: u32 = 16;
 /// [`TreeEntry::flags`]: orphans of those that it makes become its own.
 pub const TREE_ADOPTS: u32 = 32;
+/// [`TreeEntry::flags`]: it leads a process group until the others have joined theirs, and then joins
+/// its own.
+pub const TREE_LEAVES: u32 = 64;

@@ -363,8 +363,7 @@ impl Guard {
             guard_message::FORK_TREE if self.pid == 0 && count >= 2 => {
                 // A session for those of its processes that begin none.
                 syscall!(bare sys::SETSID);
-                let terminals = packet.message.b == 1;
-                self.fork_tree(a, terminals, &control.fds, count as u32);
+                self.fork_tree(a, packet.message.b, &control.fds, count as u32);
             }
             _ => exit(3),
         }
@@ -385,13 +384,13 @@ impl Guard {
     }
 
     /// Makes the root of a tree, which makes its children, and so forth.
-    fn fork_tree(&mut self, entries: u32, terminals: bool, fds: &[i32; FDS_MAX], count: u32) {
+    fn fork_tree(&mut self, entries: u32, mounts: u64, fds: &[i32; FDS_MAX], count: u32) {
         let mut queue = [-1i32; 2];
         syscall!(sys::SOCKETPAIR, 1, 5 | 0x80000, 0, queue.as_mut_ptr());
         let pid = tree::make(fds[0]);
         if pid == 0 {
-            let last = if terminals { fds[count as usize - 1] } else { -1 };
-            tree::grow(entries, fds, last, queue[1], self.vdso, self.generation);
+            tree::mount(mounts, fds, count);
+            tree::grow(entries, fds, queue[1], self.vdso, self.generation);
         }
         self.forked(pid, &queue, fds, count);
     }

@@ -26,6 +26,8 @@ struct Board {
     /// How many there are of each.
     staying: AtomicU32,
     temporary: AtomicU32,
+    /// Those that stay and do not leave the group that they lead.
+    remaining: AtomicU32,
 }
 
 /// Makes the root.
@@ -34,27 +36,23 @@ pub fn make(table: i32) -> i64 {
 }
 
 /// In the root, just made: makes its descendants, of which this becomes one in each. Never returns.
-/// `terminals` is a file system of pseudo-terminals, or negative.
 pub fn grow(
     count: u32,
     fds: &[i32; FDS_MAX],
-    terminals: i32,
     queue: i32,
     vdso: u64,
     generation: u64,
 ) -> ! {
     let table = fds[0];
     let board = put_up(table, count);
-    if terminals >= 0 {
-        mount_terminals(terminals);
-    }
     let mut me = 0;
     let mut own = read(table, me);
     loop {
         if own.flags & TREE_ADOPTS != 0 {
             adopt(true);
         }
-        if own.flags & TREE_LEADS_GROUP != 0 && own.flags & TREE_LEADS_SESSION == 0 {
+        let leads = own.flags & (TREE_LEADS_GROUP | TREE_LEAVES) != 0;
+        if leads && own.flags & TREE_LEADS_SESSION == 0 {
             check(syscall!(sys::SETPGID, 0, 0));
         }
         let born = children(table, count, me, TREE_BEFORE);
@@ -71,6 +69,9 @@ pub fn grow(
             break;
         }
         (me, own) = (born, read(table, born));
+    }
+    if own.flags & TREE_LEAVES != 0 {
+        await_number(&board.joined, &board.remaining, table, count, me);
     }
     join(&own);
     let temporary = own.flags & TREE_TEMPORARY != 0;
@@ -108,9 +109,12 @@ fn put_up(table: i32, count: u32) -> &'static Board {
     let board = unsafe { &*(at as *const Board) };
     let mut index = 0;
     while index < count {
-        let is_temporary = read(table, index).flags & TREE_TEMPORARY != 0;
-        let number = if is_temporary { &board.temporary } else { &board.staying };
+        let flags = read(table, index).flags;
+        let number = if flags & TREE_TEMPORARY != 0 { &board.temporary } else { &board.staying };
         number.fetch_add(1, Ordering::Relaxed);
+        if flags & (TREE_TEMPORARY | TREE_LEAVES) == 0 {
+            board.remaining.fetch_add(1, Ordering::Relaxed);
+        }
         index += 1;
     }
     board
@@ -218,13 +222,20 @@ fn await_zombies(table: i32, count: u32, me: u32) {
 /// Turns of a wait for what another process does next.
 const TURNS_MAX: u32 = 1_000_000;
 
-/// Puts the pseudo-terminals of the tree where its processes look for them.
-fn mount_terminals(terminals: i32) {
+/// Puts the file systems of the tree, the last that are attached, where its processes look for them.
+pub fn mount(which: u64, fds: &[i32; FDS_MAX], count: u32) {
     const AT_FDCWD: i64 = -100;
     const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
-    let (empty, at) = (*b"\0", *b"/dev/pts\0");
-    let (empty, at) = (empty.as_ptr(), at.as_ptr());
-    check(syscall!(sys::MOVE_MOUNT, terminals, empty, AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH));
+    let mut last = count;
+    let (memory, terminals) = (*b"/dev/shm\0", *b"/dev/pts\0");
+    for (flag, at) in [(MOUNT_MEMORY, memory.as_ptr()), (MOUNT_TERMINALS, terminals.as_ptr())] {
+        if which & flag != 0 {
+            last -= 1;
+            let (from, empty) = (fds[last as usize % FDS_MAX], *b"\0");
+            let empty = empty.as_ptr();
+            check(syscall!(sys::MOVE_MOUNT, from, empty, AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH));
+        }
+    }
 }
 
 /// In a process that leads its session: pseudo-terminal `number - 1` controls that, and those that are

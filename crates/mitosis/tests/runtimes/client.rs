@@ -59,27 +59,6 @@ impl Protocol {
         answer.map_err(|error| format!("{}: {error}", node.name()))
     }
 
-    /// Asks as one of the clients that do so without a pause: over one connection, where each would be a
-    /// process of the server.
-    pub fn ask_again(
-        self,
-        node: &Node,
-        kept: &mut Option<Box<dyn Stream>>,
-    ) -> Result<Answer, String> {
-        if self != Self::Postgres {
-            return self.ask(node);
-        }
-        if kept.is_none() {
-            let mut stream = connect(node)?;
-            stream.write_all(&greeting()).map_err(|e| e.to_string())?;
-            until_ready(&mut stream)?;
-            *kept = Some(stream);
-        }
-        let stream = kept.as_mut().ok_or("no connection")?;
-        stream.write_all(&statement(ANSWER)).map_err(|e| e.to_string())?;
-        postgres(&until_ready(stream)?)
-    }
-
     /// Gives a server its state, where it has none of its own.
     pub fn begin(self, node: &Node) -> Result<(), String> {
         if self == Self::Redis {
@@ -192,18 +171,6 @@ fn greeting() -> Vec<u8> {
 
 fn statement(text: &str) -> Vec<u8> {
     [b"Q".to_vec(), sized(&format!("{text}\0"))].concat()
-}
-
-fn until_ready(stream: &mut Box<dyn Stream>) -> Result<String, String> {
-    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
-    while !all.ends_with(READY) {
-        match stream.read(&mut piece) {
-            Ok(0) => return Err(format!("closed: {}", String::from_utf8_lossy(&all))),
-            Ok(n) => all.extend_from_slice(&piece[..n]),
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    Ok(String::from_utf8_lossy(&all).into_owned())
 }
 
 /// A statement over a connection of its own.

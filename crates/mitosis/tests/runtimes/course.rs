@@ -90,11 +90,8 @@ fn stage(
     let done = AtomicU64::new(0);
     let node = lab.node(0);
     let client = || -> Result<(), String> {
-        let mut kept = None;
         while !stop.load(Ordering::Relaxed) {
-            protocol
-                .ask_again(node, &mut kept)
-                .map_err(|e| format!("a client of the parent: {e}"))?;
+            protocol.ask(node).map_err(|e| format!("a client of the parent: {e}"))?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -164,18 +161,16 @@ fn fork(
     Ok((said, before, after))
 }
 
-/// The files that the processes of PostgreSQL have open and map, on another node: its cluster, and what
-/// is in `/dev/shm` of it.
+/// The files that the processes of PostgreSQL have open and map, on another node: its cluster. What is in
+/// `/dev/shm` of it goes along.
 fn copy_cluster(from: &Node, to: &Node) -> Result<(), String> {
-    for dir in [CLUSTER, "/dev/shm"] {
-        let (source, target) = (from.host_path(dir), to.host_path(dir));
-        std::fs::create_dir_all(&target).map_err(|e| e.to_string())?;
-        let mut copy = Command::new("cp");
-        copy.arg("-aT").arg(source).arg(target);
-        let output = copy.output().map_err(|e| e.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
+    let (source, target) = (from.host_path(CLUSTER), to.host_path(CLUSTER));
+    std::fs::create_dir_all(&target).map_err(|e| e.to_string())?;
+    let mut copy = Command::new("cp");
+    copy.arg("-aT").arg(source).arg(target);
+    let output = copy.output().map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     Ok(())
 }
