@@ -165,7 +165,7 @@ pub(crate) fn fetch(
     let descriptor = decode(&fetched.descriptor, &limits)?;
     let reading = Reading { asked, owner, answered };
     let came = crate::rdma::came(fetched.descriptor.len(), &fetched.by);
-    Ok(Got { descriptor, reading, rest: fetched.incoming.map(Rest::Remote), came })
+    Ok(Got { descriptor, reading, rest: fetched.incoming.map(Box::new).map(Rest::Remote), came })
 }
 
 /// Whether pages may come in bulk from the seed's node. Not where they are to be read one-sidedly.

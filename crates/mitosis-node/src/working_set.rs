@@ -124,7 +124,7 @@ impl WorkingSets {
 /// Where the rest comes from.
 pub(crate) enum Rest {
     /// Another node.
-    Remote(Incoming),
+    Remote(Box<Incoming>),
     /// A seed of this one, of which that is wanted.
     Local(Arc<Seed>, Want),
 }
@@ -233,7 +233,7 @@ impl<'a> Coming<'a> {
         let Coming { set, rest, pages } = self;
         let mut room = set.sets.room(pages.len());
         match rest {
-            Rest::Remote(incoming) => set.nodes.receive(incoming, &mut room, progress)?,
+            Rest::Remote(incoming) => set.nodes.receive(*incoming, &mut room, progress)?,
             Rest::Local(seed, _) => read(&seed, &pages, |at, bytes| {
                 let at = at * PAGE_SIZE as usize;
                 room[at..at + bytes.len()].copy_from_slice(bytes);
