@@ -6,7 +6,7 @@ mod register;
 
 use crate::NodeFacts;
 use crate::plan::{Area, HOLE, Part, ProvenFiles, STAGE, provided_base};
-use crate::{RestoreError, aio, ipc, rare, shared, vdso};
+use crate::{RestoreError, aio, ipc, rare, shared, vdso, working_set};
 use mitosis_descriptor::{Backing, Descriptor, MmLayout, PageRun, Vma, vma_flags};
 use mitosis_state::{Detail, List, Program, Provided, op};
 use mitosis_stub::abi::SLOT_VDSO;
@@ -55,6 +55,8 @@ pub(crate) struct Memory<'a> {
     pub placed: &'a [u64],
     /// See [`crate::Request`].
     pub all_placed: bool,
+    /// See [`crate::Request`].
+    pub filled: bool,
 }
 
 impl<'a> Memory<'a> {
@@ -84,6 +86,7 @@ impl<'a> Memory<'a> {
             droppable: false,
             placed: &[],
             all_placed: false,
+            filled: false,
         }
     }
 
@@ -136,6 +139,10 @@ impl<'a> Memory<'a> {
             if !matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock) {
                 advise(program, vma, &FORK_ADVICE);
             }
+        }
+        if self.waits() && !self.descriptor.shared.is_empty() {
+            // What comes now maps memory anew, of which the pager must hear before a page is placed.
+            working_set::wait(program, provided, self.fd_base);
         }
         shared::fill(program, self.descriptor, self.fd_base);
         ipc::settle(program, self.descriptor);

@@ -204,6 +204,7 @@ pub fn plan(
     let fd_base = fd_base(descriptor, part);
     let mut provided = Vec::new();
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
+    memory.filled = request.filled && part != Part::Rest;
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -242,9 +243,8 @@ pub fn plan(
         files::finish(&mut program, fd_base);
         rare::process(&mut program, descriptor);
     }
-    // Without an area there is no userfaultfd through which the node could.
-    let filled = request.filled && part != Part::Rest && memory.misses();
-    if filled {
+    let filled = memory.waits();
+    if filled && !provided.contains(&Provided::Filled) {
         working_set::wait(&mut program, &mut provided, fd_base);
     }
     descriptors_fit(descriptor, node, provided_base(fd_base) + provided.len() as u32)?;

@@ -4,7 +4,7 @@
 //! in place through the child's own userfaultfd, as soon as the child has registered its memory and
 //! while it goes on with the rest: that needs no write access, and never makes more than the page, as a
 //! fault outside of it would where huge pages are on. The child waits for the node's word as the last
-//! step before it drops its privileges: so nothing of its program can drop, move or fork a page that is
+//! step before it drops its privileges, or before it maps shared memory anew: so nothing of its program can drop, move or fork a page that is
 //! on its way.
 
 use crate::plan::{Area, provided_base};

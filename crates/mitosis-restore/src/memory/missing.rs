@@ -22,9 +22,10 @@ impl<'a> Memory<'a> {
         Ok((self.areas, index))
     }
 
-    /// Whether anything is to be registered.
-    pub(crate) fn misses(&self) -> bool {
-        !self.areas.is_empty()
+    /// Whether it waits for the node to put pages in place: without an area there is no userfaultfd
+    /// through which that could.
+    pub(crate) fn waits(&self) -> bool {
+        self.filled && !self.areas.is_empty()
     }
 
     /// What the template has is not missing, and where nothing else is, nothing is registered.
