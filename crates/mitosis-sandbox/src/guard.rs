@@ -159,6 +159,15 @@ pub fn generation_text(generation: u64) -> String {
 mod tests {
     use super::*;
 
+    /// A file that goes with the test that has made it.
+    struct Removed(String);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
     /// Each guard mounts its own number, be the file the node's or one that it makes itself; and a nursery
     /// that was killed is made anew.
     #[test]
@@ -166,8 +175,10 @@ mod tests {
         let file = "run/mitosis/generation";
         // As a node leaves it.
         std::fs::create_dir_all("/run/mitosis").expect("directory");
-        if !std::fs::exists(format!("/{file}")).expect("look") {
-            std::fs::write(format!("/{file}"), "0000000000000000\n").expect("file");
+        let place = format!("/{file}");
+        let made = (!std::fs::exists(&place).expect("look")).then(|| Removed(place.clone()));
+        if made.is_some() {
+            std::fs::write(&place, "0000000000000000\n").expect("file");
         }
         let me = rustix::process::getpid();
         let pager = rustix::process::pidfd_open(me, PidfdFlags::empty()).expect("pidfd");

@@ -198,8 +198,6 @@ fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let parent = python(bed.owner.node, IDLE, IDLE_PORT, &["0"])?;
     let count = bed.runs.max(10) * 10;
     let made = count.div_ceil(BATCH as usize) * BATCH as usize;
-    bed.quiet.wait(0);
-    let forked = forked(bed, made)?;
     let seed = seed(bed, &parent)?;
     // Guards that were made ahead for those before are gone.
     std::thread::sleep(SETTLE);
@@ -224,6 +222,10 @@ fn memory(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let each = before.saturating_sub(available_kib()?) as f64 / made as f64;
     bed.host.end_all()?;
     bed.owner.remove(&seed.seed)?;
+    // Last: what its processes had comes back late, and would make ours look smaller.
+    std::thread::sleep(SETTLE);
+    bed.quiet.wait(0);
+    let forked = forked(bed, made)?;
     let name = format!("fork() into the same namespaces: memory of each of {made} idle children");
     section.add(Figure::new(name, Samples::new("KiB", vec![forked])));
     let name = format!("memory of each of {made} idle children, everything included");
