@@ -53,6 +53,7 @@ pub(crate) fn fill(
     for (number, part) in here.iter().enumerate() {
         filler.part(number, part)?;
     }
+    let last = here.len();
     let bytes = coming.as_ref().map_or(0, |coming| coming.pages.len() as u64 * PAGE_SIZE);
     let mut filled = Ok(());
     let come = coming.map(|coming| {
@@ -60,7 +61,7 @@ pub(crate) fn fill(
             // What has come after all of it would wait has time.
             let all = so_far.len() as u64 == bytes;
             if filled.is_ok() {
-                filled = filler.memory(so_far, all);
+                filled = filler.memory(last, so_far, all);
             }
         })
     });
@@ -98,23 +99,22 @@ impl Filler<'_> {
     /// Puts a part in place that is here.
     fn part(&mut self, number: usize, part: &Part) -> Result<(), NodeError> {
         match &part.content {
-            Content::Memory(pages) => self.memory(pages, true),
+            Content::Memory(pages) => self.memory(number, pages, true),
             Content::File(file) => self.file(number, file),
         }
     }
 
-    /// Puts in place what there is of the next part, which begins with `pages`; `wait` is whether to wait
-    /// for the child.
-    fn memory(&mut self, pages: &[u8], wait: bool) -> Result<(), NodeError> {
-        let Some(part) = self.runs.first().map(|run| run.part) else { return Ok(()) };
-        while let Some((run, more)) = self.runs.split_first() {
-            let (from, to) = (run.first * PAGE_SIZE as usize, bytes_to(run));
-            if run.part != part || to > pages.len() || !self.find(wait)? {
-                break;
-            }
-            self.copy(run.to, &pages[from..to])?;
-            self.runs = more;
+    /// Puts in place what there is of a part, which begins with `pages`; `wait` is whether to wait for the
+    /// child.
+    fn memory(&mut self, number: usize, pages: &[u8], wait: bool) -> Result<(), NodeError> {
+        let (due, more) = self.runs.split_at(due(self.runs, number, pages.len()));
+        if due.is_empty() || !self.find(wait)? {
+            return Ok(());
         }
+        for run in due {
+            self.copy(run.to, &pages[run.first * PAGE_SIZE as usize..bytes_to(run)])?;
+        }
+        self.runs = more;
         Ok(())
     }
 
@@ -204,6 +204,11 @@ impl Filler<'_> {
     }
 }
 
+/// How many of the first runs are of a part, of which so many bytes are here, and lie in these.
+fn due(runs: &[Run], part: usize, bytes: usize) -> usize {
+    runs.iter().take_while(|run| run.part == part && bytes_to(run) <= bytes).count()
+}
+
 /// The first byte behind a run in its part.
 fn bytes_to(run: &Run) -> usize {
     (run.first + run.count) * PAGE_SIZE as usize
@@ -220,5 +225,22 @@ fn why(stop: Stop) -> String {
         Stop::Again => "its mappings do not come to rest".into(),
         Stop::Failed(errno) => errno.to_string(),
         Stop::Exists | Stop::Gone => format!("{stop:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_one_part_are_never_taken_for_anothers() {
+        let run = |part, first, count| Run { part, first, count, to: 0x1000 };
+        let runs = [run(1, 0, 2), run(1, 4, 1), run(2, 0, 1)];
+        // Nothing of part 0 is placed: a child may have all of it from its node's files.
+        assert_eq!(due(&runs, 0, 1 << 20), 0);
+        assert_eq!(due(&runs, 1, 1 << 20), 2);
+        assert_eq!(due(&runs, 1, 2 << 12), 1);
+        assert_eq!(due(&runs, 1, (2 << 12) - 1), 0);
+        assert_eq!(due(&runs[2..], 1, 1 << 20), 0);
     }
 }
