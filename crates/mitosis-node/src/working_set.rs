@@ -10,7 +10,7 @@ use crate::seed::Seed;
 use mitosis_descriptor::{PAGE_SIZE, Phase, SeedId, Vpn};
 use mitosis_transport::wire::{WORKING_SET_FIRST, WORKING_SET_MAX};
 use mitosis_transport::{ControlClient, Incoming, Want};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -137,22 +137,19 @@ pub(crate) struct WorkingSet<'a> {
     parts: RefCell<Vec<Arc<Part>>>,
     /// What is on its way behind them.
     rest: RefCell<Option<Rest>>,
-    /// A child of this fork has something to wait for.
-    expected: Cell<bool>,
 }
 
 impl<'a> WorkingSet<'a> {
     /// Of the seed `key`, with what is kept of it.
     pub fn kept(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
         let parts = sets.parts(&key);
-        let expected = Cell::new(!parts.is_empty());
-        WorkingSet { parts: RefCell::new(parts), expected, ..WorkingSet::none(nodes, sets, key) }
+        WorkingSet { parts: RefCell::new(parts), ..WorkingSet::none(nodes, sets, key) }
     }
 
     /// None, and none to come.
     pub fn none(nodes: &'a ControlClient, sets: &'a WorkingSets, key: Key) -> WorkingSet<'a> {
         let (parts, rest) = Default::default();
-        WorkingSet { nodes, sets, key, parts, rest, expected: Cell::new(false) }
+        WorkingSet { nodes, sets, key, parts, rest }
     }
 
     /// What to ask of the seed's node for a template: all.
@@ -174,7 +171,6 @@ impl<'a> WorkingSet<'a> {
 
     /// The rest is on its way.
     pub fn follows(&self, rest: Rest) {
-        self.expected.set(true);
         if let Rest::Local(seed, want) = &rest
             && let Some(image) = seed.image(want.want as usize).filter(|_| want.have == 0)
         {
@@ -187,7 +183,7 @@ impl<'a> WorkingSet<'a> {
 
     /// Whether there is anything for a child to wait for.
     pub fn is_expected(&self) -> bool {
-        self.expected.get()
+        !self.parts.borrow().is_empty() || self.rest.borrow().is_some()
     }
 
     /// Number of pages that are here.
