@@ -297,8 +297,8 @@ fn a_guard_takes_no_orphan_for_its_child() {
     let parent = Parent::spawn(a.node(), command);
     let seed = prepare(&a, parent.pid(), &[]);
     for (node, via) in [(&b, "template"), (&a, "shadow")] {
-        let child = fork_one(node, &seed.reference, &["--via", via]);
-        let ended = ended(node, child.pid, SOON);
+        let child = fork(node, &seed.reference, &["--via", via])[0].pid;
+        let ended = ended(node, child, SOON);
         assert_eq!((&ended["via"], &ended["exit"]), (&via.into(), &7.into()), "{ended}");
     }
 }
