@@ -100,21 +100,20 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
 }
 
 /// Reads a record; `None` if there is none. What it tells of is lost with one that cannot be read: that is
-/// said, and the file stays for whoever wants to know what was in it.
+/// said.
 fn read<T: DeserializeOwned>(path: &Path, log: Log) -> Option<T> {
     let bytes = match std::fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
-        read => read,
+        bytes => bytes.map_err(|e| e.to_string()),
     };
-    let parsed = bytes.map_err(|e| e.to_string()).and_then(|bytes| {
+    let parsed = bytes.and_then(|bytes| {
         serde_json::from_slice(&bytes).map_err(|e| format!("it does not parse: {e}"))
     });
-    parsed
-        .inspect_err(|e| log.error(format_args!("record {}: {e}; left as it is", path.display())))
-        .ok()
+    parsed.inspect_err(|e| log.error(format_args!("record {}: {e}", path.display()))).ok()
 }
 
-fn read_all<T: DeserializeOwned>(dir: &Path, log: Log) -> Vec<T> {
+/// All records in a directory, by their files.
+fn read_all<T: DeserializeOwned>(dir: &Path, log: Log) -> Vec<(PathBuf, Option<T>)> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) => {
@@ -124,7 +123,7 @@ fn read_all<T: DeserializeOwned>(dir: &Path, log: Log) -> Vec<T> {
     };
     let paths = entries.flatten().map(|entry| entry.path());
     let records = paths.filter(|path| path.extension().is_some_and(|e| e == "json"));
-    records.filter_map(|path| read(&path, log)).collect()
+    records.map(|path| (path.clone(), read(&path, log))).collect()
 }
 
 impl Store {
@@ -166,7 +165,8 @@ impl Store {
 
     /// All seeds written down.
     pub fn seeds(&self) -> Vec<SeedRecord> {
-        read_all(&self.seeds, self.log)
+        // One that cannot be read stays for whoever wants to know what was in it.
+        read_all(&self.seeds, self.log).into_iter().filter_map(|(_, record)| record).collect()
     }
 
     /// The descriptor of one.
@@ -195,7 +195,14 @@ impl Store {
 
     /// All children written down.
     pub fn children(&self) -> Vec<Start> {
-        read_all(&self.children, self.log)
+        let kept = |(path, record): (PathBuf, Option<Start>)| {
+            if record.is_none() {
+                // Half of one is what a daemon leaves that is killed while it starts a child, which ends.
+                let _ = std::fs::remove_file(path);
+            }
+            record
+        };
+        read_all(&self.children, self.log).into_iter().filter_map(kept).collect()
     }
 
     /// Nothing of it stays.
