@@ -37,8 +37,7 @@ use std::time::{Duration, Instant};
 const RUNS: usize = 20;
 const RUNS_QUICK: usize = 3;
 
-/// How long the quick set begins anything new, all its parts together: what has begun then is bounded
-/// itself, so that it ends within three minutes.
+/// How long the quick set begins anything new, all its parts together. What has begun then is finished.
 const QUICK: Duration = Duration::from_secs(150);
 
 /// The name that stands for [`SUITE`].

@@ -56,7 +56,7 @@ fn pages_of_a_file_that_a_node_has_not_are_learned() {
         let now = seed_row(&a, &seed.id)?["working_set"].as_u64()?;
         (now > 0 && std::mem::replace(&mut before, now) == now).then_some(())
     });
-    // Nothing that the first child touched and had not is left out, and half of that are pages of libc.
+    // Nothing that the first child touched and had not is left out, pages of libc included.
     assert!(
         before >= touched,
         "{touched} pages were fetched because they were touched, {before} learned"
