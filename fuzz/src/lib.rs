@@ -28,6 +28,17 @@ pub fn descriptor(bytes: &[u8]) -> bool {
     check_descriptor(bytes) | check_descriptor(&seal(body))
 }
 
+/// Gives `bytes` to what looks for the functions of another kernel's vdso, an ELF image that came from
+/// another node. Code will be written over them, so each must lie in the image.
+pub fn vdso(bytes: &[u8]) -> bool {
+    let Ok(found) = mitosis_restore::vdso_functions(bytes) else { return false };
+    for function in &found {
+        let end = function.offset.checked_add(function.size);
+        assert!(end.is_some_and(|end| end <= bytes.len() as u64), "{function:?} is outside");
+    }
+    !found.is_empty()
+}
+
 /// A descriptor's header before `body`.
 pub fn seal(body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::from(MAGIC);

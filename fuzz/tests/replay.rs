@@ -128,6 +128,34 @@ fn control_lines() {
     replay("control", &read_all(&root().join("seeds/control")), mitosis_fuzz::control);
 }
 
+#[test]
+fn vdso_images() {
+    write_seeds("vdso", [("time".to_owned(), vdso())]);
+    replay("vdso", &read_all(&root().join("seeds/vdso")), mitosis_fuzz::vdso);
+}
+
+/// The smallest image that exports a function, see elf(5): three sections, two symbols, their names.
+fn vdso() -> Vec<u8> {
+    let mut image = vec![0; 336];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(0x28, &[64]); // where the table of sections is
+    put(0x3a, &[64, 0, 3]);
+    for (section, kind, from, bytes, link) in [(1, 11, 256u16, 48, 2), (2, 3, 304, 13, 0)] {
+        let at = 64 + 64 * section;
+        put(at + 4, &[kind]);
+        put(at + 0x18, &from.to_le_bytes());
+        put(at + 0x20, &[bytes]);
+        put(at + 0x28, &[link]);
+    }
+    put(280, &[1, 0, 0, 0, 0x12, 0, 2]); // the second symbol: its name, a function, of section 2
+    put(288, &320u16.to_le_bytes());
+    put(296, &[16]);
+    put(304, b"\0__vdso_time\0");
+    put(320, &[0x90; 16]);
+    image
+}
+
 /// A few files of each kind. The bodies are the kinds' own business, so they are written out here
 /// as bytes: postcard writes small numbers as themselves.
 #[test]

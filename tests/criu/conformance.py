@@ -136,6 +136,8 @@ def inside(programs, names):
     top = "/tmp/conform"
     os.makedirs(top, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "conform", top], check=True)
+    # What programs leave there goes with the namespace, too.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "conform", "/dev/shm"], check=True)
     for name in names:
         said = one(f"{programs}/{name}", f"{top}/{name}")
         result["programs"][name] = said

@@ -71,6 +71,14 @@ pub enum CaptureError {
     /// The pager could not say which pages are still remote.
     #[error("files: pages still remote: {0}")]
     Inherited(String),
+    /// The others of its tree waited for it, and it did not come.
+    #[error("tree: process {pid} kept the others of its tree waiting for {} s", bound.as_secs())]
+    Late {
+        /// The process.
+        pid: i32,
+        /// How long they waited.
+        bound: std::time::Duration,
+    },
     /// Another member of its tree could not be captured.
     #[error("tree: process {0} was let go with the others of its tree")]
     LetGo(i32),

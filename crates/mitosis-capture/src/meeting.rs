@@ -11,7 +11,7 @@ use mitosis_state::tree::{Held, Share, share};
 use mitosis_sys::procfs::{self, Status};
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// See the module.
 pub(crate) struct Meeting {
@@ -21,6 +21,8 @@ pub(crate) struct Meeting {
     members_max: usize,
     /// Until when new members are waited for.
     deadline: Instant,
+    /// How long one waits at a point for the others.
+    patience: Duration,
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -77,6 +79,10 @@ pub(crate) enum Point {
     Orphaned,
 }
 
+/// Longer than all that a member does between two points, each of which has a bound of its own: it passes
+/// only if one of them hangs where it must not, and then all others go on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const POINTS: usize = 6;
 const STOPPED: usize = 1;
 
@@ -112,7 +118,8 @@ impl Meeting {
         let members = waiting.iter().copied().collect();
         let state = Mutex::new(State { members, waiting, ..State::default() });
         let (root, is_tree) = (places.first().map_or(0, |root| root.pid), places.len() > 1);
-        Meeting { root, is_tree, members_max, deadline, state, moved: Condvar::new() }
+        let (patience, moved) = (PATIENCE, Condvar::new());
+        Meeting { root, is_tree, members_max, deadline, patience, state, moved }
     }
 
     /// Whether there is more than one process.
@@ -176,7 +183,7 @@ impl Meeting {
         (state.changed, std::mem::take(&mut state.places), std::mem::take(&mut state.looks))
     }
 
-    /// Waits until all members are at `point`. What each does on its way there is bounded in time.
+    /// Waits until all members are at `point`: not longer than [`PATIENCE`], then all are let go.
     pub(crate) fn reach(&self, pid: i32, point: Point) -> Result<(), CaptureError> {
         let mut state = self.lock();
         let index = point.index();
@@ -190,7 +197,14 @@ impl Meeting {
         self.moved.notify_all();
         done?;
         let waits = |state: &mut State| !state.broken && !state.reached[index];
-        let state = self.moved.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.moved.wait_timeout_while(state, self.patience, waits);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() && waits(&mut state) {
+            state.broken = true;
+            self.moved.notify_all();
+            let late = state.members.difference(&state.here[index]).next().copied();
+            return Err(CaptureError::Late { pid: late.unwrap_or(pid), bound: self.patience });
+        }
         match state.broken {
             true => Err(CaptureError::LetGo(pid)),
             false => Ok(()),
@@ -267,5 +281,24 @@ impl Look {
         let exit = if place.zombie { procfs::stat(place.pid).map(ended).unwrap_or(0) } else { 0 };
         let (pid, group, session) = (innermost("NSpid"), innermost("NSpgid"), innermost("NSsid"));
         Look { pid, group, session, status: exit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_one_that_does_not_come() {
+        let place = |pid, parent| Place { pid, parent, zombie: false };
+        let places = [place(1, None), place(2, Some(0))];
+        let mut meeting = Meeting::new(&places, 8, Instant::now());
+        meeting.patience = Duration::from_millis(10);
+        while meeting.lock().waiting.pop().is_some() {}
+        let late = meeting.reach(1, Point::Planted(None, false));
+        assert!(matches!(late, Err(CaptureError::Late { pid: 2, .. })), "{late:?}");
+        let late = meeting.reach(2, Point::Planted(None, false));
+        assert!(late.is_err(), "it comes too late: the other has been let go");
+        assert_eq!(meeting.next_member(), None);
     }
 }

@@ -29,7 +29,10 @@ fn pidfd(pid: i32, ticks: u64) -> Option<OwnedFd> {
 /// Takes over seeds whose pages are still there; drops the others.
 pub(crate) fn seeds(node: &Arc<Node>, pager: &Pager) {
     for record in node.store.seeds() {
-        let Some(reference) = record.reference.parse::<Reference>().ok() else { continue };
+        let Ok(reference) = record.reference.parse::<Reference>() else {
+            node.log.error(format_args!("seed {} of an earlier run has no reference", record.seed));
+            continue;
+        };
         match seed(&record, &reference, node) {
             Ok(seed) => {
                 if let Place::Shadow(shadow) = seed.memory.place() {

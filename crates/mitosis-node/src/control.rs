@@ -31,10 +31,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// A daemon answers there already, or the path cannot be bound.
 pub(crate) fn bind(path: &Path) -> Result<UnixListener, NodeError> {
     let shown = path.display().to_string();
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)
-            .map_err(|e| NodeError::control(dir.display().to_string(), e))?;
-    }
+    make_directory(path)?;
     match UnixStream::connect(path) {
         Ok(_) => {
             let cause = format!("a node is already running at {shown}");
@@ -44,10 +41,23 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, NodeError> {
         Err(_) => remove_stale(path, &shown)?,
     }
     // The umask is 077: nobody else can connect, from the first moment.
-    let listener = UnixListener::bind(path).map_err(|e| NodeError::control(shown.as_str(), e))?;
+    let listener = match UnixListener::bind(path) {
+        // A daemon that was ending has just removed the directory, which it had made.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            make_directory(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    };
+    let listener = listener.map_err(|e| NodeError::control(shown.as_str(), e))?;
     let owner_only = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(path, owner_only).map_err(|e| NodeError::control(shown, e))?;
     Ok(listener)
+}
+
+fn make_directory(socket: &Path) -> Result<(), NodeError> {
+    let Some(dir) = socket.parent() else { return Ok(()) };
+    std::fs::create_dir_all(dir).map_err(|e| NodeError::control(dir.display().to_string(), e))
 }
 
 fn remove_stale(path: &Path, shown: &str) -> Result<(), NodeError> {

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::NodeError;
 use crate::hashes::{Hashes, usual_files};
+use crate::log::Log;
 use crate::node::{Node, Parts};
 use crate::pager::Pager;
 use crate::store::Store;
@@ -13,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -41,13 +43,26 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     mitosis_sys::warm::up();
     raise_limits();
     crate::generation::publish()?;
-    let socket = control::bind(&config.socket)?;
     let path = config.socket.clone();
-    let done = with_socket(config, &socket);
-    if done.is_err() {
-        let _ = std::fs::remove_file(path);
+    let made = missing_directories(&path);
+    let done = control::bind(&path).and_then(|socket| {
+        let done = with_socket(config, &socket);
+        if done.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        done
+    });
+    // Those that are not empty stay: another daemon, or one to come, has something there.
+    for dir in made {
+        let _ = std::fs::remove_dir(dir);
     }
     done
+}
+
+/// Directories above the socket that are not there yet, the innermost first: they go with the daemon.
+fn missing_directories(socket: &Path) -> Vec<PathBuf> {
+    let above = socket.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
+    above.take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect()
 }
 
 /// Children, guards and connections cost descriptors; and no child can have a higher hard limit than
@@ -90,7 +105,7 @@ fn with_socket(config: Config, socket: &UnixListener) -> Result<(), NodeError> {
     let pages = TcpListener::bind(listen)
         .map_err(|e| NodeError::control(format!("--listen {listen}"), e))?;
     // After that: what is refused leaves no directory behind.
-    let store = Store::open(&state, config.run_path("children"))?;
+    let store = Store::open(&state, config.run_path("children"), Log(config.log_level))?;
     let bound = pages.local_addr().map_err(|e| NodeError::control("--listen", e))?;
     let (ended, end) = sync_channel(4);
     let (templates, jobs) = crate::template::Templates::new()?;

@@ -6,6 +6,7 @@
 
 use crate::children::Start;
 use crate::error::NodeError;
+use crate::log::Log;
 use mitosis_descriptor::{Phase, SeedId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,7 @@ pub(crate) struct Store {
     seeds: PathBuf,
     logs: PathBuf,
     children: PathBuf,
+    log: Log,
     /// Held as long as the daemon lives.
     _locks: Arc<[File; 2]>,
 }
@@ -97,12 +99,31 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     })
 }
 
-fn read_all<T: DeserializeOwned>(dir: &Path) -> Vec<T> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+/// Reads a record; `None` if there is none. What it tells of is lost with one that cannot be read: that is
+/// said.
+fn read<T: DeserializeOwned>(path: &Path, log: Log) -> Option<T> {
+    let bytes = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+        bytes => bytes.map_err(|e| e.to_string()),
+    };
+    let parsed = bytes.and_then(|bytes| {
+        serde_json::from_slice(&bytes).map_err(|e| format!("it does not parse: {e}"))
+    });
+    parsed.inspect_err(|e| log.error(format_args!("record {}: {e}", path.display()))).ok()
+}
+
+/// All records in a directory, by their files.
+fn read_all<T: DeserializeOwned>(dir: &Path, log: Log) -> Vec<(PathBuf, Option<T>)> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) => {
+            log.error(format_args!("records in {}: {e}", dir.display()));
+            return Vec::new();
+        }
+    };
     let paths = entries.flatten().map(|entry| entry.path());
     let records = paths.filter(|path| path.extension().is_some_and(|e| e == "json"));
-    // A record that does not parse is of no use to anybody.
-    records.filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok()).collect()
+    records.map(|path| (path.clone(), read(&path, log))).collect()
 }
 
 impl Store {
@@ -110,7 +131,7 @@ impl Store {
     ///
     /// # Errors
     /// One that runs has them, or they cannot be made.
-    pub fn open(state: &Path, children: PathBuf) -> Result<Store, NodeError> {
+    pub fn open(state: &Path, children: PathBuf, log: Log) -> Result<Store, NodeError> {
         let beside_socket = lock(&children)?;
         let in_state = lock(state).inspect_err(|_| {
             // Ours, and nothing is in it yet.
@@ -118,7 +139,7 @@ impl Store {
         })?;
         let locks = Arc::new([beside_socket, in_state]);
         let (seeds, logs) = (state.join("seeds"), state.join("logs"));
-        let store = Store { seeds, logs, children, _locks: locks };
+        let store = Store { seeds, logs, children, log, _locks: locks };
         for dir in [&store.seeds, &store.logs] {
             std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
         }
@@ -139,13 +160,13 @@ impl Store {
 
     /// The record of one seed.
     pub fn seed(&self, id: SeedId) -> Option<SeedRecord> {
-        let bytes = std::fs::read(self.seeds.join(format!("{id}.json"))).ok()?;
-        serde_json::from_slice(&bytes).ok()
+        read(&self.seeds.join(format!("{id}.json")), self.log)
     }
 
     /// All seeds written down.
     pub fn seeds(&self) -> Vec<SeedRecord> {
-        read_all(&self.seeds)
+        // One that cannot be read stays for whoever wants to know what was in it.
+        read_all(&self.seeds, self.log).into_iter().filter_map(|(_, record)| record).collect()
     }
 
     /// The descriptor of one.
@@ -174,7 +195,14 @@ impl Store {
 
     /// All children written down.
     pub fn children(&self) -> Vec<Start> {
-        read_all(&self.children)
+        let kept = |(path, record): (PathBuf, Option<Start>)| {
+            if record.is_none() {
+                // Half of one is what a daemon leaves that is killed while it starts a child, which ends.
+                let _ = std::fs::remove_file(path);
+            }
+            record
+        };
+        read_all(&self.children, self.log).into_iter().filter_map(kept).collect()
     }
 
     /// Nothing of it stays.
@@ -211,7 +239,8 @@ mod tests {
     #[test]
     fn a_seed_written_down_is_read_again_and_then_gone() {
         let dir = std::env::temp_dir().join(format!("mitosis-store-{}", std::process::id()));
-        let store = Store::open(&dir, dir.join("children")).unwrap();
+        let log = Log(crate::log::Level::Error);
+        let store = Store::open(&dir, dir.join("children"), log).unwrap();
         let id = SeedId([1, 2, 3, 4, 5, 6, 7, 8]);
         let record = SeedRecord {
             seed: id.to_string(),
@@ -232,10 +261,12 @@ mod tests {
         let bytes = store.descriptor(&record.seed).unwrap();
         store.drop_seed(id);
         let left = store.seeds().len();
+        let unreadable_stays = dir.join("seeds/half.json").exists();
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].shadow, found[0].expires_unix_ms), (Some((8, 99)), Some(2)));
         assert_eq!(bytes, b"descriptor");
         assert_eq!(left, 0);
+        assert!(unreadable_stays);
     }
 }

@@ -32,6 +32,7 @@ pub use plan::{Area, Part, ProvenFiles, Request, RestorePlan, Time, plan, region
 pub use shared::has_names;
 pub use start::{Building, Maker, StartFds, Started, await_hooks, start, start_template};
 pub use vdso::{
-    VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, is_parents as is_parents_vdso,
+    VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, functions as vdso_functions,
+    is_parents as is_parents_vdso,
 };
 pub use working_set::{Placement, Run};

@@ -43,7 +43,7 @@ pub struct VdsoFunction {
 ///
 /// # Errors
 /// What is wrong with the image: it came from another node.
-pub(crate) fn functions(image: &[u8]) -> Result<Vec<VdsoFunction>, &'static str> {
+pub fn functions(image: &[u8]) -> Result<Vec<VdsoFunction>, &'static str> {
     const SHT_DYNSYM: u64 = 11;
     /// STT_FUNC
     const FUNC: u64 = 2;

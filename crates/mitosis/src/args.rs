@@ -250,7 +250,7 @@ pub struct Bench {
     /// Benchmarks of BENCHMARKS.md
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
-    /// Fewer runs
+    /// Fewer runs; what is not begun within two and a half minutes is left out, and named
     #[arg(long, env = "MITOSIS_BENCH_QUICK", value_parser = FalseyValueParser::new())]
     pub quick: bool,
     /// Parents of 4 GiB too

@@ -38,7 +38,10 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     sizes.retain(|mib| bed.scale.wants(&mib.to_string()));
     let mut starts = Lines::default();
     let mut costs = Vec::new();
-    for mib in sizes {
+    for (index, mib) in sizes.into_iter().enumerate() {
+        if index > 0 && bed.scale.is_over(section, &format!("{mib} MiB")) {
+            continue;
+        }
         eprintln!("bench synthetic: {mib} MiB");
         size(bed, section, mib, &mut starts, &mut costs)?;
     }

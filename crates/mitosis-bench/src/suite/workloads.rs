@@ -64,6 +64,9 @@ pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
     let mut all: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     let names: Vec<&str> = NAMES.into_iter().filter(|name| bed.scale.wants(name)).collect();
     for (index, name) in names.iter().enumerate() {
+        if index > 0 && bed.scale.is_over(section, name) {
+            continue;
+        }
         eprintln!("bench workloads: {name}, {} of {}", index + 1, names.len());
         let taken = one(bed, name)?;
         for (kind, values) in &taken.answer_ms {

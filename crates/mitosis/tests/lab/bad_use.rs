@@ -113,13 +113,14 @@ fn a_socket_that_is_taken() {
     same_pids(a.node(), &before);
     assert!(a.mitosis(&["seed", "ls"]).unwrap().status.success(), "the first goes on");
     let port = format!("{}:7000", a.node().ip());
-    let third = ["node", "run", "--name", "third", "--socket", "/run/third.sock", "--state-dir"];
+    let socket = "/run/third/node/third.sock";
+    let third = ["node", "run", "--name", "third", "--socket", socket, "--state-dir"];
     let args = [&third[..], &["/tmp/third", "--listen", &port]].concat();
     let output = a.mitosis(&args).unwrap();
     assert_eq!(output.code(), 1, "{output:?}");
     assert!(output.stderr.contains("7000"), "names the address: {}", output.stderr);
     same_pids(a.node(), &before);
-    for left in ["/run/third.sock", "/run/third.children", "/tmp/third"] {
+    for left in ["/run/third", "/tmp/third"] {
         assert!(!a.node().host_path(left).exists(), "{left}");
     }
 }

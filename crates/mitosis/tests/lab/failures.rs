@@ -165,6 +165,26 @@ fn restarting_the_owners_daemon_keeps_its_seeds() {
 }
 
 #[test]
+fn a_record_that_cannot_be_read_is_named_and_costs_no_other_seed() {
+    let lab = lab(2);
+    let (mut a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let (lost, kept) = (prepare(&a, parent.pid(), &[]), prepare(&a, parent.pid(), &[]));
+    a.kill().unwrap();
+    let record = format!("/var/lib/mitosis/{}/seeds/{}.json", a.node().name(), lost.id);
+    a.node().sh(&format!("test -s {record} && printf '{{' >{record}")).unwrap();
+    a.restart().unwrap();
+    let log = a.log().unwrap();
+    assert!(log.lines().any(|line| line.contains("error") && line.contains(&record)), "{log}");
+    assert!(seed_row(&a, &lost.id).is_none() && seed_row(&a, &kept.id).is_some());
+    assert!(a.node().host_path(&record).exists(), "whoever wants to know can look");
+    fork_one(&b, &kept.reference, &[]);
+    assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+    let refused = b.mitosis(&["fork", &lost.reference, "--detach"]).unwrap();
+    assert_eq!(refused.code(), 1, "{refused:?}");
+}
+
+#[test]
 fn the_seed_outlives_its_parent() {
     let lab = lab(2);
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));

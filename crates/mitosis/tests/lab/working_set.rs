@@ -95,6 +95,9 @@ fn a_large_working_set_comes_in_one_stream_and_later_children_have_it() {
     println!("first child: {bytes} bytes over the link, {direct}");
     assert!(number(&direct, "faults") <= touched / 10, "of {alone}: {direct}");
     assert!(bytes >= touched * 4096 && bytes <= touched * 4096 * 12 / 10, "{bytes} for {touched}");
+    // Of what was fetched ahead some were held back to see whether they are needed: they were.
+    let (held, needed) = (number(&direct, "pages_held"), number(&direct, "pages_held_touched"));
+    assert!(held > 0 && needed <= held && needed * 4 >= held * 3, "{direct}");
     end_children(&c);
     // Later ones have it from their template.
     fork_one(&c, &seed.reference, &["--via", "template"]);
