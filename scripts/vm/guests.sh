@@ -82,10 +82,15 @@ done
 scripts/vm/patience.py "$work/clock" "$seconds" "${pids[@]}" || true
 status=0
 for name in "${names[@]}"; do
-    if ! grep -q "^lab-status: $name 0" "$work/$name.log"; then
-        echo "guest $name failed or did not end within $seconds s of its clock; its last lines:" >&2
-        tail -n 40 "$work/$name.log" >&2
-        status=1
-    fi
+    said=$(sed -n "s/^lab-status: $name \([0-9]*\).*/\1/p" "$work/$name.log")
+    [ "$said" != 0 ] || continue
+    case $said in
+        '') why="did not end within $seconds s of its clock, which says $(cat "$work/clock")" ;;
+        *) why="failed with $said" ;;
+    esac
+    echo "guest $name $why; its last lines:" >&2
+    tail -n 40 "$work/$name.log" >&2
+    echo "guest $name $why" >>"$work/failed"
+    status=1
 done
 exit $status

@@ -28,11 +28,26 @@ done
 agent="/usr/bin/python3 tests/vm/agent.py"
 echo "$agent 10.77.0.1" >"$work/a.sh"
 status=0
+# guests WHAT SECONDS NAME GUEST...: runs guests; the log NAME of one of them says what came of it.
+guests() {
+    local what=$1 seconds=$2 log=$3
+    shift 3
+    rm -f "$work/failed"
+    scripts/vm/guests.sh "$work" "$seconds" "$@" && return
+    status=1
+    failed+=("$what: $(grep -ahs '^guest\|^suite: FAILED' "$work/failed" "$work/$log.log" | paste -sd ';' || true)")
+}
+# What has failed is said once more at the end: what a machine shows of a long log is its end.
+failed=()
+end() {
+    [ "$status" = 0 ] || printf 'vm: FAILED: %s\n' "${failed[@]}"
+    exit "$status"
+}
 # suite SCRIPT ARGUMENT GUEST GUEST: runs it on the second guest.
 suite() {
     echo "$agent 10.77.0.2 & /usr/bin/python3 tests/vm/$1 $mitosis $2 10.77.0.1 10.77.0.2" \
         >"$work/b.sh"
-    scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-1500}" "$3" "$4" || status=$?
+    guests "$1" "${MITOSIS_VM_SECONDS:-1500}" b "$3" "$4"
     grep -aE '^(kernels|http.server|program|suite|lesser|better|without|.* programs right)' \
         "$work/b.log" || true
     cp "$work/b.log" "$LAB/${1%.py}.log"
@@ -40,7 +55,7 @@ suite() {
 # Control groups of version 2 alone, and of version 1; one guest after the other, for either needs no other.
 groups() {
     echo "/usr/bin/python3 tests/vm/groups.py $mitosis $3" >"$work/$1.sh"
-    scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-300}" "$1:$2:cgroups=$3" || status=$?
+    guests "groups $3" "${MITOSIS_VM_SECONDS:-300}" "$1" "$1:$2:cgroups=$3"
     grep -aE '^(groups|suite)' "$work/$1.log" || true
     cp "$work/$1.log" "$LAB/groups-$3.log"
 }
@@ -48,10 +63,10 @@ if [ "$names" = all ] || [ "$names" = quick ] || [ "$names" = groups ]; then
     groups c other v2
     groups d debian v1
 fi
-[ "$names" != groups ] || exit "$status"
+[ "$names" != groups ] || end
 if [ "$names" = all ] || [ "$names" = quick ]; then
     suite cpus.py "$work/programs/vectors" a:debian b:debian:cpu=max,-avx2,-bmi2,-pku
 fi
 suite suite.py "$work/programs" \
     a:debian:tsc=reliable:cgroups=v1 b:other:tsc=reliable:hours=7
-exit "$status"
+end

@@ -29,6 +29,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -54,6 +55,19 @@ __attribute__((unused)) static const char *wrong(int line, const char *what) {
     static __thread char text[400];
     snprintf(text, sizeof text, "line %d: not so: %s (errno %d)", line, what, errno);
     return text;
+}
+
+/* Whether this kernel is of that version or later. Where it is not, the program says what of its kind it
+ * leaves out. If a node on such a kernel cannot have a child with it either, the program has a line that the
+ * suite between two kernels (tests/vm) holds the node to:
+ *   Before Linux MAJOR.MINOR a node refuses: WORDS */
+__attribute__((unused)) static int since(int major, int minor, const char *what) {
+    struct utsname name;
+    int is_major = 0, is_minor = 0;
+    if (uname(&name) != 0 || sscanf(name.release, "%d.%d", &is_major, &is_minor) != 2) return 1;
+    if (is_major > major || (is_major == major && is_minor >= minor)) return 1;
+    dprintf(1, "without %s (Linux %d.%d)\n", what, major, minor);
+    return 0;
 }
 
 /* Whether the kernel can read the byte for this thread. */

@@ -1,5 +1,7 @@
 /* Values that prctl(2) keeps for a process or a thread: timer slack, huge pages off, merging, no
  * making executable of what was writable, machine check policy. */
+/* Before Linux 6.3 a node refuses: PR_SET_MDWE (Linux 6.3) */
+/* Before Linux 6.4 a node refuses: PR_SET_MEMORY_MERGE (Linux 6.4 */
 #include "conform.h"
 #include <sys/prctl.h>
 
@@ -18,8 +20,10 @@ static const char *setup(void) {
     EXPECT(prctl(PR_SET_TIMERSLACK, slack, 0, 0, 0) == 0);
     EXPECT(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
     EXPECT(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0) == 0);
-    denies = prctl(PR_SET_MDWE, 1, 0, 0, 0) == 0;
-    merges = prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0;
+    denies = since(6, 3, "PR_SET_MDWE");
+    if (denies) EXPECT(prctl(PR_SET_MDWE, 1, 0, 0, 0) == 0);
+    /* Some kernels are made without it (CONFIG_KSM). */
+    merges = since(6, 4, "PR_SET_MEMORY_MERGE") && prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0;
     return NULL;
 }
 

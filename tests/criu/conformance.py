@@ -79,7 +79,7 @@ def start(program, work):
     while time.monotonic() < deadline:
         with open(f"{work}/log", errors="replace") as said:
             said = said.read()
-        if said == "ready\n":
+        if said.endswith("ready\n"):
             return process
         if process.poll() is not None:
             raise Lost(f"not here: {said.strip()}")

@@ -65,7 +65,9 @@ class Agent:
         """Ends what it has started, and the agent, if that still answers."""
         try:
             self.release()
-            self.say({"run": ["end"]})
+            # Its answer is waited for: this guest switches itself off next, and what was still on its way
+            # would be lost, and the other guest go on for ever.
+            self.ask(run=["end"])
         except (AssertionError, OSError, ValueError) as error:
             print("no end of", self.address, error, flush=True)
 

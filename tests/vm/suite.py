@@ -3,11 +3,13 @@ agent. Usage: suite.py MITOSIS PROGRAMS ADDRESS ADDRESS, where PROGRAMS is a dir
 conformance programs.
 
 Each program is a parent on one guest, two children on the other, and a grandchild on the first again,
-in both directions. What cannot be is listed below with the word that says so, and must be refused with
-it. A failed check ends the suite with status 1; what it started is ended."""
+in both directions. What of its kind the parent's kernel has not, a program leaves out and says so. What the
+child's kernel has not, the node must refuse, with words that the program's source names. A failed check ends
+the suite with status 1; what it started is ended."""
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -19,17 +21,11 @@ MITOSIS, PROGRAMS, *ADDRESSES = sys.argv[1:]
 SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../conformance")
 PORT = 8000
 
-# Programs of which the parent says, or a node in refusing a child, that these kernels have not what they
-# need; and with which word.
-NOT_HERE = {
-    # Linux 6.16 for the parent.
-    "guards": ["GUARD_INSTALL"],
-    "process_values": ["has PR_SET_MDWE (Linux 6.3)"],
-    "thread_files": ["pidfd >= 0 && gone_pidfd >= 0", "a pidfd of a thread (PIDFD_THREAD, Linux 6.9)"],
-    "sealed": ["droppable != MAP_FAILED", "has sealed memory (mseal, Linux 6.10)"],
-    # A position in a directory is whatever its file system says, and tmpfs says another since 6.6.
-    "directory": ["!strcmp(got, rest)"],
-}
+# A line of a program's source, see conform.h.
+REFUSES = re.compile(r"/\* Before Linux (\d+)\.(\d+) a node refuses: (.*) \*/")
+
+# A position in a directory is whatever its file system says, and tmpfs says another since 6.6.
+OTHER_POSITIONS = {"directory": ((6, 6), "!strcmp(got, rest)")}
 
 # Programs that hold a path, which their grandchild on the same guest cannot have as well.
 HOLD_A_PATH = ["listen_unix", "unix_idle"]
@@ -60,6 +56,18 @@ def flags(name):
     return said
 
 
+def version(kernel):
+    return tuple(int(number) for number in re.match(r"(\d+)\.(\d+)", kernel).groups())
+
+
+def refusals(name, kernels):
+    """What the node of a child must say, any of it, where its kernel lacks what the parent's has."""
+    with open(f"{SOURCES}/{name}.c") as source:
+        found = [REFUSES.fullmatch(line.strip()) for line in source]
+    older = [((int(one[1]), int(one[2])), one[3]) for one in found if one]
+    return [words for since, words in older if version(kernels[0]) >= since > version(kernels[1])]
+
+
 class Child:
     def __init__(self, node, started):
         self.node, self.started = node, started
@@ -80,7 +88,7 @@ class Course:
 
     def __init__(self, name, first, second):
         self.name, self.first, self.second = name, first, second
-        self.children, self.seeds, self.pid = [], [], None
+        self.children, self.seeds, self.pid, self.without = [], [], None, []
         self.dir = f"/tmp/conform/{name}"
 
     def begin(self):
@@ -90,9 +98,16 @@ class Course:
             node.agent.run("sh", "-c", make)
         log = f"{self.dir}/log"
         self.pid = self.first.agent.spawn(log, "sh", "-c", f"cd {self.dir}; exec ./program {PORT}")
-        said = until("the parent", lambda: self.first.agent.read(log))
-        if said != "ready\n":
-            raise Wrong(f"no parent: {said}")
+
+        def said():
+            lines = self.first.agent.read(log).splitlines(keepends=True)
+            whole = lines and lines[-1].endswith("\n") and not lines[-1].startswith("without ")
+            return lines if whole else None
+
+        *left_out, last = until("the parent", said)
+        if last != "ready\n":
+            raise Wrong(f"no parent: {''.join(left_out)}{last}")
+        self.without = [line.removeprefix("without ").strip() for line in left_out]
 
     def prepare(self, node, pid):
         name, seed = node.request(prepare={"pid": pid, **flags(self.name)})
@@ -145,13 +160,13 @@ class Course:
 
 
 def one_program(name, first, second):
-    """What came of it."""
+    """What came of it, and what its parent had to leave out."""
     course = Course(name, first, second)
     try:
         course.run()
-        return "right"
+        return "right", course.without
     except (Wrong, AssertionError) as error:
-        return str(error).strip().replace("\n", " ")
+        return str(error).strip().replace("\n", " "), course.without
     finally:
         course.end()
 
@@ -161,10 +176,11 @@ def conformance(names, first, second, locks, results):
     for name in names:
         since = time.monotonic()
         with locks[name]:
-            result = one_program(name, first, second)
-        results[name] = result
+            results[name] = one_program(name, first, second)
         took = time.monotonic() - since
-        print(f"program {first.name}-{second.name} {name} {took:.1f} s: {result}", flush=True)
+        said, without = results[name]
+        said = ", without ".join([said, *without])
+        print(f"program {first.name}-{second.name} {name} {took:.1f} s: {said}", flush=True)
 
 
 def http_server(first, second):
@@ -208,11 +224,16 @@ def without_unix_diag(first, second):
     print("without unix_diag:", said["message"], flush=True)
 
 
-def expected(name, result):
-    """Whether that may come of a program."""
-    if result == "right":
-        return True
-    return any(word in result for word in NOT_HERE.get(name, []))
+def expected(name, result, kernels):
+    """Whether that is what must come of a program between two kernels."""
+    said, without = result
+    must = refusals(name, kernels)
+    if said == "right":
+        # What it has left out, nobody can refuse.
+        return not must or bool(without)
+    since, word = OTHER_POSITIONS.get(name, (None, None))
+    may = [word] if word and min(map(version, kernels)) < since <= max(map(version, kernels)) else []
+    return any(word in said for word in must + may)
 
 
 class Way:
@@ -220,6 +241,7 @@ class Way:
 
     def __init__(self, nodes, kernels, names, locks):
         self.name = f"{kernels[0]} to {kernels[1]}"
+        self.kernels = kernels
         self.nodes = [node.again() for node in nodes]
         self.names, self.locks, self.error = names, locks, None
         self.results, self.served = {}, None
@@ -238,15 +260,20 @@ class Way:
 
     def wrong(self):
         """What came of it that was not expected."""
-        wrong = [f"{self.name}: {name}: {result}" for name, result in self.results.items()
-                 if not expected(name, result)]
+        wrong = [f"{self.name}: {name}: {result[0]}" for name, result in self.results.items()
+                 if not expected(name, result, self.kernels)]
         return wrong + ([f"{self.name}: {self.error}"] if self.error else [])
 
     def report(self):
-        rights = sum(result == "right" for result in self.results.values())
-        print(f"{self.name}: {rights} of {len(self.results)} programs right", flush=True)
-        others = {name: said for name, said in self.results.items() if said != "right"}
-        return {"right": rights, "of": len(self.results), "http.server": self.served, "not": others}
+        others = {name: said for name, (said, _) in self.results.items() if said != "right"}
+        rightly = [name for name in others if expected(name, self.results[name], self.kernels)]
+        rights = len(self.results) - len(others)
+        print(f"{self.name}: {rights} of {len(self.results)} programs right, {len(rightly)} cannot be there and "
+              f"were refused as they must be, {len(others) - len(rightly)} wrong", flush=True)
+        return {"right": rights, "of": len(self.results), "http.server": self.served,
+                "cannot be": {name: others[name] for name in rightly},
+                "wrong": {name: said for name, said in others.items() if name not in rightly},
+                "left out": {name: without for name, (_, without) in self.results.items() if without}}
 
 
 def main():

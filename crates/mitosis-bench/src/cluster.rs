@@ -85,7 +85,16 @@ impl<'lab> Member<'lab> {
 
     /// The command line that starts one child.
     pub fn fork_command(&self, reference: &str, net: &str) -> Command {
-        let mut command = self.daemon.command(&["fork", reference, "--detach", "--net", net]);
+        self.silent(&["fork", reference, "--detach", "--net", net])
+    }
+
+    /// One that only starts and ends.
+    pub fn version_command(&self) -> Command {
+        self.silent(&["--version"])
+    }
+
+    fn silent(&self, args: &[&str]) -> Command {
+        let mut command = self.daemon.command(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }

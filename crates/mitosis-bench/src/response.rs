@@ -14,12 +14,22 @@ pub const HELLO: &str = include_str!("python/hello.py");
 /// How long to wait before asking again a port at which nobody listens yet.
 pub const RETRY: Duration = Duration::from_micros(200);
 
-/// Asks the function at `to` once.
+/// Asks the function once.
 pub fn get(stream: TcpStream) -> Result<(), BenchError> {
-    let request = b"GET /first HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
-    let answer = exchange(stream, request).map_err(BenchError::io("response", "HTTP"))?;
+    get_path(stream, "/first")
+}
+
+/// The same; a child of a plain `fork()` of it answers.
+pub fn get_of_fork(stream: TcpStream) -> Result<(), BenchError> {
+    get_path(stream, "/fork")
+}
+
+fn get_path(stream: TcpStream, path: &str) -> Result<(), BenchError> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+    let answer =
+        exchange(stream, request.as_bytes()).map_err(BenchError::io("response", "HTTP"))?;
     let text = String::from_utf8_lossy(&answer);
-    if text.starts_with("HTTP/1.1 200") && text.contains("\"hello\": \"/first\"") {
+    if text.starts_with("HTTP/1.1 200") && text.contains(&format!("\"hello\": \"{path}\"")) {
         return Ok(());
     }
     Err(BenchError::wrong("response", format!("{text:?}")))

@@ -8,6 +8,8 @@
 use crate::error::NodeError;
 use crate::node::Node;
 use mitosis_descriptor::Phase;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ const MEMORY_SHARE: u64 = 32;
 const CHILD_BYTES: u64 = 512 << 10;
 /// How long one look at the memory is good for.
 const SAMPLED: Duration = Duration::from_millis(20);
+/// What is wanted of it stands at its beginning.
+const MEMINFO_BYTES: usize = 512;
 
 /// What the machine and the cgroups have, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct Admission {
     /// Children that were admitted and are not in the table yet.
     starting: Mutex<usize>,
     sampled: Mutex<Option<(Instant, Memory)>>,
+    /// proc_meminfo(5), open: it is read on the way of a fork.
+    meminfo: Option<File>,
     groups: Vec<Group>,
 }
 
@@ -60,7 +66,8 @@ impl Admission {
     /// With these bounds.
     pub fn new(memory_min: Option<u64>, children_max: usize) -> Admission {
         let (starting, sampled) = (Mutex::default(), Mutex::default());
-        Admission { memory_min, children_max, starting, sampled, groups: Group::mine() }
+        let (meminfo, groups) = (File::open("/proc/meminfo").ok(), Group::mine());
+        Admission { memory_min, children_max, starting, sampled, meminfo, groups }
     }
 
     fn memory(&self) -> Memory {
@@ -77,8 +84,10 @@ impl Admission {
 
     /// What is available. Where the kernel does not say, everything.
     fn look(&self) -> Memory {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let number = |name: &str| line_number(&text, name).map(|kib| kib << 10);
+        let mut text = [0; MEMINFO_BYTES];
+        let read = self.meminfo.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let text = std::str::from_utf8(&text[..read.unwrap_or(0)]).unwrap_or_default();
+        let number = |name: &str| line_number(text, name).map(|kib| kib << 10);
         let total = number("MemTotal:").unwrap_or(u64::MAX);
         let machine = Memory { available: number("MemAvailable:").unwrap_or(total), total };
         let groups = self.groups.iter().filter_map(Group::memory);

@@ -185,12 +185,15 @@ pub(crate) fn provide_memory(
     node: &Node,
     descriptor: &Descriptor,
     wanted: &Provided,
-    filled: &OwnedFd,
+    filled: Option<&OwnedFd>,
 ) -> Result<Option<OwnedFd>, NodeError> {
     let failed = |e| NodeError::step(Phase::Build, format!("{wanted:?}"), e);
     Ok(Some(match wanted {
         Provided::MappedFile(path) => mapped_file(node, descriptor, path)?,
-        Provided::Filled => filled.try_clone().map_err(failed)?,
+        Provided::Filled => match filled {
+            Some(filled) => filled.try_clone().map_err(failed)?,
+            None => return Ok(None),
+        },
         Provided::Executable(path) => {
             File::open(path).map_err(|e| NodeError::step(Phase::Build, path.as_str(), e))?.into()
         }

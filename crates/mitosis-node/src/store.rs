@@ -1,7 +1,8 @@
 //! What a restarted daemon must know: seeds in the state directory, children beside the socket.
 //!
 //! Seeds hold a capability, so their files are readable by their owner only (the daemon's umask is
-//! 077). A record is written whole under another name and renamed: half a record is none.
+//! 077). A record is written whole under another name and renamed: half a record is none. A child's is
+//! never written over another one, and half of it is none for it ends with the brace that it begins with.
 
 use crate::children::Start;
 use crate::error::NodeError;
@@ -164,7 +165,11 @@ impl Store {
     /// Writes a child down.
     pub fn put_child(&self, start: &Start) -> Result<(), NodeError> {
         let path = self.children.join(format!("{}.json", start.id));
-        write(&path, &serde_json::to_vec(start).map_err(|e| io(&path, e))?)
+        let record = serde_json::to_vec(start).map_err(|e| io(&path, e))?;
+        std::fs::write(&path, record).map_err(|e| {
+            let _ = std::fs::remove_file(&path);
+            io(&path, e)
+        })
     }
 
     /// All children written down.

@@ -124,7 +124,7 @@ impl Batch<'_> {
                 Provided::Terminal(index) => terminals.as_ref()?.master(*index),
                 _ => None,
             };
-            let (provided, share) = self.provide(recipe, log.as_ref(), &filled, of_tree)?;
+            let (provided, share) = self.provide(recipe, log.as_ref(), Some(&filled), of_tree)?;
             let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
             processes.push(Process { plan: &recipe.plan, fds });
             arrivals.push(uffd_rx);

@@ -57,6 +57,8 @@ pub(crate) struct Memory<'a> {
     pub all_placed: bool,
     /// See [`crate::Request`].
     pub filled: bool,
+    /// What the pid of a template's child will be.
+    pub pid: i32,
 }
 
 impl<'a> Memory<'a> {
@@ -87,6 +89,7 @@ impl<'a> Memory<'a> {
             placed: &[],
             all_placed: false,
             filled: false,
+            pid: 0,
         }
     }
 
@@ -124,13 +127,13 @@ impl<'a> Memory<'a> {
             self.layout(program, provided);
         }
         if part == Part::Memory {
-            self.register(program, part);
+            self.register(program, part, self.pid);
             return Ok(());
         }
         if part == Part::Rest {
             shared::map(program, self.descriptor, self.fd_base, provided)?;
         }
-        self.register(program, part);
+        self.register(program, part, self.pid);
         if part == Part::Rest {
             let args = [PR_SET_THP_DISABLE, 0, 0, 0, 0];
             program.call(List::Build, PRCTL, &args, "register: thp_disable", Detail::None);

@@ -206,6 +206,8 @@ pub fn plan(
     let mut provided = Vec::new();
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     memory.filled = request.filled && part != Part::Rest;
+    let (pid, maker_pid) = pids(descriptor, request);
+    memory.pid = pid;
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -258,7 +260,6 @@ pub fn plan(
         return Err(RestoreError::Incompatible(text));
     }
     let (areas, index) = memory.missing()?;
-    let (pid, maker_pid) = pids(descriptor, request);
     Ok(RestorePlan {
         resident: (region.base, region.resident_end()),
         program,
@@ -278,8 +279,8 @@ pub fn plan(
     })
 }
 
-/// The child's pid, and one for whoever makes it. A guard is told the pid of a template's child
-/// before there is one, so it cannot be left to the kernel.
+/// The child's pid, and one for whoever makes it. A template's child tells its guard its pid by its plan,
+/// so it cannot be left to the kernel.
 fn pids(descriptor: &Descriptor, request: &Request) -> (i32, i32) {
     let pid = match (request.new_pid, request.part) {
         (false, _) => descriptor.process.pid,

@@ -129,8 +129,6 @@ pub fn start(
                 .map_err(failed("sendmsg", "guard"))?;
         }
         Maker::Template { orders, guard, generation } => {
-            let adopt = [u64::from(guard_message::ADOPT) | u64::from(plan.pid as u32) << 32, 0];
-            send(control, &adopt, &[]).map_err(failed("sendmsg", "guard"))?;
             let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
             let behind = [guard, control];
             send(orders, &[&order[..], &rest[..]].concat(), &[&attached[..], &behind[..]].concat())

@@ -1,11 +1,10 @@
 //! One guard.
 
-use crate::nursery::pair;
+use crate::nursery::{pair, receive};
 use crate::{Group, Groups, Number, Nursery, SandboxError};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::net::RecvFlags;
 use rustix::process::PidfdFlags;
 use std::fs::File;
 use std::io::Write;
@@ -130,9 +129,9 @@ impl Guard {
 
 fn await_ready(control: &OwnedFd) -> Result<(), SandboxError> {
     let mut message = [0u8; 16];
-    match rustix::net::recv(control, &mut message[..], RecvFlags::empty()) {
-        Ok((16, _)) if message[..4] == guard_message::READY.to_le_bytes() => Ok(()),
-        Ok((n, _)) => Err(SandboxError::NotReady(format!("{n} bytes instead of a message"))),
+    match receive(control, &mut message) {
+        Ok(16) if message[..4] == guard_message::READY.to_le_bytes() => Ok(()),
+        Ok(n) => Err(SandboxError::NotReady(format!("{n} bytes instead of a message"))),
         Err(e) => Err(SandboxError::NotReady(e.to_string())),
     }
 }

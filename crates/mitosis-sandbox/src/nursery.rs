@@ -113,12 +113,19 @@ fn send(orders: &OwnedFd, order: &[u8], attached: &[BorrowedFd<'_>]) -> Result<(
     rustix::net::sendmsg(orders, &order, &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
+/// One message. The kernel takes no call with a time limit up again after this process was stopped
+/// (signal(7)).
+pub(crate) fn receive(socket: &OwnedFd, message: &mut [u8]) -> Result<usize, Errno> {
+    let received = || rustix::net::recv(socket, &mut *message, RecvFlags::empty());
+    rustix::io::retry_on_intr(received).map(|(received, _)| received)
+}
+
 /// A pid, or an error number below zero.
 fn answer(orders: &OwnedFd) -> Result<i32, String> {
     let mut word = [0u8; 8];
-    match rustix::net::recv(orders, &mut word[..], RecvFlags::empty()) {
-        Ok((8, _)) => Ok(i64::from_le_bytes(word) as i32),
-        Ok((n, _)) => Err(format!("{n} bytes instead of a pid")),
+    match receive(orders, &mut word) {
+        Ok(8) => Ok(i64::from_le_bytes(word) as i32),
+        Ok(n) => Err(format!("{n} bytes instead of a pid")),
         Err(e) => Err(e.to_string()),
     }
 }

@@ -54,7 +54,8 @@ struct Shelf {
 impl Shelf {
     /// How many were taken lately.
     fn recent(&self) -> usize {
-        self.taken.iter().filter(|at| at.elapsed() < RECENT).count()
+        let now = Instant::now();
+        self.taken.iter().rev().take_while(|at| now.duration_since(**at) < RECENT).count()
     }
 
     fn target(&self) -> usize {

@@ -3,8 +3,9 @@
 use super::Bed;
 use crate::cluster::python;
 use crate::error::BenchError;
+use crate::peers::{bare_server, first_pages};
 use crate::report::{Figure, Samples, Section, Target};
-use crate::response::{HELLO, answered, container, get, local, python_anew, timed};
+use crate::response::{HELLO, answered, container, get, get_of_fork, local, python_anew, timed};
 use mitosis_proto::{ChildRow, ChildState, Net};
 use std::time::{Duration, Instant};
 
@@ -19,34 +20,50 @@ const STATE_MIB: &str = "0";
 const REST: Duration = Duration::from_millis(400);
 
 pub fn run(bed: &mut Bed<'_>, section: &mut Section) -> Result<(), BenchError> {
+    let _bare = bare_server(bed.owner.node)?;
     let parent = python(bed.owner.node, HELLO, PORT, &[STATE_MIB])?;
     get(local(bed.owner.node, PORT)?)?;
     let node = bed.host.node;
     let cold = container(node, "runc", COLD_PORT, STATE_MIB)?;
     let mut times: [Vec<f64>; 6] = Default::default();
     let mut faults: [Vec<f64>; 3] = Default::default();
+    let mut parts: [Vec<f64>; 3] = Default::default();
     for _ in 0..bed.runs {
         bed.quiet.wait(0);
         times[0].push(python_anew(bed.host.node, COLD_PORT, STATE_MIB)?);
         times[1].push(cold.run(|| answered(node, COLD_PORT))?);
         let seed = bed.owner.prepare(parent.pid)?;
         bed.quiet.wait(0);
-        let (ms, touches) = by_command(bed, &seed.reference, REST)?;
-        times[2].push(ms);
-        faults[0].push(touches);
+        let first = by_command(bed, &seed.reference, REST)?;
+        times[2].push(first.ms);
+        faults[0].push(first.faults);
         // A node that holds nothing, as another one would be that the seed has not been forked on.
         bed.host.renew()?;
         bed.quiet.wait(0);
-        let (ms, touches) = by_command(bed, &seed.reference, Duration::ZERO)?;
-        times[3].push(ms);
-        faults[1].push(touches);
-        let (ms, touches) = by_command(bed, &seed.reference, Duration::ZERO)?;
-        times[4].push(ms);
-        faults[2].push(touches);
+        let fresh = by_command(bed, &seed.reference, Duration::ZERO)?;
+        times[3].push(fresh.ms);
+        faults[1].push(fresh.faults);
+        let next = by_command(bed, &seed.reference, Duration::ZERO)?;
+        times[4].push(next.ms);
+        faults[2].push(next.faults);
         times[5].push(by_client(bed, &seed.reference)?);
         bed.owner.remove(&seed.seed)?;
+        bed.quiet.wait(0);
+        for (values, ms) in parts.iter_mut().zip(bare(bed, fresh.pages)?) {
+            values.push(ms);
+        }
     }
+    let fresh = Samples::new("ms", times[3].clone());
     report(section, times.map(|values| Samples::new("ms", values)));
+    let [command, forked, pages] = parts.map(|values| Samples::new("ms", values));
+    let command = section.add(Figure::new("bare: the command line, started and ended", command));
+    let forked =
+        section.add(Figure::new("bare: the answer of a plain fork() of the function", forked));
+    let name =
+        "bare: as many pages as the child on a fresh node has got, received and placed one by one";
+    let pages = section.add(Figure::new(name, pages));
+    let name = "first response, first child on a fresh node (the same samples)";
+    section.add(Figure::new(name, fresh).beside("all three", command + forked + pages));
     let kinds =
         ["first child of a new seed of a known program", "child on a fresh node", "next child"];
     for (kind, values) in kinds.into_iter().zip(faults) {
@@ -72,21 +89,43 @@ fn report(section: &mut Section, times: [Samples; 6]) {
     }
 }
 
-/// As a user does it: the command line is started too, as `runc` is. Milliseconds, and the faults
-/// that the child had until then.
-fn by_command(
-    bed: &Bed<'_>,
-    reference: &str,
-    rest_for: Duration,
-) -> Result<(f64, f64), BenchError> {
+/// What cannot be had for less: that a command line starts and ends, that a child of a plain `fork()`
+/// answers, and that so many pages come and are placed. Milliseconds of each.
+fn bare(bed: &Bed<'_>, pages: usize) -> Result<[f64; 3], BenchError> {
+    let ms = |since: Instant| since.elapsed().as_secs_f64() * 1000.0;
+    let start = Instant::now();
+    let mut process = bed.host.node.spawn(bed.host.version_command())?;
+    process.wait(crate::cluster::ANSWER_BOUND)?;
+    let command = ms(start);
+    let start = Instant::now();
+    get_of_fork(local(bed.owner.node, PORT)?)?;
+    let forked = ms(start);
+    let placed = first_pages(bed.owner.node, bed.host.node, pages)?;
+    Ok([command, forked, placed as f64 / 1e6])
+}
+
+/// One first response.
+struct Response {
+    ms: f64,
+    /// Faults that the child had until then.
+    faults: f64,
+    /// Pages that it had been sent.
+    pages: usize,
+}
+
+/// As a user does it: the command line is started too, as `runc` is.
+fn by_command(bed: &Bed<'_>, reference: &str, rest_for: Duration) -> Result<Response, BenchError> {
     let command = bed.host.fork_command(reference, "node");
     let (ms, mut process) = timed(bed.host.node, command, PORT)?;
     process.wait(crate::cluster::ANSWER_BOUND)?;
     let running = |row: &&ChildRow| row.state == ChildState::Running;
-    let faults = bed.host.children()?.iter().filter(running).map(|row| row.faults).sum::<u64>();
+    let children = bed.host.children()?;
+    let sum = |of: fn(&ChildRow) -> u64| children.iter().filter(running).map(of).sum::<u64>();
+    let faults = sum(|row| row.faults) as f64;
+    let pages = sum(|row| row.pages_fetched + row.pages_prefetched) as usize;
     std::thread::sleep(rest_for);
     rest(bed)?;
-    Ok((ms, faults as f64))
+    Ok(Response { ms, faults, pages })
 }
 
 /// As a runner does it: over a connection that it holds.

@@ -14,12 +14,20 @@ class Hello(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        # Asked for by the benchmark alone: what a child of a plain fork() takes to answer.
+        forks = self.path == "/fork"
+        if forks and (child := os.fork()):
+            os.waitpid(child, 0)
+            self.close_connection = True
+            return
         body = json.dumps({"hello": self.path, "state": len(STATE), "pid": os.getpid()}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+        if forks:
+            os._exit(0)
 
     def log_message(self, *_):
         pass

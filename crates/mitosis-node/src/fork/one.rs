@@ -39,10 +39,14 @@ impl Batch<'_> {
         let plan = &self.recipe.plan;
         let mut held = Held(Some(self.pager.pool.take(network)?));
         let (uffd_rx, uffd_tx) = pair()?;
-        let (filled, word) = pair()?;
         let log = self.log(id)?;
         let recipe = &self.recipe;
-        let (provided, shares) = self.provide(recipe, log.as_ref(), &filled, |_| None)?;
+        // A copy of a template has its pages, and waits for no word.
+        let (filled, word) = match &self.template {
+            Some(_) => (None, None),
+            None => pair().map(|(filled, word)| (Some(filled), Some(word)))?,
+        };
+        let (provided, shares) = self.provide(recipe, log.as_ref(), filled.as_ref(), |_| None)?;
         drop(filled);
         let guard = held.guard()?;
         // A guard's child is born where the guard is.
@@ -57,10 +61,10 @@ impl Batch<'_> {
             let mut announce = |pages, bytes| {
                 added = Some(self.page(recipe, (id, None), guard, &uffd_rx, (pages, bytes)));
             };
-            match &self.template {
-                Some(_) => announce(Vec::new(), 0),
-                None => {
-                    let ends = (Arrival::Pagers(&uffd_rx), &word);
+            match &word {
+                None => announce(Vec::new(), 0),
+                Some(word) => {
+                    let ends = (Arrival::Pagers(&uffd_rx), word);
                     placed = fill(&self.working_set, plan, ends, building, announce);
                 }
             }

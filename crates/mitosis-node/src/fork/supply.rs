@@ -17,7 +17,7 @@ impl Batch<'_> {
         &self,
         recipe: &Recipe,
         log: Option<&File>,
-        filled: &OwnedFd,
+        filled: Option<&OwnedFd>,
         mut of_tree: impl FnMut(&Provided) -> Option<OwnedFd>,
     ) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let mut shares = Vec::new();

@@ -53,7 +53,7 @@ pub(super) fn make(
     let (arrival, pager) = pair()?;
     let mut provided = Vec::new();
     for wanted in &recipe.plan.provided {
-        let one = recipe::provide_memory(node, &descriptor, wanted, &filled)?;
+        let one = recipe::provide_memory(node, &descriptor, wanted, Some(&filled))?;
         let unknown = || NodeError::step(Phase::Build, format!("{wanted:?}"), "in a template");
         provided.push(one.ok_or_else(unknown)?);
     }

@@ -43,20 +43,12 @@ impl<'a> Memory<'a> {
         }
         self.runs = runs;
         let runs = &self.runs;
-        self.areas.retain_mut(|area| {
+        // An area is left out or stays whole: where its ends were cut off the kernel would divide mappings,
+        // in each child.
+        self.areas.retain(|area| {
             let end = area.start.0 + area.count;
             let first = runs.partition_point(|run| run.end() <= area.start);
-            let after = runs.partition_point(|run| run.start.0 < end);
-            if first >= after {
-                return false;
-            }
-            // A stack keeps its room to grow.
-            if !area.grows_down {
-                let last = runs[after - 1].end().0.min(end);
-                area.start = area.start.max(runs[first].start);
-                area.count = last - area.start.0;
-            }
-            true
+            runs.get(first).is_some_and(|run| run.start.0 < end)
         });
     }
 

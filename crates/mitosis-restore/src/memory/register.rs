@@ -5,6 +5,7 @@ use crate::plan::{Area, Part};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, guard_message};
 
+const WRITE: u16 = 1;
 const IOCTL: u16 = 16;
 const SENDMSG: u16 = 46;
 const CLOSE: u16 = 3;
@@ -23,8 +24,17 @@ pub(super) const SLOT_UFFD: u8 = 1;
 impl Memory<'_> {
     /// The userfaultfd: made, registered, given to the pager and to the guard, closed. A template has
     /// one for its node alone, which puts its pages in place.
-    pub(super) fn register(&self, program: &mut Program, part: Part) {
+    pub(super) fn register(&self, program: &mut Program, part: Part, pid: i32) {
+        // To the guard that becomes its parent, of which it has the node's end until it goes on: that would
+        // else have to be told before there is a child, and be waited for.
+        let mine = |kind: u32| (u128::from(pid as u32) << 32 | u128::from(kind)).to_le_bytes();
         if self.areas.is_empty() {
+            if part == Part::Rest {
+                let told = program.data(&mine(guard_message::ADOPT));
+                let args = [u64::from(self.fd_base) + FD_GUARD_QUEUE as u64, told, 16];
+                let what = "sandbox: tell the guard";
+                program.call_expect(List::Build, WRITE, &args, 16, what, Detail::None);
+            }
             return;
         }
         let uffd = u64::from(self.fd_base) + FD_UFFD as u64;
@@ -53,7 +63,7 @@ impl Memory<'_> {
         }
         // A guard that has made its child holds what waits in a socket that it never reads; one that has
         // adopted it takes the descriptor, which is less: no socket, and no message for life.
-        let hold = u128::from(guard_message::HOLD_MAIN).to_le_bytes();
+        let hold = mine(guard_message::HOLD_MAIN);
         let to_guard: &[u8] = if part == Part::Rest { &hold } else { b"u" };
         let receivers = [
             (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),

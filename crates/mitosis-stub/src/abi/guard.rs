@@ -55,9 +55,9 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
-    /// Child of a template to its guard, before it runs: keep the attached userfaultfd.
+    /// Child of a template to its guard, before it runs: it has pid `a`; keep the attached userfaultfd.
     pub const HOLD_MAIN: u32 = 6;
-    /// Node to guard: a template makes the child: its pid will be `a`.
+    /// The same from one that lacks no page and so has none: it has pid `a`.
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;

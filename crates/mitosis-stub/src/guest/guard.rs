@@ -1,10 +1,11 @@
-//! Pid 1 of a child's pid namespace. It makes the child on order, or adopts the one that a template
-//! makes, holds a copy of every userfaultfd so that a missing page never reads as zero, and empties
+//! Pid 1 of a child's pid namespace. It makes the child on order, or becomes the parent of the one that a
+//! template makes, holds a copy of every userfaultfd so that a missing page never reads as zero, and empties
 //! the namespace when the pager is gone.
 
 use crate::abi::*;
 use crate::nursery;
 use crate::restore::CloneArgs;
+use crate::rooms;
 use crate::settle;
 use crate::sys::{self, IoVec, MsgHdr, syscall};
 use crate::tree;
@@ -79,7 +80,7 @@ struct Guard {
     vdso: u64,
     /// Of the child.
     generation: u64,
-    /// The main child's pid; 0 before there is one.
+    /// The main child's pid; 0 before there is one, or before the one that a template makes has told.
     pid: i64,
     /// Readable when a child has ended (signalfd).
     ended: i32,
@@ -121,11 +122,11 @@ pub fn live(vdso: u64, generation: u64, own_net: bool, number: i32) -> ! {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);
     }
-    prepare_mounts();
+    rooms::mount_proc();
     if own_net {
-        loopback_up();
+        rooms::loopback_up();
     }
-    mount_generation(generation, number);
+    rooms::mount_generation(generation, number);
     let ended = child_events();
     let mut guard = Guard { vdso, generation, pid: 0, ended, keep: false, exited: false };
     send(guard_message::READY, 0);
@@ -174,112 +175,6 @@ unsafe fn find(stack: *const u64, kind: u64) -> u64 {
     0
 }
 
-fn prepare_mounts() {
-    let root = *b"/\0";
-    let none = *b"none\0";
-    let proc = *b"proc\0";
-    let at = *b"/proc\0";
-    const REC_PRIVATE: u64 = 0x4000 | 0x40000;
-    const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
-    if syscall!(sys::MOUNT, none.as_ptr(), root.as_ptr(), 0, REC_PRIVATE, 0) < 0
-        || syscall!(sys::MOUNT, proc.as_ptr(), at.as_ptr(), proc.as_ptr(), NOSUID_NODEV_NOEXEC, 0) < 0
-    {
-        exit(GUARD_NO_PROC);
-    }
-}
-
-/// Puts the number where the child and its descendants read it, as a file on a file. (Not a file that has no name any more: the open file of a child would be
-/// carried to its children as it is.)
-fn mount_generation(generation: u64, number: i32) {
-    const ENOENT: i64 = -2;
-    let placed = if number >= 0 { put_in_place(number) } else { place_generation(generation) };
-    match placed {
-        // Where no node runs there is no such file: a test, which needs no number.
-        0 | ENOENT => {}
-        _ => exit(GUARD_NO_GENERATION),
-    }
-}
-
-/// Puts a mount of a file there, which can only be read, and closes its descriptor.
-fn put_in_place(tree: i32) -> i64 {
-    const AT_FDCWD: i64 = -100;
-    const AT_EMPTY_PATH: u64 = 0x1000;
-    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
-    const RDONLY_NOSUID_NODEV_NOEXEC: u64 = 1 | 2 | 4 | 8;
-    let empty = *b"\0";
-    // struct mount_attr (linux/mount.h): set, clear, propagation, user namespace.
-    let attributes = [RDONLY_NOSUID_NODEV_NOEXEC, 0, 0, 0];
-    let (empty, file) = (empty.as_ptr(), GENERATION_FILE.as_ptr());
-    let mut done = syscall!(sys::MOUNT_SETATTR, tree, empty, AT_EMPTY_PATH, attributes.as_ptr(), 32);
-    if done >= 0 {
-        done = syscall!(sys::MOVE_MOUNT, tree, empty, AT_FDCWD, file, MOVE_MOUNT_F_EMPTY_PATH);
-    }
-    syscall!(sys::CLOSE, tree);
-    done
-}
-
-/// The same without the node's help: a file system for this one file.
-fn place_generation(generation: u64) -> i64 {
-    let mut text = [b'\n'; GENERATION_DIGITS + 1];
-    let mut at = 0;
-    while at < GENERATION_DIGITS {
-        let digit = (generation >> (60 - 4 * at)) as u8 & 15;
-        text[at] = if digit > 9 { b'a' + digit - 10 } else { b'0' + digit };
-        at += 1;
-    }
-    const AT_FDCWD: i64 = -100;
-    const CREAT_EXCL_WRONLY: u64 = 0o100 | 0o200 | 1;
-    const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
-    const REMOUNT_BIND_RO: u64 = 32 | 4096 | 1;
-    const OPEN_TREE_CLONE_CLOEXEC: u64 = 1 | 0o2_000_000;
-    const MNT_DETACH: u64 = 2;
-    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
-    let (dir, file) = (GENERATION_DIR.as_ptr(), GENERATION_FILE.as_ptr());
-    let kind = *b"tmpfs\0";
-    let options = *b"size=4k,nr_inodes=4,mode=711\0";
-    let (kind, options) = (kind.as_ptr(), options.as_ptr());
-    let mounted = syscall!(sys::MOUNT, kind, dir, kind, NOSUID_NODEV_NOEXEC, options);
-    if mounted < 0 {
-        return mounted;
-    }
-    let fd = syscall!(sys::OPENAT, AT_FDCWD, file, CREAT_EXCL_WRONLY, 0o444);
-    // The umask is not ours to choose: the child may be anybody.
-    syscall!(sys::FCHMOD, fd, 0o444);
-    let written = syscall!(sys::WRITE, fd, text.as_ptr(), text.len());
-    syscall!(sys::CLOSE, fd);
-    let tree = syscall!(sys::OPEN_TREE, AT_FDCWD, file, OPEN_TREE_CLONE_CLOEXEC);
-    syscall!(sys::UMOUNT2, dir, MNT_DETACH);
-    if written < 0 || tree < 0 {
-        return if tree < 0 { tree } else { written };
-    }
-    let empty = *b"\0";
-    let (empty, flags) = (empty.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH);
-    let moved = syscall!(sys::MOVE_MOUNT, tree, empty, AT_FDCWD, file, flags);
-    syscall!(sys::CLOSE, tree);
-    if moved < 0 {
-        return moved;
-    }
-    let flags = REMOUNT_BIND_RO | NOSUID_NODEV_NOEXEC;
-    syscall!(sys::MOUNT, 0, file, 0, flags, 0)
-}
-
-/// `ip link set lo up`: needed in a new network namespace.
-fn loopback_up() {
-    const SIOCGIFFLAGS: u64 = 0x8913;
-    const SIOCSIFFLAGS: u64 = 0x8914;
-    let fd = syscall!(sys::SOCKET, 2, 2 | 0x80000, 0);
-    if fd < 0 {
-        return;
-    }
-    // struct ifreq: 16 bytes of name, then the flags.
-    let mut request = [u64::from(b'l') | u64::from(b'o') << 8, 0, 0, 0, 0];
-    if syscall!(sys::IOCTL, fd, SIOCGIFFLAGS, request.as_mut_ptr()) >= 0 && request[2] & 1 == 0 {
-        request[2] |= 1;
-        syscall!(sys::IOCTL, fd, SIOCSIFFLAGS, request.as_mut_ptr());
-    }
-    syscall!(sys::CLOSE, fd);
-}
-
 fn send(kind: u32, a: u32) {
     let message = GuardMessage { kind, a, b: 0 };
     syscall!(sys::WRITE, GUARD_CONTROL_FD, &raw const message, 16);
@@ -296,7 +191,6 @@ impl Guard {
         if fds[1].revents != 0 {
             empty_namespace();
         }
-        // First: a child is announced before it is made, and so before it can end.
         if fds[0].revents != 0 {
             self.receive();
         }
@@ -310,7 +204,9 @@ impl Guard {
         }
     }
 
-    /// Reaps what has ended; the main child's status is reported.
+    /// Reaps what has ended; the main child's status is reported. That of a template has told its pid
+    /// before it makes any process, so if it has not, nobody but it can have ended here: be it that it
+    /// could not, or that its word is still on its way.
     fn reap(&mut self) {
         loop {
             let mut status = 0u32;
@@ -319,7 +215,7 @@ impl Guard {
             if pid <= 0 {
                 return;
             }
-            if pid == self.pid {
+            if (pid == self.pid || self.pid == 0) && !self.exited {
                 self.exited = true;
                 send(guard_message::CHILD_EXITED, status);
             }
@@ -353,7 +249,8 @@ impl Guard {
             guard_message::END => empty_namespace(),
             guard_message::KEEP => self.keep = a == 1,
             guard_message::ADOPT if self.pid == 0 && count == 0 => self.pid = i64::from(a),
-            guard_message::HOLD_MAIN if self.pid != 0 && count == 1 => {
+            guard_message::HOLD_MAIN if self.pid == 0 && count == 1 => {
+                self.pid = i64::from(a);
                 syscall!(sys::DUP3, control.fds[0], GUARD_QUEUE_FD, 0x80000);
                 syscall!(sys::CLOSE, control.fds[0]);
             }

@@ -11,6 +11,7 @@ mod guard;
 mod hook;
 mod nursery;
 mod restore;
+mod rooms;
 mod settle;
 mod sys;
 mod template;

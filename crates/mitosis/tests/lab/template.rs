@@ -276,3 +276,50 @@ fn children_that_end_at_once_leave_neither_their_port_taken_nor_their_end_untold
         ps(&b).iter().all(|row| row["state"] == "ended").then_some(())
     });
 }
+
+/// A process in whose namespace an orphan ends while it still runs.
+const ORPHAN: &str = "import os, time\n\
+    home = os.getppid()\n\
+    print('ready', flush=True)\n\
+    while os.getppid() == home: time.sleep(0.001)\n\
+    if os.fork() == 0:\n    \x20if os.fork() == 0: os._exit(3)\n    \x20os._exit(0)\n\
+    os.wait()\n\
+    time.sleep(0.3)\n\
+    os._exit(7)";
+
+/// A guard hears of its child from that itself, with its memory or, if it has all of that, without.
+#[test]
+fn a_guard_takes_no_orphan_for_its_child() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let mut command = std::process::Command::new("/usr/bin/python3");
+    command.args(["-c", ORPHAN]);
+    let parent = Parent::spawn(a.node(), command);
+    let seed = prepare(&a, parent.pid(), &[]);
+    for (node, via) in [(&b, "template"), (&a, "shadow")] {
+        let child = fork(node, &seed.reference, &["--via", via])[0].pid;
+        let ended = ended(node, child, SOON);
+        assert_eq!((&ended["via"], &ended["exit"]), (&via.into(), &7.into()), "{ended}");
+    }
+}
+
+/// Stops the process of its node whose pid follows, for a moment, again and again.
+const STOPS: &str = "echo ready\n\
+    for turn in $(seq 200); do kill -STOP $1; kill -CONT $1; sleep 0.002; done\n\
+    sleep 60";
+
+/// The kernel takes no wait with a time limit up again after a stop: such a wait is for a guard.
+#[test]
+fn a_daemon_that_is_stopped_now_and_then_makes_its_guards() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::c(a.node(), &["mb=1"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let mut stops = std::process::Command::new("/bin/sh");
+    stops.args(["-c", STOPS, "stops", &b.pid().unwrap().to_string()]);
+    let _stops = Parent::spawn(b.node(), stops);
+    for _ in 0..4 {
+        assert_eq!(fork(&b, &seed.reference, &["--count", "40"]).len(), 40);
+        end_children(&b);
+    }
+}
