@@ -20,13 +20,15 @@ fn one_len(thread: &Thread) -> u64 {
 
 /// Bytes of the resident frames area, page-rounded.
 pub(crate) fn frames_len(threads: &[Thread], filters: &[Vec<u64>], hooks: u64) -> u64 {
-    let code: u64 = filters.iter().map(|f| 16 + 8 * f.len() as u64).sum();
-    let frames = GATE_BYTES + threads.iter().map(one_len).sum::<u64>() + code;
-    (frames.next_multiple_of(16) + hooks).next_multiple_of(4096)
+    let frames = GATE_BYTES + threads.iter().map(one_len).sum::<u64>();
+    hooks_at(frames, filters).saturating_add(hooks).next_multiple_of(4096)
 }
 
-/// Writes seccomp filters behind the frames: `struct sock_fprog`s, then their instructions.
-/// Returns address and count.
+/// What capset(2) takes: its header (8 bytes), and its data.
+pub(crate) const CAPSET_BYTES: u64 = 32;
+
+/// Writes seccomp filters behind the frames: `struct sock_fprog`s, then their instructions. Behind
+/// these is room for [`CAPSET_BYTES`]. Returns address and count.
 pub(crate) fn write_filters(program: &mut Program, at: u64, filters: &[Vec<u64>]) -> (u64, u64) {
     let mut code_at = at + 16 * filters.len() as u64;
     for (n, filter) in filters.iter().enumerate() {
@@ -40,10 +42,15 @@ pub(crate) fn write_filters(program: &mut Program, at: u64, filters: &[Vec<u64>]
     (at, filters.len() as u64)
 }
 
-/// Where the hooks begin: behind the frames and the filters.
+/// Behind the filters.
+pub(crate) fn capset_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
+    filters_at + filters.iter().map(|f| 16 + 8 * f.len() as u64).sum::<u64>()
+}
+
+/// Where the hooks begin: behind the frames, the filters, and what belongs to these.
 pub(crate) fn hooks_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
-    let code: u64 = filters.iter().map(|f| 16 + 8 * f.len() as u64).sum();
-    (filters_at + code).next_multiple_of(16)
+    let besides = if filters.is_empty() { 0 } else { CAPSET_BYTES };
+    (capset_at(filters_at, filters) + besides).next_multiple_of(16)
 }
 
 /// Writes every thread's frame and declares the thread; returns the address behind them.

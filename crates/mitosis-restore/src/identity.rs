@@ -1,7 +1,7 @@
 //! Signals, limits, credentials and what else a process and its threads are.
 
-use crate::NodeFacts;
 use crate::plan::Request;
+use crate::{NodeFacts, seccomp};
 use mitosis_descriptor::{Creds, Descriptor, Process, Thread};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::OP_STORE32;
@@ -75,7 +75,7 @@ pub(crate) fn plan(
         let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
         program.call_ignore(List::Build, PRCTL, &args, "identity: thp_disable");
     }
-    credentials(&process.creds, node, program);
+    credentials(descriptor, node, program);
     let args = [PR_SET_DUMPABLE, u64::from(process.dumpable), 0, 0, 0];
     program.call(List::Finish, PRCTL, &args, "identity: dumpable", Detail::None);
     if process.pdeathsig != 0 {
@@ -131,7 +131,8 @@ pub(crate) fn limits(process: &Process, node: &NodeFacts, program: &mut Program)
 }
 
 /// Every thread does this to itself: on Linux credentials belong to threads.
-fn credentials(creds: &Creds, node: &NodeFacts, program: &mut Program) {
+fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
+    let creds = &descriptor.process.creds;
     let list = List::Identity;
     let root = creds.uids == [0; 4] && creds.gids == [0; 4];
     let bounding = creds.caps[3];
@@ -154,25 +155,41 @@ fn credentials(creds: &Creds, node: &NodeFacts, program: &mut Program) {
     }
     let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
     program.call_ignore(list, PRCTL, &args, "identity: securebits");
-    capabilities(creds, node, program);
+    capabilities(descriptor, node, program);
     if creds.no_new_privs {
         let args = [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0];
         program.call(list, PRCTL, &args, "identity: no_new_privs", Detail::None);
     }
 }
 
-fn capabilities(creds: &Creds, node: &NodeFacts, program: &mut Program) {
-    let [inheritable, permitted, effective, _, ambient] =
-        creds.caps.map(|set| set & node.cap_bounding);
+/// What capset(2) takes: its header, and its data from the second word on.
+pub(crate) fn capset(
+    creds: &Creds,
+    node: &NodeFacts,
+    with: impl Fn([u64; 5]) -> [u64; 5],
+) -> [u64; 4] {
     const VERSION_3: u64 = 0x2008_0522;
-    let header = program.words(&[VERSION_3, 0]);
+    let [inheritable, permitted, effective, ..] =
+        with(creds.caps).map(|set| set & node.cap_bounding);
     let (low, high) = (|set: u64| set & 0xffff_ffff, |set: u64| set >> 32);
-    let data = program.words(&[
+    [
+        VERSION_3,
         low(effective) | low(permitted) << 32,
         low(inheritable) | high(effective) << 32,
         high(permitted) | high(inheritable) << 32,
-    ]);
-    let args = [header, data];
+    ]
+}
+
+fn capabilities(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
+    let creds = &descriptor.process.creds;
+    let ambient = creds.caps[4] & node.cap_bounding;
+    let words = if seccomp::keeps_admin(descriptor) {
+        capset(creds, node, seccomp::with_admin)
+    } else {
+        capset(creds, node, |caps| caps)
+    };
+    let header = program.words(&words);
+    let args = [header, header + 8];
     program.call(List::Identity, CAPSET, &args, "identity: capset", Detail::None);
     for cap in (0..64u64).filter(|cap| ambient & (1 << cap) != 0) {
         let args = [PR_CAP_AMBIENT, 2, cap, 0, 0];

@@ -17,6 +17,7 @@ mod machine;
 mod memory;
 mod plan;
 mod rare;
+mod seccomp;
 mod shared;
 mod signals;
 mod start;

@@ -26,16 +26,6 @@ const STATES: [(u64, &str); 9] = [
 /// [`RestoreError::Incompatible`] with the word for what differs.
 pub(crate) fn compatible(descriptor: &Descriptor, node: &NodeFacts) -> Result<(), RestoreError> {
     let wrong = |why: String| Err(RestoreError::Incompatible(why));
-    let creds = &descriptor.process.creds;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let may_filter = creds.no_new_privs || creds.caps[2] & CAP_SYS_ADMIN != 0;
-    if !descriptor.process.seccomp.is_empty() && !may_filter {
-        return wrong(
-            "the parent has seccomp filters, but neither no_new_privs nor CAP_SYS_ADMIN: its \
-             child could not install them"
-                .into(),
-        );
-    }
     let mut missing = states(descriptor.origin.xcr0 & !node.xcr0 & !NOT_CARRIED);
     let instructions = cpu::lacking(&descriptor.origin.cpuid, &node.cpuid);
     missing.extend(instructions.into_iter().map(str::to_owned));

@@ -2,7 +2,7 @@
 
 use crate::{
     NodeFacts, Placement, RestoreError, files, frame, hooks, identity, machine, memory, rare,
-    shared, signals, vdso, working_set, xstate,
+    seccomp, shared, signals, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op, shm};
@@ -13,6 +13,7 @@ use mitosis_sys::SysError;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io::Write;
+use std::mem::offset_of;
 use std::sync::{Arc, OnceLock};
 
 /// Whether a file of this node is the parent's, byte for byte.
@@ -216,7 +217,9 @@ pub fn plan(
         seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
         let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
-        open_gate(&mut program, gate, hooks_at, &hooks, hook_stack(descriptor));
+        program.write_frame(hooks_at, &hooks.bytes);
+        let late = last_calls(&mut program, descriptor, node, (gate, filters_at))?;
+        open_gate(&mut program, gate, &hooks, hook_stack(descriptor), late);
         if request.tree.is_some() {
             await_others(&mut program, fd_base);
         } else if shared::has_names(descriptor) {
@@ -305,15 +308,43 @@ fn hook_stack(descriptor: &Descriptor) -> u64 {
     top & !63
 }
 
-/// Writes what the main thread calls before it lets all threads go.
-fn open_gate(program: &mut Program, gate: u64, at: u64, hooks: &hooks::Laid, stack: u64) {
-    if hooks.names.is_empty() {
-        return;
+/// Writes what the main thread gives away when the parent's filters are in place, and says where that is
+/// and whether threads can wait for the gate by futex(2).
+fn last_calls(
+    program: &mut Program,
+    descriptor: &Descriptor,
+    node: &NodeFacts,
+    (gate, filters_at): (u64, u64),
+) -> Result<(u64, bool), RestoreError> {
+    let filters = &descriptor.process.seccomp;
+    let mut at = seccomp::Addresses {
+        filters: filters_at,
+        capset: None,
+        go: gate + offset_of!(Gate, go) as u64,
+    };
+    if seccomp::keeps_admin(descriptor) {
+        let capset = identity::capset(&descriptor.process.creds, node, |caps| caps);
+        let address = frame::capset_at(filters_at, filters);
+        let bytes: Vec<u8> = capset.iter().flat_map(|word| word.to_le_bytes()).collect();
+        program.write_frame(address, &bytes);
+        at.capset = Some(address);
     }
-    program.write_frame(at, &hooks.bytes);
+    Ok((at.capset.unwrap_or(0), seccomp::admitted(descriptor, node, &at)?))
+}
+
+/// Writes what the main thread does before it lets all threads go, and how the others wait.
+fn open_gate(
+    program: &mut Program,
+    gate: u64,
+    hooks: &hooks::Laid,
+    stack: u64,
+    (capset, asleep): (u64, bool),
+) {
     let mut fields = Vec::with_capacity(size_of::<Gate>());
+    let (calls, stack) = if hooks.names.is_empty() { (0, 0) } else { (hooks.calls, stack) };
     // The order of `Gate`.
-    for word in [0, hooks.calls, hooks.names.len() as u64, stack, 0, 0] {
+    let awake = u64::from(!asleep);
+    for word in [0, calls, hooks.names.len() as u64, stack, 0, 0, capset, awake] {
         fields.extend(word.to_le_bytes());
     }
     program.write_frame(gate, &fields);

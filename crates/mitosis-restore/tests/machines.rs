@@ -177,3 +177,45 @@ fn the_parents_vdso_is_kept_where_the_kernels_differ() {
     let said = with(Some(&image), &inside).expect_err("a thread inside");
     assert!(said.contains("is inside of it: prepare it again"), "{said}");
 }
+
+/// A filter with the action `what` for one system call, and 0 (it passes) for all others.
+fn filter(call: u64, what: u64) -> Vec<u64> {
+    // Load the number; if it is the call, return one, else the other (linux/bpf_common.h).
+    vec![0x20, 0x15 | 1 << 24 | call << 32, 0x06 | what << 32, 0x06 | 0x7fff_0000 << 32]
+}
+
+#[test]
+fn a_call_that_filters_do_not_let_through_is_named() {
+    const EPERM: u64 = 0x0005_0001;
+    let (_parent, seed) = seed();
+    let node = NodeFacts::read().expect("facts");
+    let (capset, seccomp, sigreturn, futex) = (126, 317, 15, 202);
+    let with = |filters: &[u64], caps: u64, no_new_privs: bool| {
+        let mut descriptor = seed.0.descriptor.clone();
+        descriptor.process.creds.caps = [0, caps, caps, caps, 0];
+        descriptor.process.creds.no_new_privs = no_new_privs;
+        descriptor.process.seccomp = filters.iter().map(|call| filter(*call, EPERM)).collect();
+        refusal(&descriptor, &node)
+    };
+    let admin = 1 << 21;
+    // A container's, which does not forbid what gives capabilities away; what comes last forbids anything.
+    for (filters, caps, no_new_privs) in [
+        (&[futex][..], 0, false),
+        (&[futex, seccomp], 0, false),
+        (&[capset], admin, false),
+        (&[capset], 0, true),
+    ] {
+        assert_eq!(with(filters, caps, no_new_privs), "it was planned", "{filters:?}");
+    }
+    let named = [("capset", capset), ("seccomp", seccomp), ("rt_sigreturn", sigreturn)];
+    for (name, call) in named {
+        let said = with(&[call, futex], 0, false);
+        assert!(said.contains(&format!("do not let {name}(2) through")), "{said}");
+    }
+    let nobody = NodeFacts { cap_bounding: 0, ..node.clone() };
+    let mut descriptor = seed.0.descriptor.clone();
+    descriptor.process.creds.caps = [0; 5];
+    descriptor.process.seccomp = vec![filter(futex, EPERM)];
+    let said = refusal(&descriptor, &nobody);
+    assert!(said.contains("CAP_SYS_ADMIN"), "{said}");
+}

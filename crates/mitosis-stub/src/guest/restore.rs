@@ -85,9 +85,10 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64, generation: u64) -> ! {
     }
 }
 
-/// Drops what is not needed of the region, installs the tenant's seccomp filters, opens the gate
-/// and returns to the parent's instruction. Under a filter only rt_sigreturn is called any more, and
-/// what the program's hooks call.
+/// Drops what is not needed of the region, installs the tenant's seccomp filters, gives away what only
+/// that needed, opens the gate and returns to the parent's instruction. Under a filter only what the planner
+/// has found to be let through is called any more, with all arguments that are not used 0, and what the
+/// program's hooks call.
 #[unsafe(naked)]
 unsafe extern "C" fn leave(
     go: u64,
@@ -103,25 +104,33 @@ unsafe extern "C" fn leave(
         // munmap(resident, end - resident): no stack from here on.
         "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
         "test r13, r13", "jz 3f",
+        "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
         // seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, filter) for each
         "2:",
         "mov eax, 317", "mov edi, 1", "mov esi, 1", "mov rdx, rbp", "syscall",
-        "test rax, rax", "jz 4f",
-        "ud2",
-        "4:",
+        "test rax, rax", "jnz 4f",
         "add rbp, 16", "dec r13", "jnz 2b",
-        "mov r13, 1",
+        // capset(header, data)
+        "mov rdi, [r12 + {capset}]", "test rdi, rdi", "jz 3f",
+        "mov eax, 126", "lea rsi, [rdi + 8]", "xor edx, edx", "syscall",
+        "test rax, rax", "jz 3f",
+        "4:", "ud2",
         "3:",
         // The program's own hooks, on its own stack.
         "cmp qword ptr [r12 + {hooks}], 0", "je 6f",
         "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run}",
         "6:",
+        "mov r13, [r12 + {awake}]",
         "mov dword ptr [r12], 1",
+        "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
         "test r13, r13", "jnz 5f",
         // futex(go, FUTEX_WAKE, INT_MAX)
         "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
         "5:",
+        "xor edi, edi", "xor esi, esi", "xor edx, edx",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
+        capset = const core::mem::offset_of!(Gate, capset) - core::mem::offset_of!(Gate, go),
+        awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
         // From the go word.
         hooks = const core::mem::offset_of!(Gate, hooks) - core::mem::offset_of!(Gate, go),
         stack = const core::mem::offset_of!(Gate, stack) - core::mem::offset_of!(Gate, go),
@@ -131,12 +140,13 @@ unsafe extern "C" fn leave(
 
 /// A thread's way out: says that it is ready, waits for the gate without a stack, then returns
 /// through its frame. From the moment it is ready the leader may unmap the plan and all stacks:
-/// only registers, the gate and the frame are used. Where a filter will be installed it must not
-/// be asleep in a system call that nobody may end: it spins.
+/// only registers, the gate and the frame are used. Where a filter will be installed that forbids
+/// futex(2) it must not be asleep in a call that nobody may end: it spins.
 #[unsafe(naked)]
-unsafe extern "C" fn leave_thread(go: u64, frame: u64, spin: u64) -> ! {
+unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
     core::arch::naked_asm!(
-        "mov r12, rdi", "mov rbx, rsi", "mov r13, rdx",
+        "mov r12, rdi", "mov rbx, rsi", "mov r13, [rdi + {awake}]",
+        "xor r8d, r8d", "xor r9d, r9d",
         // The count of the ready is the word before the gate; futex(count, FUTEX_WAKE, 1).
         "lock inc dword ptr [r12 - 4]",
         "mov eax, 202", "lea rdi, [r12 - 4]", "mov esi, 1", "mov edx, 1", "syscall",
@@ -147,7 +157,9 @@ unsafe extern "C" fn leave_thread(go: u64, frame: u64, spin: u64) -> ! {
         "mov eax, 202", "mov rdi, r12", "xor esi, esi", "xor edx, edx", "xor r10d, r10d", "syscall",
         "jmp 2b",
         "3:",
+        "xor edi, edi", "xor esi, esi", "xor edx, edx", "xor r10d, r10d",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
+        awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
     );
 }
 
@@ -207,8 +219,17 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     let mut frame = Frame::new();
     run(plan, thread.ops, LIST_THREAD + index as u32, &mut frame);
     run(plan, plan.identity, LIST_IDENTITY, &mut frame);
+    // SAFETY: the planner wrote it; it changes with `go` at the earliest.
+    let gate = unsafe { &*(plan.gate as *const Gate) };
+    if gate.capset != 0 {
+        // Only who installs the filters needs more than what is left in the end.
+        let result = syscall!(sys::CAPSET, gate.capset, gate.capset + 8);
+        if result < 0 {
+            fail(plan, &frame.status, LIST_THREAD + index as u32, u64::MAX, result);
+        }
+    }
     // SAFETY: the frame is this thread's own.
-    unsafe { leave_thread(plan.gate + 4, thread.frame + 8, plan.seccomp.1) }
+    unsafe { leave_thread(plan.gate + 4, thread.frame + 8) }
 }
 
 pub fn run(plan: &Plan, list: (u64, u64), name: u32, frame: &mut Frame) {

@@ -44,6 +44,7 @@ pub const CLOSE: u64 = 3;
 pub const IOCTL: u64 = 16;
 pub const SOCKET: u64 = 41;
 pub const WRITE: u64 = 1;
+pub const CAPSET: u64 = 126;
 pub const NANOSLEEP: u64 = 35;
 pub const GETRANDOM: u64 = 318;
 pub const OPENAT: u64 = 257;
