@@ -10,6 +10,7 @@ use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread, XsaveArea,
 };
+use mitosis_state::deleted;
 use mitosis_state::tree::Share;
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::clock::Clocks;
@@ -158,6 +159,7 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         pid: input.taken.threads[0].tid,
         exe: procfs::link(pid, "exe")?,
         cwd: procfs::link(pid, "cwd")?,
+        cwd_deleted: deleted::look(&format!("/proc/{pid}/cwd")),
         root: procfs::link(pid, "root")?,
         umask: status.number("Umask", 8) as u32,
         personality: number("personality", 16)? as u32,

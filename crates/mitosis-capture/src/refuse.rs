@@ -61,7 +61,6 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
     refuse_user_namespace(pid).map_err(refused)?;
     refuse_32_bit(pid).map_err(refused)?;
     refuse_frozen(pid).map_err(refused)?;
-    refuse_nowhere(pid).map_err(refused)?;
     let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     Ok(Facts {
         seccomp: status.number("Seccomp", 10) != 0,
@@ -103,18 +102,6 @@ fn refuse_user_namespace(pid: i32) -> Result<(), String> {
         return Err("is in a user namespace of its own".into());
     }
     Ok(())
-}
-
-/// A child goes to its current directory by path.
-fn refuse_nowhere(pid: i32) -> Result<(), String> {
-    use std::os::unix::fs::MetadataExt;
-    // What cannot be looked at is not known to be deleted.
-    match std::fs::metadata(format!("/proc/{pid}/cwd")) {
-        Ok(directory) if directory.nlink() == 0 => {
-            Err("has a current directory that was deleted: no path leads there".into())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// A child has the label that the node's daemon has with the machine's security module, which may

@@ -1,7 +1,10 @@
 //! Limits and self-consistency: what must hold of a descriptor before any of it is acted on.
 
-use crate::{Backing, Clocks, Descriptor, DescriptorError, MmLayout, PAGE_SHIFT, PAGE_SIZE};
-use crate::{Origin, PageRun, Process, SHM_DIRECTORY, SharedName, SharedObject, SigInfo, Thread};
+use crate::{Backing, Clocks, DeletedDirectory, Descriptor, DescriptorError, MmLayout};
+use crate::{
+    Origin, PAGE_SHIFT, PAGE_SIZE, PageRun, Process, SHM_DIRECTORY, SharedName, SharedObject,
+    SigInfo, Thread,
+};
 use crate::{Vma, vma_flags};
 use std::collections::HashSet;
 
@@ -14,7 +17,7 @@ pub(crate) const VPN_END: u64 = USER_END >> PAGE_SHIFT;
 const PID_MAX: i32 = 4 << 20;
 /// `PATH_MAX` of linux/limits.h, for every path.
 const PATH_MAX: usize = 4096;
-/// Names of nodes, kernel releases, `HOST:PORT`.
+/// Names of nodes and files, kernel releases, `HOST:PORT`.
 const NAME_MAX: usize = 255;
 /// `RLIM_NLIMITS` of asm-generic/resource.h.
 const RLIMITS_MAX: usize = 16;
@@ -250,11 +253,29 @@ impl Origin {
     }
 }
 
+impl DeletedDirectory {
+    /// Whether its name is that of one file, and no path that leads elsewhere.
+    ///
+    /// # Errors
+    /// [`DescriptorError::Invalid`].
+    pub fn validate(&self) -> Result<(), DescriptorError> {
+        let name = self.name.as_str();
+        let elsewhere = matches!(name, "" | "." | "..") || name.contains(['/', '\0']);
+        if elsewhere || name.len() > NAME_MAX || self.mode > 0o7777 {
+            return invalid(format!("a deleted directory {name:?} with mode {:#o}", self.mode));
+        }
+        Ok(())
+    }
+}
+
 impl Process {
     fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         pid("process id", self.pid)?;
         bounded("executable", self.exe.as_bytes(), PATH_MAX)?;
         bounded("current directory", self.cwd.as_bytes(), PATH_MAX)?;
+        if let Some(deleted) = &self.cwd_deleted {
+            deleted.validate()?;
+        }
         bounded("root directory", self.root.as_bytes(), PATH_MAX)?;
         if self.umask > 0o777 {
             return invalid(format!("umask {:#o}", self.umask));

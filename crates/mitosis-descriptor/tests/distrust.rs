@@ -21,6 +21,10 @@ fn seal(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+fn deleted_directory(name: &str, mode: u32) -> DeletedDirectory {
+    DeletedDirectory { file: (1, 2), name: name.to_owned(), mode, uid: 0, gid: 0 }
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = encode(&cpython(832)).expect("encodes");
@@ -102,6 +106,9 @@ const CONTRADICTIONS: &[Case] = &[
     ("name of a thread", |d| d.threads[0].name = vec![b'x'; 65]),
     ("executable", |d| d.process.exe = "x".repeat(4097)),
     ("NUL", |d| d.process.cwd = "/a\0b".to_owned()),
+    ("deleted directory", |d| d.process.cwd_deleted = Some(deleted_directory("../etc", 0o755))),
+    ("deleted directory", |d| d.process.cwd_deleted = Some(deleted_directory("..", 0o755))),
+    ("deleted directory", |d| d.process.cwd_deleted = Some(deleted_directory("gone", 0o10_000))),
     ("umask", |d| d.process.umask = 0o1000),
     ("rlimits", |d| d.process.rlimits = vec![(0, 0); 17]),
     ("over hard", |d| d.process.rlimits[3] = (2, 1)),

@@ -2,12 +2,13 @@
 
 use crate::plan::{Part, Request, Time, provided_base};
 use crate::{NodeFacts, RestoreError, shared};
-use mitosis_descriptor::Descriptor;
+use mitosis_descriptor::{DeletedDirectory, Descriptor};
 use mitosis_state::kinds::{self, Files};
-use mitosis_state::{Detail, List, Numbers, Program, Provided};
+use mitosis_state::{Detail, List, Numbers, Program, Provided, deleted};
 use std::collections::{BTreeSet, HashMap};
 
 const CHDIR: u16 = 80;
+const FCHDIR: u16 = 81;
 const CHROOT: u16 = 161;
 const UMASK: u16 = 95;
 const MPROTECT: u16 = 10;
@@ -35,9 +36,11 @@ pub(crate) fn plan(
     (node, request): (&NodeFacts, &Request),
 ) -> Result<(), RestoreError> {
     let process = &descriptor.process;
-    let cwd = program.string(&process.cwd);
-    let detail = Detail::Text(process.cwd.clone());
-    program.call(List::Build, CHDIR, &[cwd], "files: chdir", detail);
+    if process.cwd_deleted.is_none() {
+        let cwd = program.string(&process.cwd);
+        let detail = Detail::Text(process.cwd.clone());
+        program.call(List::Build, CHDIR, &[cwd], "files: chdir", detail);
+    }
     program.call(List::Build, UMASK, &[u64::from(process.umask)], "files: umask", Detail::None);
     let mut files = Files {
         program,
@@ -58,7 +61,25 @@ pub(crate) fn plan(
         done: BTreeSet::new(),
     };
     kinds::plan(&descriptor.open_files, &mut files)?;
+    if let Some(directory) = &process.cwd_deleted {
+        enter_deleted(directory, descriptor, &mut files);
+    }
     Ok(())
+}
+
+/// Goes to a current directory to which no path leads: one that is open, or one of its own.
+fn enter_deleted(directory: &DeletedDirectory, descriptor: &Descriptor, files: &mut Files<'_>) {
+    let open = kinds::memfd::number_of(directory, &descriptor.open_files);
+    let own = files.lowest(3);
+    if open.is_none() {
+        deleted::make(files.program, [own[0], own[1], own[2]], directory);
+    }
+    let at = u64::from(open.unwrap_or(own[2]));
+    let detail = Detail::Text(format!("{}, a deleted directory", directory.name));
+    files.program.call(List::Build, FCHDIR, &[at], "files: fchdir", detail);
+    if open.is_none() {
+        files.close(own[2]);
+    }
 }
 
 /// A pid that no thread of the child has, whatever ids they get.

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod deleted;
 mod error;
 mod files;
 pub mod kinds;

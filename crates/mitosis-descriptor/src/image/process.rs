@@ -11,6 +11,8 @@ pub struct Process {
     pub exe: String,
     /// Current directory.
     pub cwd: String,
+    /// What that is like, if it was deleted: no path leads there.
+    pub cwd_deleted: Option<DeletedDirectory>,
     /// Root directory (`/` unless chrooted).
     pub root: String,
     /// File mode creation mask.
@@ -45,6 +47,22 @@ pub struct Process {
     pub itimers: Vec<IntervalTimer>,
     /// `timer_create(2)` timers, armed or not.
     pub timers: Vec<PosixTimer>,
+}
+
+/// A directory that was deleted while somebody was in it or had it open. There is nothing in it, and
+/// nothing can be made in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeletedDirectory {
+    /// Device and inode.
+    pub file: (u64, u64),
+    /// The last part of the path that it had.
+    pub name: String,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 /// The kernel's `siginfo_t` (asm-generic/siginfo.h) without its trailing zeros; at most 128 bytes.

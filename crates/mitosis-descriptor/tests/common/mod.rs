@@ -26,6 +26,7 @@ pub fn process(pid: i32) -> Process {
         pid,
         exe: "/usr/bin/true".to_owned(),
         cwd: "/".to_owned(),
+        cwd_deleted: None,
         root: "/".to_owned(),
         umask: 0o22,
         personality: 0,

@@ -1,11 +1,11 @@
-//! memfd_create(2) and files that have been deleted: no path leads to them, so their bytes go
+//! memfd_create(2), and files and directories that have been deleted: no path leads to them, so their bytes go
 //! along, those that are not zero. So do those of files that are memory of a machine's own: see
 //! [`crate::shm`].
 
 use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
-use crate::{Group, StateError, shm};
-use mitosis_descriptor::{OpenFile, SharedName};
+use crate::{Group, StateError, deleted, shm};
+use mitosis_descriptor::{DeletedDirectory, OpenFile, SharedName};
 use mitosis_sys::SysError;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ struct Body {
     pos: u64,
     /// Its name, if it has one.
     at: Option<SharedName>,
+    /// What it is like, if it is a directory.
+    directory: Option<DeletedDirectory>,
     /// Offset and bytes of what is not zero.
     content: Vec<(u64, Vec<u8>)>,
 }
@@ -45,14 +47,15 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         let fd = group.first();
         move |e: rustix::io::Errno| StateError::Sys { fd, source: SysError::io(call, fd, e) }
     };
-    if group.flags & PATH != 0 {
-        return Err(group.refused(format!("an O_PATH descriptor of {}", group.link)));
-    }
     // Opened anew: the parent's may be for writing only, and its offset is not to be touched.
     let stat = rustix::fs::stat(&link).map_err(fail("stat"))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Err(group.refused(format!("{}, which is no regular file", group.link)));
-    }
+    let directory = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::RegularFile => None,
+        rustix::fs::FileType::Directory => deleted::look(&link),
+        // A FIFO's name says nothing of who has its ends.
+        rustix::fs::FileType::Fifo if group.flags & PATH == 0 => return Ok(None),
+        _ => return Err(group.refused(format!("{}, which is no regular file", group.link))),
+    };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(fail("open"))?;
     let fail = |e| StateError::Sys { fd: group.first(), source: SysError::io("stat", &link, e) };
@@ -60,7 +63,10 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let at = shm::named(context.place(group).0, &group.link, &meta);
     let seals = rustix::fs::fcntl_get_seals(&file).map_or(SEAL_SEAL, |seals| seals.bits());
     let mapped = context.shared_mappings(stat.st_dev, stat.st_ino);
-    let content = content(&file, stat.st_size as u64, &mapped, context.content_max, group)?;
+    let content = match directory {
+        Some(_) => Vec::new(),
+        None => content(&file, stat.st_size as u64, &mapped, context.content_max, group)?,
+    };
     let body = Body {
         file: (stat.st_dev, stat.st_ino),
         name: name.into(),
@@ -69,6 +75,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         size: stat.st_size as u64,
         pos: group.pos,
         at,
+        directory,
         content,
     };
     encode(KIND.number, &body).map(Some)
@@ -194,6 +201,9 @@ pub(super) fn inode(file: &OpenFile) -> Result<u64, StateError> {
 
 /// The file with its content, at the numbers of `file`.
 fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), StateError> {
+    if let Some(directory) = &body.directory {
+        return make_directory(file, files, directory);
+    }
     if body.name.len() > NAME_BYTES_MAX {
         let reason = "a name that is too long".into();
         return Err(StateError::Malformed { kind: KIND.number, reason });
@@ -214,6 +224,34 @@ fn make(file: &OpenFile, files: &mut Files<'_>, body: &Body) -> Result<(), State
     files.call(FTRUNCATE, &[u64::from(fd), body.size], "files: ftruncate", fd);
     fill(fd, files, body);
     Ok(())
+}
+
+/// An empty directory that is deleted, too.
+fn make_directory(
+    file: &OpenFile,
+    files: &mut Files<'_>,
+    directory: &DeletedDirectory,
+) -> Result<(), StateError> {
+    let malformed = |e: mitosis_descriptor::DescriptorError| StateError::Malformed {
+        kind: KIND.number,
+        reason: e.to_string(),
+    };
+    directory.validate().map_err(malformed)?;
+    let free = files.lowest(3);
+    deleted::make(files.program, [free[0], free[1], free[2]], directory);
+    files.park(&free[2..]);
+    files.spread(file, 0);
+    Ok(())
+}
+
+/// The first number of an open file that is this directory.
+pub fn number_of(directory: &DeletedDirectory, files: &[OpenFile]) -> Option<u32> {
+    let candidates = files.iter().filter(|file| file.kind == KIND.number);
+    let is_it = |file: &&OpenFile| {
+        decode::<Body>(file)
+            .is_ok_and(|body| body.directory.is_some_and(|d| d.file == directory.file))
+    };
+    candidates.filter(is_it).find_map(|file| file.fds.first().map(|(number, _)| *number))
 }
 
 /// Content, permissions and seals of the file that is open at `fd`.
