@@ -268,8 +268,8 @@ class Way:
         others = {name: said for name, (said, _) in self.results.items() if said != "right"}
         rightly = [name for name in others if expected(name, self.results[name], self.kernels)]
         rights = len(self.results) - len(others)
-        print(f"{self.name}: {rights} of {len(self.results)} programs right, {len(rightly)} cannot be there and "
-              f"were refused as they must be, {len(others) - len(rightly)} wrong", flush=True)
+        print(f"{self.name}: {rights} of {len(self.results)} programs right, {len(rightly)} not, "
+              f"as it must be between these kernels, {len(others) - len(rightly)} wrong", flush=True)
         return {"right": rights, "of": len(self.results), "http.server": self.served,
                 "cannot be": {name: others[name] for name in rightly},
                 "wrong": {name: said for name, said in others.items() if name not in rightly},
