@@ -8,7 +8,6 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -85,24 +84,12 @@ fn spilled(fds: &mut Vec<OwnedFd>) -> io::Result<Vec<u8>> {
 pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    thread_local! {
-        /// Kept: to make and clear it takes longer than what else is done with a message, of which each
-        /// child has some.
-        static BYTES: RefCell<Vec<u8>> = RefCell::new(vec![0; INLINE_MAX + 1]);
-    }
-    BYTES.with_borrow_mut(|bytes| receive_into(socket, bytes))
-}
-
-fn receive_into<T: DeserializeOwned>(
-    socket: BorrowedFd<'_>,
-    bytes: &mut [u8],
-) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut space =
-        [const { std::mem::MaybeUninit::uninit() }; rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut bytes = vec![0; INLINE_MAX + 1];
+    let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let got = loop {
-        let mut parts = [IoSliceMut::new(bytes)];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(socket, &mut parts, &mut control, flags) {
             // A capture runs under a timer whose signals may come while its pager is slow.
             Err(rustix::io::Errno::INTR) => {}
@@ -119,17 +106,13 @@ fn receive_into<T: DeserializeOwned>(
     if got.flags.intersects(cut) {
         return Err(io::Error::other("a message was cut"));
     }
-    let apart;
     let body = match bytes[..got.bytes].split_first() {
         None => return Ok(None),
-        Some((&INLINE, body)) => body,
-        Some((&MEMFD, [])) => {
-            apart = spilled(&mut fds)?;
-            &apart
-        }
+        Some((&INLINE, body)) => body.to_vec(),
+        Some((&MEMFD, [])) => spilled(&mut fds)?,
         Some(_) => return Err(io::Error::other("not a message of this protocol")),
     };
-    match postcard::take_from_bytes(body) {
+    match postcard::take_from_bytes(&body) {
         Ok((message, [])) => Ok(Some((message, fds))),
         _ => Err(io::Error::other("a malformed message")),
     }

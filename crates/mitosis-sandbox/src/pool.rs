@@ -54,8 +54,7 @@ struct Shelf {
 impl Shelf {
     /// How many were taken lately.
     fn recent(&self) -> usize {
-        let now = Instant::now();
-        self.taken.iter().rev().take_while(|at| now.duration_since(**at) < RECENT).count()
+        self.taken.iter().filter(|at| at.elapsed() < RECENT).count()
     }
 
     fn target(&self) -> usize {
