@@ -173,9 +173,9 @@ fn load(call: &Call, offset: u32) -> Option<u32> {
     match offset {
         0 => Some(call.nr),
         4 => Some(AUDIT_ARCH_X86_64),
-        16.. if offset < DATA_BYTES && offset.is_multiple_of(4) => {
+        16.. if offset < DATA_BYTES && offset % 4 == 0 => {
             let argument = call.args[(offset as usize - 16) / 8];
-            Some(if offset.is_multiple_of(8) { argument as u32 } else { (argument >> 32) as u32 })
+            Some(if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 })
         }
         _ => None,
     }
