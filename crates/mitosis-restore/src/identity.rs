@@ -2,7 +2,7 @@
 
 use crate::plan::Request;
 use crate::{NodeFacts, seccomp};
-use mitosis_descriptor::{Creds, Descriptor, Process, Thread};
+use mitosis_descriptor::{Descriptor, Process, Thread};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::OP_STORE32;
 
@@ -163,14 +163,9 @@ fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program)
 }
 
 /// What capset(2) takes: its header, and its data from the second word on.
-pub(crate) fn capset(
-    creds: &Creds,
-    node: &NodeFacts,
-    with: impl Fn([u64; 5]) -> [u64; 5],
-) -> [u64; 4] {
+pub(crate) fn capset(caps: [u64; 5], node: &NodeFacts) -> [u64; 4] {
     const VERSION_3: u64 = 0x2008_0522;
-    let [inheritable, permitted, effective, ..] =
-        with(creds.caps).map(|set| set & node.cap_bounding);
+    let [inheritable, permitted, effective, ..] = caps.map(|set| set & node.cap_bounding);
     let (low, high) = (|set: u64| set & 0xffff_ffff, |set: u64| set >> 32);
     [
         VERSION_3,
@@ -181,14 +176,12 @@ pub(crate) fn capset(
 }
 
 fn capabilities(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
-    let creds = &descriptor.process.creds;
-    let ambient = creds.caps[4] & node.cap_bounding;
-    let words = if seccomp::keeps_admin(descriptor) {
-        capset(creds, node, seccomp::with_admin)
-    } else {
-        capset(creds, node, |caps| caps)
-    };
-    let header = program.words(&words);
+    let mut caps = descriptor.process.creds.caps;
+    let ambient = caps[4] & node.cap_bounding;
+    if seccomp::keeps_admin(descriptor) {
+        caps = seccomp::with_admin(caps);
+    }
+    let header = program.words(&capset(caps, node));
     let args = [header, header + 8];
     program.call(List::Identity, CAPSET, &args, "identity: capset", Detail::None);
     for cap in (0..64u64).filter(|cap| ambient & (1 << cap) != 0) {

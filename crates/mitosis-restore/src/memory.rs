@@ -127,13 +127,13 @@ impl<'a> Memory<'a> {
             self.layout(program, provided);
         }
         if part == Part::Memory {
-            self.register(program, part, self.pid);
+            self.register(program, part);
             return Ok(());
         }
         if part == Part::Rest {
             shared::map(program, self.descriptor, self.fd_base, provided)?;
         }
-        self.register(program, part, self.pid);
+        self.register(program, part);
         if part == Part::Rest {
             let args = [PR_SET_THP_DISABLE, 0, 0, 0, 0];
             program.call(List::Build, PRCTL, &args, "register: thp_disable", Detail::None);

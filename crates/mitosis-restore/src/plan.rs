@@ -323,7 +323,7 @@ fn last_calls(
         go: gate + offset_of!(Gate, go) as u64,
     };
     if seccomp::keeps_admin(descriptor) {
-        let capset = identity::capset(&descriptor.process.creds, node, |caps| caps);
+        let capset = identity::capset(descriptor.process.creds.caps, node);
         let address = frame::capset_at(filters_at, filters);
         let bytes: Vec<u8> = capset.iter().flat_map(|word| word.to_le_bytes()).collect();
         program.write_frame(address, &bytes);

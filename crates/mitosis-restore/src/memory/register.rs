@@ -24,10 +24,10 @@ pub(super) const SLOT_UFFD: u8 = 1;
 impl Memory<'_> {
     /// The userfaultfd: made, registered, given to the pager and to the guard, closed. A template has
     /// one for its node alone, which puts its pages in place.
-    pub(super) fn register(&self, program: &mut Program, part: Part, pid: i32) {
+    pub(super) fn register(&self, program: &mut Program, part: Part) {
         // To the guard that becomes its parent, of which it has the node's end until it goes on: that would
         // else have to be told before there is a child, and be waited for.
-        let mine = |kind: u32| (u128::from(pid as u32) << 32 | u128::from(kind)).to_le_bytes();
+        let mine = |kind: u32| (u128::from(self.pid as u32) << 32 | u128::from(kind)).to_le_bytes();
         if self.areas.is_empty() {
             if part == Part::Rest {
                 let told = program.data(&mine(guard_message::ADOPT));
