@@ -1,4 +1,5 @@
-/* What a container's runtime does before it starts a program: a filter of the shape of Docker's
+/* A process with several threads as a container has it, for whoever includes this to say as whom (UID, GID).
+ * What a container's runtime does before it starts a program: a filter of the shape of Docker's
  * default one, installed with CAP_SYS_ADMIN and without no_new_privs, and then less capabilities. */
 #ifndef CONTAINER_H
 #define CONTAINER_H
@@ -8,7 +9,9 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stddef.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -25,7 +28,7 @@
 #define REFUSE(error) RETURN(SECCOMP_RET_ERRNO | (error))
 
 /* What is not allowed has EPERM. */
-__attribute__((unused)) static const char *container_filter(void) {
+static const char *container_filter(void) {
     static const uint16_t forbidden[] = {
         SYS_acct, SYS_add_key, SYS_bpf, SYS_clock_settime, SYS_delete_module, SYS_finit_module,
         SYS_get_mempolicy, SYS_init_module, SYS_ioperm, SYS_iopl, SYS_kcmp, SYS_kexec_load, SYS_keyctl,
@@ -61,14 +64,15 @@ __attribute__((unused)) static const char *container_filter(void) {
 }
 
 /* As the runtime of a container: its bounding set, its filter, then who it runs as. */
-__attribute__((unused)) static const char *enter_container(uid_t uid, gid_t gid) {
-    const uint32_t kept = uid == 0 ? CONTAINER_CAPS : 0;
+static const char *enter_container(void) {
+    const uint32_t kept = UID == 0 ? CONTAINER_CAPS : 0;
     for (int cap = 0; cap < 41; cap++) {
         int outside = cap >= 32 || (CONTAINER_CAPS >> cap & 1) == 0;
         EXPECT(!outside || prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0);
     }
     TRY(container_filter());
-    EXPECT(setgroups(1, &gid) == 0 && setresgid(gid, gid, gid) == 0 && setresuid(uid, uid, uid) == 0);
+    const gid_t gid = GID;
+    EXPECT(setgroups(1, &gid) == 0 && setresgid(GID, GID, GID) == 0 && setresuid(UID, UID, UID) == 0);
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2] = {{kept, kept, 0}, {0, 0, 0}};
     EXPECT(syscall(SYS_capset, &head, data) == 0);
@@ -78,15 +82,15 @@ __attribute__((unused)) static const char *enter_container(uid_t uid, gid_t gid)
 }
 
 /* Whether this thread is in it. */
-__attribute__((unused)) static const char *in_container(uid_t uid, gid_t gid) {
-    const uint32_t kept = uid == 0 ? CONTAINER_CAPS : 0;
+static const char *in_container(void) {
+    const uint32_t kept = UID == 0 ? CONTAINER_CAPS : 0;
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
     uid_t uids[3];
     gid_t gids[3];
     EXPECT(getresuid(uids, uids + 1, uids + 2) == 0 && getresgid(gids, gids + 1, gids + 2) == 0);
-    EXPECT(uids[0] == uid && uids[1] == uid && uids[2] == uid);
-    EXPECT(gids[0] == gid && gids[1] == gid && gids[2] == gid);
+    EXPECT(uids[0] == UID && uids[1] == UID && uids[2] == UID);
+    EXPECT(gids[0] == GID && gids[1] == GID && gids[2] == GID);
     EXPECT(syscall(SYS_capget, &head, data) == 0);
     EXPECT(data[0].effective == kept && data[0].permitted == kept && data[0].inheritable == 0);
     EXPECT(data[1].effective == 0 && data[1].permitted == 0 && data[1].inheritable == 0);
@@ -104,4 +108,42 @@ __attribute__((unused)) static const char *in_container(uid_t uid, gid_t gid) {
     EXPECT(personality(READ_IMPLIES_EXEC) == -1 && errno == EPERM && personality(0xffffffff) == 0);
     return NULL;
 }
+
+static sem_t ask, answer;
+static const char *theirs;
+static int tag = 4;
+
+static void *other(void *arg) {
+    for (;;) {
+        while (sem_wait(&ask) != 0) {
+        }
+        theirs = in_container();
+        sem_post(&answer);
+    }
+    return arg;
+}
+
+static const char *setup(void) {
+    pthread_t thread;
+    EXPECT(sem_init(&ask, 0, 0) == 0 && sem_init(&answer, 0, 0) == 0);
+    TRY(enter_container());
+    for (int n = 0; n < 3; n++) EXPECT(pthread_create(&thread, NULL, other, NULL) == 0);
+    return NULL;
+}
+
+static const char *holds(int wanted) {
+    EXPECT(tag == wanted);
+    for (int n = 0; n < 3; n++) {
+        EXPECT(sem_post(&ask) == 0 && sem_wait(&answer) == 0);
+        TRY(theirs);
+    }
+    return in_container();
+}
+
+static const char *check(void) { return holds(4); }
+static const char *change(int n) {
+    tag = 10 + n;
+    return NULL;
+}
+static const char *verify(int n) { return holds(10 + n); }
 #endif

@@ -102,9 +102,7 @@ fn each_child_is_held_to_limits_of_its_own_however_it_was_made() {
     let a = daemon(&lab, 0);
     let limits = ["--child-pids", "9", "--child-memory-mib", "256"];
     let mut b = lab.node(1).start_daemon_with(&binary(), &limits).unwrap();
-    let mut command = std::process::Command::new("/usr/bin/python3");
-    command.args(["-c", BREEDER]);
-    let parent = Parent::spawn(a.node(), command);
+    let parent = Parent::python(a.node(), BREEDER, &[]);
     let seed = prepare(&a, parent.pid(), &[]);
     assert_eq!(ask(a.node(), "20"), "20", "the parent is not held");
     for via in ["direct", "template"] {

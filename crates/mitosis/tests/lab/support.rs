@@ -197,6 +197,12 @@ impl<'lab> Parent<'lab> {
         parent
     }
 
+    /// CPython with a program given as text, which says when it is ready.
+    #[track_caller]
+    pub fn python(node: &'lab Node, program: &str, args: &[&str]) -> Self {
+        Self::start(node, Path::new("/usr/bin/python3"), &[&["-c", program], args].concat())
+    }
+
     /// The C parent with everything it can hold.
     #[track_caller]
     pub fn c(node: &'lab Node, args: &[&str]) -> Self {

@@ -265,9 +265,7 @@ const BRIEF: &str = "import os, socket, time\n\
 fn children_that_end_at_once_leave_neither_their_port_taken_nor_their_end_untold() {
     let lab = lab(2);
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
-    let mut command = std::process::Command::new("/usr/bin/python3");
-    command.args(["-c", BRIEF]);
-    let parent = Parent::spawn(a.node(), command);
+    let parent = Parent::python(a.node(), BRIEF, &[]);
     let seed = prepare(&a, parent.pid(), &[]);
     for _ in 0..10 {
         assert_eq!(fork(&b, &seed.reference, &["--count", "12"]).len(), 12);
@@ -292,9 +290,7 @@ const ORPHAN: &str = "import os, time\n\
 fn a_guard_takes_no_orphan_for_its_child() {
     let lab = lab(2);
     let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
-    let mut command = std::process::Command::new("/usr/bin/python3");
-    command.args(["-c", ORPHAN]);
-    let parent = Parent::spawn(a.node(), command);
+    let parent = Parent::python(a.node(), ORPHAN, &[]);
     let seed = prepare(&a, parent.pid(), &[]);
     for (node, via) in [(&b, "template"), (&a, "shadow")] {
         let child = fork(node, &seed.reference, &["--via", via])[0].pid;

@@ -168,9 +168,7 @@ fn a_subreaper_never_hears_of_a_shadow() {
         \x20   try:\n        answer = os.waitpid(-1, os.WNOHANG)\n\
         \x20   except ChildProcessError:\n        answer = 'none'\n\
         \x20   connection.sendall(f'{answer}\\n'.encode())\n    connection.close()\n";
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", program, &PORT.to_string()]);
-    let parent = Parent::spawn(a.node(), command);
+    let parent = Parent::python(a.node(), program, &[&PORT.to_string()]);
     let before = settled_pids(a.node());
     let seed = prepare(&a, parent.pid(), &["--tree"]);
     assert_eq!(seed.said["processes"], 2);
