@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 /// What is looked for, by groups: the rest of a group only where its first is there.
 const WANTED: &[&[&str]] = &[
     &["mitosis_after_fork"],
-    &["RAND_set_rand_method"],
+    &["RAND_set_rand_method", "OPENSSL_init_crypto"],
     &[
         "Py_AddPendingCall",
         "PyGILState_Ensure",

@@ -9,7 +9,8 @@ mod python;
 use crate::plan::Request;
 use mitosis_descriptor::{Descriptor, Hooks};
 use mitosis_stub::abi::{
-    CALL_SAVE_NONE, Call, ENTRY_RANDOM, ENTRY_READY, WANT_ANY, WANT_EQUAL, WANT_POINTER, WANT_TRUE,
+    CALL_SAVE_NONE, Call, ENTRY_RANDOM, ENTRY_READY, WANT_ANY, WANT_EQUAL, WANT_OR_SKIP,
+    WANT_POINTER, WANT_TRUE,
 };
 
 const V8: &str = include_str!("hooks/v8.js");
@@ -19,6 +20,10 @@ const DIGITS: &[u8] = b"0000000000000000";
 const GENERATION: u64 = 0;
 /// Since OpenSSL 0.9.5; deprecated in 3.0, for it is not what a new program should use.
 const SET_METHOD: &str = "RAND_set_rand_method";
+/// Since OpenSSL 1.1.0.
+const INIT: &str = "OPENSSL_init_crypto";
+/// Nothing but what each call of OpenSSL does (its include/internal/cryptlib.h).
+const INIT_BASE_ONLY: u64 = 0x0004_0000;
 
 /// The calls of one child, as they lie in its memory.
 #[derive(Debug, Default)]
@@ -134,7 +139,8 @@ impl Layout {
 
     /// OpenSSL takes the kernel's random bytes from then on: its own generators are of the parent. That
     /// needs none of its locks for longer than an instant, costs nothing where it draws nothing, and
-    /// is not forgotten by any thread.
+    /// is not forgotten by any thread. A process that is ending may have taken the library down already
+    /// (`OPENSSL_cleanup`): its locks are gone then, but the one call that says so can still be made.
     fn openssl(&mut self, hooks: &Hooks, code: u64) {
         // struct rand_meth_st of openssl/rand.h: seed, bytes, cleanup, add, pseudorand, status.
         let (random, ready) = (code + ENTRY_RANDOM, code + ENTRY_READY);
@@ -142,7 +148,16 @@ impl Layout {
         let method: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         if address(hooks, SET_METHOD).is_some() {
             let method = Arg::Value(self.data(&method));
-            self.all(hooks, SET_METHOD, &[method], 1);
+            // A library's functions stand side by side.
+            for (n, set) in hooks.functions.iter().enumerate().filter(|(_, f)| f.name == SET_METHOD)
+            {
+                if let Some(init) = hooks.functions.get(n + 1).filter(|f| f.name == INIT) {
+                    let args = [Arg::Value(INIT_BASE_ONLY), Arg::Value(0)];
+                    self.call(INIT, init.address, &args, (WANT_OR_SKIP, 1), CALL_SAVE_NONE);
+                }
+                let want = (WANT_EQUAL, 1);
+                self.call(SET_METHOD, set.address, &[method], want, CALL_SAVE_NONE);
+            }
         }
     }
 

@@ -348,3 +348,24 @@ fn hooks_that_a_program_registers_are_told_the_number() {
         assert_eq!(ask(b.node(), "generation"), number);
     }
 }
+
+/// As any process at its end: the library is taken down, and what is left of it has no locks any more.
+const CLEANED: &str = "import ctypes, os, time\n\
+    crypto = ctypes.CDLL('libcrypto.so.3')\n\
+    crypto.RAND_status()\n\
+    crypto.OPENSSL_cleanup()\n\
+    home = os.getppid()\n\
+    print('ready', flush=True)\n\
+    while os.getppid() == home: time.sleep(0.001)\n\
+    os._exit(7)";
+
+#[test]
+fn a_child_of_a_process_that_has_taken_openssl_down_goes_on() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = Parent::python(a.node(), CLEANED, &[]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let child = fork_one(&b, &seed.reference, &[]);
+    let ended = ended(&b, child.pid, SOON);
+    assert_eq!(ended["exit"], 7, "{ended}");
+}
