@@ -2,6 +2,7 @@
 
 use crate::plot::{self, escape};
 use crate::report::{Samples, short};
+use libm::log10;
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 760.0;
@@ -123,7 +124,7 @@ impl Axis {
             return Axis { low: 0.0, high: 1.0, log: false };
         }
         let (low, high) =
-            if log { (low.log10().floor(), high.log10().ceil()) } else { (low.min(0.0), high) };
+            if log { (log10(low).floor(), log10(high).ceil()) } else { (low.min(0.0), high) };
         Axis { low, high: if high > low { high } else { low + 1.0 }, log }
     }
 
@@ -132,14 +133,14 @@ impl Axis {
     }
 
     fn part(&self, value: f64) -> f64 {
-        let value = if self.log { value.log10() } else { value };
+        let value = if self.log { log10(value) } else { value };
         (value - self.low) / (self.high - self.low)
     }
 
     fn ticks(&self) -> Vec<f64> {
         if self.log {
             let decades = (self.high - self.low) as usize;
-            return (0..=decades).map(|step| 10_f64.powf(self.low + step as f64)).collect();
+            return (0..=decades).map(|step| 10_f64.powi(self.low as i32 + step as i32)).collect();
         }
         (0..=4).map(|step| self.low + (self.high - self.low) * f64::from(step) / 4.0).collect()
     }

@@ -1,6 +1,7 @@
 //! A plot of one section: each figure's samples as dots on a logarithmic line, as SVG.
 
 use crate::report::{Section, short};
+use libm::log10;
 use std::fmt::Write as _;
 
 const LABEL_WIDTH: f64 = 420.0;
@@ -23,21 +24,23 @@ pub(crate) fn begin(width: f64, height: f64, title: &str) -> String {
 pub fn svg(section: &Section) -> String {
     let values = section.figures.iter().flat_map(|figure| &figure.samples.values);
     let positive: Vec<f64> = values.copied().filter(|value| *value > 0.0).collect();
-    let low = positive.iter().copied().fold(f64::INFINITY, f64::min).log10().floor();
-    let high = positive.iter().copied().fold(f64::NEG_INFINITY, f64::max).log10().ceil();
+    let low = positive.iter().copied().fold(f64::INFINITY, f64::min);
+    let low = log10(low).floor();
+    let high = positive.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let high = log10(high).ceil();
     let (low, high) = if low.is_finite() { (low, high.max(low + 1.0)) } else { (0.0, 1.0) };
-    let x = |value: f64| LABEL_WIDTH + (value.log10() - low) / (high - low) * PLOT_WIDTH;
+    let x = |value: f64| LABEL_WIDTH + (log10(value) - low) / (high - low) * PLOT_WIDTH;
     let height = TOP + ROW_HEIGHT * (section.figures.len() as f64 + 0.5);
     let width = LABEL_WIDTH + PLOT_WIDTH + 90.0;
     let mut svg = begin(width, height, &section.name);
     let mut decade = low;
     while decade <= high {
-        let at = x(10_f64.powf(decade));
+        let at = x(10_f64.powi(decade as i32));
         let _ = writeln!(
             svg,
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{height}\" stroke=\"#ddd\"/>\
              <text x=\"{at:.1}\" y=\"38\" text-anchor=\"middle\" fill=\"#555\">{}</text>",
-            10_f64.powf(decade)
+            10_f64.powi(decade as i32)
         );
         decade += 1.0;
     }

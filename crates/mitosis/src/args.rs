@@ -9,7 +9,8 @@ pub use node::{Node, NodeRun};
 pub use values::duration;
 
 use clap::builder::FalseyValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 use values::signal;
@@ -23,6 +24,25 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+impl Cli {
+    /// What a command line means. To build the definitions of all verbs takes longer than all else that a
+    /// command does before it asks the node, so `fork` is tried with its own alone; whatever they do not
+    /// understand (`--help`, a mistake) is told by all of them.
+    ///
+    /// # Errors
+    /// What clap says.
+    pub fn of(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+        if args.get(1).is_some_and(|verb| verb == "fork") {
+            let alone = Fork::augment_args(Command::new("fork"));
+            let parsed = alone.try_get_matches_from(&args[1..]);
+            if let Ok(fork) = parsed.and_then(|found| Fork::from_arg_matches(&found)) {
+                return Ok(Cli { verb: Verb::Fork(fork) });
+            }
+        }
+        Cli::try_parse_from(args)
+    }
 }
 
 /// The verbs.

@@ -13,12 +13,11 @@ mod socket;
 mod verb;
 
 use args::{Cli, Verb};
-use clap::Parser;
 use error::CliError;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
     };
@@ -88,7 +87,7 @@ mod tests {
     fn wrong_usage_is_told_in_one_line() {
         let said = |args: &[&str]| {
             let args = [&["mitosis"], args].concat();
-            in_one_line(&Cli::try_parse_from(args).unwrap_err().to_string())
+            in_one_line(&Cli::of(args.iter().map(Into::into).collect()).unwrap_err().to_string())
         };
         let missing = "the following required arguments were not provided: <PID>";
         assert_eq!(said(&["prepare"]), missing);
