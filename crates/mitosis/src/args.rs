@@ -314,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn fork_alone_means_what_all_definitions_say() {
+        let line =
+            "mitosis fork @ref --count 3 --detach --net own --via template -o json --socket /s";
+        let args: Vec<OsString> = line.split(' ').map(Into::into).collect();
+        let alone = format!("{:?}", Cli::of(args.clone()).unwrap());
+        assert_eq!(alone, format!("{:?}", Cli::try_parse_from(args).unwrap()));
+    }
+
+    #[test]
     fn every_flag_has_a_variable() {
         fn walk(command: &clap::Command) {
             for arg in command.get_arguments() {
