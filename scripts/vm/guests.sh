@@ -69,7 +69,9 @@ for guest in "${guests[@]}"; do
     append="$append lab.cgroups=$(option "$guest" cgroups v2)"
     clock=$(date -u -d "$(option "$guest" hours 0) hours" +%Y-%m-%dT%H:%M:%S)
     cpu=$(option "$guest" cpu max)
-    qemu-system-x86_64 -accel tcg,thread=multi -M q35 -cpu "$cpu" -smp 2 -m "${LAB_MEM:-1500}" \
+    # One thread for all CPUs of a guest: with one each, a CPU was seen to run into an instruction that another
+    # had just changed back (kernels patch their own code with int3), and the guest panicked.
+    qemu-system-x86_64 -accel tcg,thread=single -M q35 -cpu "$cpu" -smp 2 -m "${LAB_MEM:-1500}" \
         -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/$name.log" \
         -kernel "$LAB/$kernel/vmlinuz" -initrd "$LAB/$kernel/initrd" -append "$append" \
         -device virtio-rng-pci -rtc "base=$clock" \
