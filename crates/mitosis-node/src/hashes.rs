@@ -135,10 +135,10 @@ impl Hashes {
         false
     }
 
-    /// Whether an open file is known to have the bytes of `file`.
+    /// Whether an open file has the bytes of `file`, which was proven a moment ago. Hashes it now if what was
+    /// known then has been forgotten, because a file system was unmounted meanwhile.
     pub fn proven_open(&self, open: &File, file: &MappedFile) -> bool {
-        let (Some(wanted), Ok(meta)) = (file.hash, open.metadata()) else { return false };
-        lock(&self.shared).get(&Key::of(&meta)) == Some(&wanted)
+        file.hash.is_some() && self.of_file(open).ok() == file.hash
     }
 }
 
@@ -332,6 +332,24 @@ mod tests {
         for name in names {
             assert!(!hashes.proven(&mapped(name, 0)), "{}", name.display());
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_between_plan_and_build_is_proven_anew() {
+        let path = scratch("forgotten", b"some bytes");
+        std::thread::sleep(2 * SETTLED);
+        let hashes = Hashes::start(Vec::new()).unwrap();
+        let hash = Some(*blake3::hash(b"some bytes").as_bytes());
+        let mapped = MappedFile { path: path.to_str().unwrap().to_owned(), size: 10, hash };
+        let known = wait_until(|| hashes.proven(&mapped));
+        // As where some file system was unmounted and it cannot be told which.
+        lock(&hashes.shared).known.clear();
+        let file = File::open(&path).unwrap();
+        let same = hashes.proven_open(&file, &mapped);
+        std::fs::write(&path, b"some bytez").unwrap();
+        let changed = hashes.proven_open(&file, &mapped);
+        std::fs::remove_file(&path).unwrap();
+        assert!(known && same && !changed);
     }
 
     #[test]
