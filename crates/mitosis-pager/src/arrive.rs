@@ -244,6 +244,7 @@ impl Pager {
                 self.go_on(read.child, read.space);
                 self.close_ahead(read.child);
             }
+            Purpose::Around => child.around.retain(|other| *other != tag),
             Purpose::Touch => {}
         }
     }
@@ -274,14 +275,19 @@ impl Pager {
                 Purpose::Ahead => {
                     child.ahead_pages = child.ahead_pages.saturating_sub(count.into());
                 }
-                Purpose::Touch => {}
+                Purpose::Around | Purpose::Touch => {}
             }
         }
         if let Some(read) = done {
             // The next ones are asked for before these are placed.
             self.gone(tag, &read);
         }
-        if let Some(tag) = Tag::new(tag) {
+        let Some(tag) = Tag::new(tag) else { return Ok(()) };
+        if purpose == Purpose::Around {
+            self.keep_around((space, child, owner), page, source, bytes, tag);
+            return Ok(());
+        }
+        {
             match &list {
                 None => self.place(space, page, bytes, tag, demand),
                 Some(list) => {

@@ -65,6 +65,12 @@ impl Cache {
         self.seeds.get(&owner.seed).is_some_and(|seed| seed.owner == *owner)
     }
 
+    /// Whether a page of a seed is here.
+    pub fn has(&self, owner: &Owner, page: u64) -> bool {
+        let seed = self.seeds.get(&owner.seed).filter(|seed| seed.owner == *owner);
+        seed.is_some_and(|seed| seed.places.contains_key(&page))
+    }
+
     /// A page of a seed.
     pub fn get(&mut self, owner: &Owner, page: u64) -> Option<&[u8]> {
         let seed = self.seed(owner)?;

@@ -71,6 +71,8 @@ pub struct Counters {
     pub pages_held: u64,
     /// See [`ChildStats`].
     pub pages_held_touched: u64,
+    /// See [`ChildStats`].
+    pub pages_around: u64,
 }
 
 /// A child and everything in its namespace.
@@ -89,6 +91,10 @@ pub struct Child {
     pub ahead: VecDeque<u64>,
     /// Pages that they have still to bring.
     pub ahead_pages: u64,
+    /// Reads of what lies around its touches in flight.
+    pub around: Vec<u64>,
+    /// Touches of what they were bringing.
+    pub awaited: u64,
     /// Pages fetched ahead and not placed, to see whether they will be touched.
     pub held: HashSet<u64>,
     /// It has touched a page of another; the early reads begin when that has come.
@@ -179,6 +185,8 @@ impl Child {
             waiting: Some((shape.areas.clone(), map)),
             ahead: VecDeque::new(),
             ahead_pages: 0,
+            around: Vec::new(),
+            awaited: 0,
             held: HashSet::new(),
             touched_first: false,
             uffd_rx: Some(uffd_rx),
@@ -271,6 +279,7 @@ impl Child {
             pages_cached,
             pages_held,
             pages_held_touched,
+            pages_around,
         } = self.counters;
         let ended = self.ended.is_some();
         ChildStats {
@@ -292,6 +301,7 @@ impl Child {
             pages_cached,
             pages_held,
             pages_held_touched,
+            pages_around,
             rdma_reach: 0,
             rdma_link_us: 0,
             rdma_note: self.rdma_note.clone(),

@@ -1,6 +1,6 @@
 //! What happens in the children: touches, forks, moves.
 
-use crate::child::{Child, Via};
+use crate::child::Via;
 use crate::early::missing;
 use crate::guard::ToGuard;
 use crate::map::{Run, Tag};
@@ -117,11 +117,17 @@ impl Pager {
     }
 
     fn answer(&mut self, id: u64, page: u64) {
+        let remote = self.spaces.get(&id).and_then(|s| Some((s.child, s.map.find(page)?)));
+        let untold = remote.is_some_and(|(child, run)| self.untold(child, run.owner));
+        let awaited = remote
+            .filter(|_| untold)
+            .map_or(0, |(_, run)| self.await_around(id, run.owner, page..page + 1));
         let Some(space) = self.spaces.get_mut(&id) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         if child.dying {
             return;
         }
+        child.awaited += awaited;
         if let Role::Shadow(slot) = space.role {
             // A shadow never runs again: this is another process, to be served like any.
             space.role = Role::Fork(slot);
@@ -144,8 +150,15 @@ impl Pager {
             Some(mut run) => {
                 // The first child of a seed gets only the page: what it tells then is what it needed, for
                 // each that follows.
-                let scattered = if told(&self.peers, child, run.owner) { RANDOM } else { 1 };
+                let scattered = if untold { 1 } else { RANDOM };
                 let (window, passed) = space.streams.touch(page, scattered);
+                // Whether the few pages that come beside it will be touched too, nobody can tell.
+                let beside = match window {
+                    Window::To(end) if end - page <= TOLD_PAGES => {
+                        space.lacks(page + 1..end, run.owner)
+                    }
+                    _ => Vec::new(),
+                };
                 if run.tag.is_some_and(|tag| late(&self.reads, &child.ahead, tag, page)) {
                     // Whoever waits is not to wait behind what is fetched ahead.
                     run.tag.take().inspect(|tag| space.map_mut().unmark(page, page + 1, *tag));
@@ -165,13 +178,6 @@ impl Pager {
                 let cached = wanted && self.answer_cached(id, run.owner, page, &window);
                 let wanted = wanted && !cached;
                 let (owner, source) = (run.owner, run.source + (page - run.start));
-                // Whether the few pages that are fetched beside it will be touched too, nobody can tell.
-                let beside = match window {
-                    Window::To(end) if wanted && end - page <= TOLD_PAGES => {
-                        end.min(run.end()) - page - 1
-                    }
-                    _ => 0,
-                };
                 // Once what is waited for is here: on its way, it would wait for what is not.
                 if let Some(space) = self.spaces.get(&id).filter(|s| s.role == Role::Main)
                     && let Some(child) = self.children.get_mut(&space.child)
@@ -183,7 +189,15 @@ impl Pager {
                     }
                 }
                 match window {
-                    Window::To(end) => self.request(id, page, end, wanted),
+                    Window::To(end) => {
+                        if untold {
+                            self.await_around(id, owner, page + 1..end);
+                        }
+                        self.request(id, page, end, wanted);
+                        if untold && wanted && end == page + 1 {
+                            self.fetch_around(id, owner, page);
+                        }
+                    }
                     Window::Every { first, step, count } => {
                         self.request(id, page, page + 1, wanted);
                         let at = |n: u64| first.checked_add_signed(n as i64 * step);
@@ -191,22 +205,22 @@ impl Pager {
                         self.read_pages(id, owner, &pages, Purpose::Touch);
                     }
                 }
-                self.noted(id, owner, source, passed, beside);
+                self.noted(id, owner, source, passed, &beside);
                 self.follow(id, owner, source);
             }
         }
     }
 
     /// Notes touches, up to that of page `source` of `owner`, that none of the earlier children of the
-    /// seed made; with the pages after it that were fetched `beside` it.
-    fn noted(&mut self, id: u64, owner: u16, source: u64, passed: Passed, beside: u64) {
+    /// seed made; with the pages of it that come `beside` it.
+    fn noted(&mut self, id: u64, owner: u16, source: u64, passed: Passed, beside: &[u64]) {
         let Some(space) = self.spaces.get_mut(&id).filter(|s| s.role == Role::Main) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         let via = child.sources.get(usize::from(owner)).and_then(|source| source.via);
         let Some(via @ Via::Peer(peer, handle)) = via else { return };
         let open = self.peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
         let Some(open) = open.filter(|open| !open.trail.is_full()) else { return };
-        let pages = passed.pages(source).chain(source + 1..=source + beside);
+        let pages = passed.pages(source).chain(beside.iter().copied());
         let before = child.touched.len();
         child.touched.extend(pages.filter(|page| !open.trail.has(*page)).map(|page| (via, page)));
         if child.touched.len() > before {
@@ -323,7 +337,7 @@ impl Pager {
         let source = child.sources.get(usize::from(run.owner));
         let via = source.and_then(|source| match purpose {
             Purpose::Ahead => source.ahead.or(source.via),
-            Purpose::Touch | Purpose::Fill => source.via,
+            Purpose::Touch | Purpose::Around | Purpose::Fill => source.via,
         });
         let Some(via) = via else {
             let child = child.id;
@@ -331,6 +345,8 @@ impl Pager {
             return;
         };
         let list: Option<Arc<[u64]>> = match single {
+            // Nobody waits for these.
+            None if purpose == Purpose::Around => None,
             None => {
                 space.map_mut().mark(run.start, run.end(), number);
                 None
@@ -350,6 +366,10 @@ impl Pager {
             Purpose::Ahead => {
                 child.ahead.push_back(tag);
                 child.ahead_pages += run.count;
+            }
+            Purpose::Around => {
+                child.around.push(tag);
+                child.counters.pages_around += run.count;
             }
             Purpose::Touch => {}
         }
@@ -458,15 +478,4 @@ fn late(reads: &HashMap<u64, ReadInFlight>, ahead: &VecDeque<u64>, tag: Tag, pag
         };
         before.sum::<u64>() + place >= u64::from(read.next) + NEAR
     })
-}
-
-/// Whether other children of the owner than this one have told anything. A local owner keeps no trail.
-fn told(peers: &HashMap<u64, Peer>, child: &Child, owner: u16) -> bool {
-    match child.sources.get(usize::from(owner)).and_then(|source| source.via) {
-        Some(Via::Peer(peer, handle)) => {
-            let open = peers.get(&peer).and_then(|peer| peer.handles.get(&handle));
-            open.is_some_and(|open| open.told && open.teller != Some(child.id))
-        }
-        _ => true,
-    }
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod areas;
+mod around;
 mod arrive;
 mod cache;
 mod child;

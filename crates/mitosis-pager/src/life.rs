@@ -336,7 +336,9 @@ impl Pager {
         }
         self.close_finished(id);
         let Some(child) = self.children.get_mut(&id) else { return };
-        if left.iter().all(|pages| *pages == 0) && !child.independent {
+        // One that has exited misses nothing either, which is not worth a word.
+        let lives = child.exit.is_none() && !child.independent;
+        if lives && left.iter().all(|pages| *pages == 0) {
             child.set_independent(Instant::now());
             self.events.push(Event::Independent { child: id });
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// Version of this protocol; a daemon speaks only to a pager of the same version.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Names a child; chosen by the daemon, below 2^56, never reused while the pager lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -288,6 +288,9 @@ pub struct ChildStats {
     pub pages_held: u64,
     /// So many of these were touched. The share of the others is that of what was fetched in vain.
     pub pages_held_touched: u64,
+    /// Pages fetched because they lie around what the first child of a seed touched, and kept here: those of
+    /// them that it used are among `pages_cached`.
+    pub pages_around: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     pub rdma_reach: u64,
     /// Microseconds that making the queue pairs to its owners took.

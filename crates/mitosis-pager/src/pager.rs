@@ -82,6 +82,8 @@ pub(crate) enum Purpose {
     Touch,
     /// The trail says that somebody will.
     Ahead,
+    /// It lies around what somebody touched: it is for the cache.
+    Around,
     /// The child is to depend on nobody.
     Fill,
 }

@@ -17,7 +17,7 @@ const AT_ONCE: u64 = 64;
 
 impl Pager {
     /// Another node's seed of which a child lacks pages.
-    fn remote(&self, child: ChildId, owner: u16) -> Option<&Owner> {
+    pub(crate) fn remote(&self, child: ChildId, owner: u16) -> Option<&Owner> {
         let source = self.children.get(&child)?.sources.get(usize::from(owner))?;
         matches!(source.via, Some(Via::Peer(..))).then_some(&source.owner.owner)
     }

@@ -6,6 +6,7 @@ use crate::message::ChildId;
 use crate::prefetch::Streams;
 use crate::trail::Follower;
 use mitosis_sys::uffd::{Placed, Stop, Uffd};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -133,6 +134,13 @@ impl Space {
     /// The missing pages, to be changed.
     pub fn map_mut(&mut self) -> &mut PageMap {
         Arc::make_mut(&mut self.map)
+    }
+
+    /// Those of `pages` that are missing and `owner`'s, by its own numbers, in the area of the first.
+    pub fn lacks(&self, pages: Range<u64>, owner: u16) -> Vec<u64> {
+        let end = self.areas.find(pages.start).map_or(pages.start, |area| area.end.min(pages.end));
+        let of_owner = self.map.within(pages.start, end).filter(|run| run.owner == owner);
+        of_owner.flat_map(|run| run.source..run.source + run.count).collect()
     }
 
     fn wake(&self, page: u64, count: u64) {

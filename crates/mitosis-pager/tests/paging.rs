@@ -313,6 +313,42 @@ fn a_child_that_leaves_a_long_trail_was_sent_no_more_than_it_followed() {
 }
 
 #[test]
+fn what_lies_around_the_first_childs_touches_is_here_but_not_told() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let pages = 20_000;
+    let wanted = Wanted { pages, remote: pages, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    // The first and the third of blocks of four.
+    let order: Vec<u64> = scattered(250, 5000).iter().map(|n| n * 4).collect();
+    for first in order.iter().chain(&order.iter().map(|n| n + 2).collect::<Vec<u64>>()) {
+        child.check(*first, 1);
+    }
+    let stats = rig.stats(child.id);
+    assert!(stats.pages_around >= 16 && stats.pages_cached >= 16 / 4, "{stats:?}");
+    assert!(stats.pages_around <= 16 + 4 * stats.pages_cached, "{stats:?}");
+    // What lies around is not in the child, and nobody is told of it.
+    let has = pages - stats.pages_left;
+    assert!((500..=600).contains(&has), "{stats:?}");
+    let learned = || server.seed.learned.lock().unwrap().len() as u64;
+    rig.until(child.id, "told", |_| learned() >= 500);
+    assert!(learned() <= has + 16, "{} learned: {stats:?}", learned());
+    child.check(0, pages);
+}
+
+#[test]
+fn who_uses_nothing_around_its_touches_is_not_sent_it() {
+    let (server, rig) = (Server::start(), Rig::start());
+    let wanted = Wanted { pages: 20_000, remote: 20_000, ..Wanted::default() };
+    let child = child(&rig, server.owner(), wanted);
+    for n in scattered(500, 2500) {
+        child.check(n * 8, 1);
+    }
+    let stats = rig.stats(child.id);
+    assert!(stats.pages_around <= 16 + 4, "{stats:?}");
+    assert_eq!(stats.pages_cached, 0, "{stats:?}");
+}
+
+#[test]
 fn what_one_child_was_sent_its_running_sibling_finds_here() {
     let (server, rig) = (Server::start(), Rig::start());
     let wanted = |source| Wanted { pages: 4000, remote: 4000, source, ..Wanted::default() };

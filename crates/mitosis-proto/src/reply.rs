@@ -276,6 +276,10 @@ pub struct ChildRow {
     /// So many of these were touched: of what was fetched ahead, this share was needed.
     #[serde(default)]
     pub pages_held_touched: u64,
+    /// Pages fetched because they lie around what the first child of a seed touched, and kept on the node:
+    /// those of them that it used are among `pages_cached`.
+    #[serde(default)]
+    pub pages_around: u64,
     /// Pages of its owners that can be read by RDMA now, fetched ones included.
     #[serde(default)]
     pub rdma_reach: u64,

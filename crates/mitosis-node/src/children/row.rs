@@ -32,6 +32,7 @@ impl Child {
             pages_cached: number(|s| s.pages_cached),
             pages_held: number(|s| s.pages_held),
             pages_held_touched: number(|s| s.pages_held_touched),
+            pages_around: number(|s| s.pages_around),
             rdma_reach: number(|s| s.rdma_reach),
             rdma_link_us: number(|s| s.rdma_link_us),
             rdma_note: stats.and_then(|s| s.rdma_note.clone()),
