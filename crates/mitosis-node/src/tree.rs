@@ -111,7 +111,7 @@ impl Batch<'_> {
         let count = recipes.len() as u32;
         let ids: Vec<u64> =
             (0..count).map(|n| if n == 0 { id } else { self.node.next_child_id() }).collect();
-        let mut held = Held(Some(self.pager.pool.take(network)?));
+        let mut held = Held(Some(self.guard(network)?));
         let (filled, word) = pair()?;
         let log = self.log(id)?;
         let mut between = Between::default();
@@ -124,7 +124,8 @@ impl Batch<'_> {
                 Provided::Terminal(index) => terminals.as_ref()?.master(*index),
                 _ => None,
             };
-            let (provided, share) = self.provide(recipe, log.as_ref(), Some(&filled), of_tree)?;
+            let streams = (log.as_ref(), Some(&filled));
+            let (provided, share) = self.provide(recipe, streams, held.guard()?, of_tree)?;
             let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
             processes.push(Process { plan: &recipe.plan, fds });
             arrivals.push(uffd_rx);

@@ -44,14 +44,16 @@ impl Nursery {
     }
 
     /// Has a guard made; [`Nursery::pid`] says which. `attached`: its control socket, and a mount of its number.
+    /// `own_user`: in a user namespace of its own.
     pub(crate) fn order(
         &mut self,
         attached: &[BorrowedFd<'_>],
-        network: Network,
+        (network, own_user): (Network, bool),
         generation: u64,
     ) -> Result<(), SandboxError> {
         let own_net = u64::from(network == Network::Own);
-        let order: Vec<u8> = [generation, own_net].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let order = [generation, own_net, u64::from(own_user)];
+        let order: Vec<u8> = order.iter().flat_map(|w| w.to_le_bytes()).collect();
         let mut again = self.process.is_some();
         loop {
             let process = match self.process.take() {

@@ -41,6 +41,9 @@ pub struct NurseryOrder {
     pub generation: u64,
     /// 1: with a network namespace of its own.
     pub own_net: u64,
+    /// 1: in a user namespace of its own, to which its other namespaces belong. Ids it has none until
+    /// the node writes its maps.
+    pub own_user: u64,
 }
 
 /// Message kinds on a guard's control socket.
@@ -61,6 +64,9 @@ pub mod guard_message {
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
+    /// Node to a process executed as a template: be none, but make one child from nothing in the namespaces
+    /// of a guard, and end. A [`super::TemplateOrder`] follows, with fds attached as for that.
+    pub const MAKE: u32 = 20;
     /// Node to guard: make the processes of a tree. Attached: a file with `a`
     /// [`TreeEntry`](super::super::TreeEntry)s, the root first, then for each that is to live a socket
     /// on which its own FORK comes, and the file systems that `b` says:

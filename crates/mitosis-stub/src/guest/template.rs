@@ -4,6 +4,9 @@
 //! The template itself enters no namespace but for its children's pids. Another process, which
 //! shares its memory and its descriptors for that moment, enters them and makes the child; when it ends, the child
 //! becomes the guard's.
+//!
+//! A child of a guard that has none of the node's rights is made in the same way, by a process that is not
+//! a template and has nothing that the child could begin with.
 
 use crate::abi::*;
 use crate::guard::{self, Control, FDS_MAX, exit};
@@ -17,10 +20,11 @@ const NEWPID: u64 = 0x2000_0000;
 /// NEWNS | NEWUTS | NEWIPC | NEWNET
 const OTHERS: u64 = 0x2_0000 | 0x400_0000 | 0x800_0000 | 0x4000_0000;
 
+/// With `FORK` without what follows the [`ForkOrder`] in it.
 #[repr(C, align(8))]
 struct Begin {
     message: GuardMessage,
-    order: ForkOrder,
+    order: TemplateOrder,
 }
 
 /// In a process just executed: takes its one order, as a guard would, and becomes what it says.
@@ -36,14 +40,29 @@ pub fn begin(vdso: u64) -> ! {
     let received = guard::receive(GUARD_CONTROL_FD, to, len as u64, &mut control);
     // SAFETY: plain integers, all of them received; only as many descriptors are used as came.
     let (packet, control) = unsafe { (&*packet.as_ptr(), &*control.as_ptr()) };
-    let order = &packet.order;
+    let order = &packet.order.fork;
+    let short = size_of::<GuardMessage>() + size_of::<ForkOrder>();
     match received {
-        Some((n, count)) if n == len && count == order.fd_count as usize => {}
+        Some((n, count)) if n == short && count == order.fd_count as usize => {}
+        Some((n, count)) if n == len && packet.message.kind == guard_message::MAKE => {
+            make_one(&packet.order, &control.fds, count, vdso)
+        }
         _ => exit(3),
     }
     guard::place_fds(order, &control.fds, -1);
     guard::map_region(order);
     guard::enter(order, 0, ENTRY_TEMPLATE, vdso, 0)
+}
+
+/// Makes a child from nothing, and is no template.
+fn make_one(order: &TemplateOrder, fds: &[i32; FDS_MAX], count: usize, vdso: u64) -> ! {
+    const ANON_PRIVATE: u64 = 0x22;
+    let stack = syscall!(sys::MMAP, 0, TEMPLATE_STACKS / 2, 3, ANON_PRIVATE, -1i64, 0);
+    if stack < 0 || order.fork.fd_count < 3 || count != order.fork.fd_count as usize + 2 {
+        exit(3);
+    }
+    obey(order, fds, stack as u64 + TEMPLATE_STACKS / 2, Some(vdso));
+    exit(0)
 }
 
 /// rdi: the plan; rsi: address of the process's vdso. Its stack is at the end of the region.
@@ -98,6 +117,8 @@ unsafe extern "C" fn serve_frozen(end: u64) -> ! {
 struct Job<'a> {
     order: &'a TemplateOrder,
     fds: &'a [i32; FDS_MAX],
+    /// Where the vdso is of a process that has no region yet, for a child that begins with nothing.
+    fresh: Option<u64>,
     failed: u64,
     result: i64,
 }
@@ -128,7 +149,13 @@ fn serve(maker_stack: u64) -> bool {
         Some(_) => exit(3),
         None => return false,
     }
-    let mut job = Job { order, fds, failed: MAKE_ENTER_PID, result: 0 };
+    obey(order, fds, maker_stack, None);
+    true
+}
+
+/// Makes the child of an order. `maker_stack`: one past the end of where the maker's is.
+fn obey(order: &TemplateOrder, fds: &[i32; FDS_MAX], maker_stack: u64, fresh: Option<u64>) {
+    let mut job = Job { order, fds, fresh, failed: MAKE_ENTER_PID, result: 0 };
     job.result = syscall!(sys::SETNS, job.guard(), NEWPID);
     if job.result >= 0 {
         make(&mut job, maker_stack);
@@ -140,9 +167,8 @@ fn serve(maker_stack: u64) -> bool {
         frame.status.op = job.failed;
         frame.status.result = job.result;
         report(fds[FD_STATUS as usize], &frame.status);
-        guard::close_all(fds, own as u32 + 2);
+        guard::close_all(fds, order.fork.fd_count + 2);
     }
-    true
 }
 
 /// Makes the maker and waits until it is gone.
@@ -189,8 +215,12 @@ unsafe extern "C" fn maker(job: *mut Job<'_>) -> ! {
         if pid == 0 {
             // From here on a copy: of the job, of the stack, of everything.
             guard::place_fds(&job.order.fork, job.fds, job.behind(1));
-            let (order, from) = (&job.order.fork, job.order.shared_len);
-            guard::enter(order, from, ENTRY_RESTORE, 0, job.order.generation);
+            let (order, generation) = (&job.order.fork, job.order.generation);
+            if let Some(vdso) = job.fresh {
+                guard::map_region(order);
+                guard::enter(order, 0, ENTRY_RESTORE, vdso, generation);
+            }
+            guard::enter(order, job.order.shared_len, ENTRY_RESTORE, 0, generation);
         }
         job.result = pid;
         if pid > 0 {
