@@ -266,10 +266,10 @@ fn capture_once(
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let place = stop::Place::of(pid);
     place.beside_parent();
-    let alone = meeting.is_none_or(|meeting| !meeting.is_tree());
-    let facts = refuse::inspect(pid, options.privileged, alone)?;
+    let facts = refuse::inspect(pid, options.privileged)?;
     let gadget = gadget::Gadget::find(pid)?;
     // What processes of a tree have in common is seen only while all of them stand still.
+    let alone = meeting.is_none_or(|meeting| !meeting.is_tree());
     let files = alone.then(|| Prescan::take(pid, options.content_max)).transpose()?;
     let room = limits::make_room(pid)?;
     clock.lap(Phase::Inspect);

@@ -29,7 +29,7 @@ pub(crate) struct Facts {
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-pub(crate) fn inspect(pid: i32, privileged: bool, alone: bool) -> Result<Facts, CaptureError> {
+pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError> {
     let refused = |why: String| CaptureError::Refused { pid, why };
     let gone = |_| CaptureError::NoSuchProcess(pid);
     let status = Status::read(pid).map_err(gone)?;
@@ -58,7 +58,7 @@ pub(crate) fn inspect(pid: i32, privileged: bool, alone: bool) -> Result<Facts, 
         refuse_not_dumpable(pid, &status).map_err(refused)?;
         refuse_confined(pid).map_err(refused)?;
     }
-    user::refuse(pid, alone).map_err(refused)?;
+    user::refuse(pid).map_err(refused)?;
     refuse_32_bit(pid).map_err(refused)?;
     refuse_frozen(pid).map_err(refused)?;
     let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();

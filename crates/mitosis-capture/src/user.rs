@@ -6,12 +6,8 @@ use mitosis_sys::procfs;
 use mitosis_sys::userns::{self, Place};
 
 /// Refuses where its child could not have one like it: that is made in its node's.
-/// Of a tree those that are not `alone` are made by the guard, which has no rights outside of its own.
-pub(crate) fn refuse(pid: i32, alone: bool) -> Result<(), String> {
+pub(crate) fn refuse(pid: i32) -> Result<(), String> {
     match userns::place(pid).map_err(|e| e.to_string())? {
-        Place::Below if !alone => {
-            Err("is in a user namespace of its own: it can be forked alone, not with a tree".into())
-        }
         Place::Here | Place::Below => Ok(()),
         Place::Deeper => Err("is in a user namespace more than one level below this node's".into()),
         Place::Elsewhere => Err("is in a user namespace that is not below this node's".into()),

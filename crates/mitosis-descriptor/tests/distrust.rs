@@ -330,6 +330,10 @@ fn trees_that_are_none_are_refused_by_name() {
                 d.rare.tree.place.terminal = Some(Terminal { index, foreground: 0 });
             }),
         ),
+        (
+            "in another user namespace",
+            with_member(1, |d| d.rare.user_namespace = Some(id_map(1, (0, 0, 1)))),
+        ),
         ("with id 100", with(&|d| d.rare.tree.zombies = vec![zombie(100, 0)])),
         ("process of a tree", with(&|d| d.rare.tree.zombies = vec![zombie(-1, 0)])),
         ("zombie 200: ended with status", with(&|d| d.rare.tree.zombies = vec![zombie(200, 19)])),

@@ -32,7 +32,7 @@ pub use facts::NodeFacts;
 pub use mitosis_state::Provided;
 pub use plan::{Area, Part, ProvenFiles, Request, RestorePlan, Time, plan, region};
 pub use shared::has_names;
-pub use start::{Building, Maker, StartFds, Started, await_hooks, start, start_template};
+pub use start::{Building, Maker, StartFds, Started, Steward, await_hooks, start, start_template};
 pub use user::is_below;
 pub use vdso::{
     VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, functions as vdso_functions,

@@ -207,7 +207,7 @@ pub fn plan(
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     memory.filled = request.filled && part != Part::Rest;
     let (pid, maker_pid) = pids(descriptor, request);
-    memory.pid = pid;
+    (memory.pid, memory.adopted) = (pid, is_adopted(descriptor, request));
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -238,7 +238,7 @@ pub fn plan(
         identity::plan_threads(descriptor, request, &mut program);
         rare::registers(&mut program, descriptor);
         rare::threads(&mut program, descriptor, node);
-        if is_adopted(descriptor, part) {
+        if is_adopted(descriptor, request) {
             let what = "sandbox: become the guard's";
             program.push(List::Build, op(0, OP_ADOPTED, &[]), what, Detail::None);
         }
@@ -283,15 +283,17 @@ pub fn plan(
 }
 
 /// Whether a child becomes its guard's only when another process that has made it is gone: one of a
-/// template, and one whose guard has not the rights that it is made with.
-pub(crate) fn is_adopted(descriptor: &Descriptor, part: Part) -> bool {
-    part == Part::Rest || (part == Part::Whole && user::is_below(descriptor))
+/// template, and one whose guard has not the rights that it is made with. A tree's processes see to that
+/// before they have plans.
+fn is_adopted(descriptor: &Descriptor, request: &Request) -> bool {
+    let (part, alone) = (request.part, request.tree.is_none());
+    part == Part::Rest || (part == Part::Whole && alone && user::is_below(descriptor))
 }
 
 /// The child's pid, and one for whoever makes it. One that is adopted tells its guard its pid by its plan,
 /// so it cannot be left to the kernel.
 fn pids(descriptor: &Descriptor, request: &Request) -> (i32, i32) {
-    let pid = match (request.new_pid, is_adopted(descriptor, request.part)) {
+    let pid = match (request.new_pid, is_adopted(descriptor, request)) {
         (false, _) => descriptor.process.pid,
         (true, true) => 2,
         (true, false) => 0,

@@ -56,16 +56,20 @@ pub enum Maker<'a> {
         /// The child's generation number.
         generation: u64,
     },
-    /// A process that makes this one child in the guard's namespaces, with the node's rights, which the
-    /// guard has not: [`crate::is_below`]. The plan is a [`crate::Part::Whole`].
-    Steward {
-        /// Where it takes its order.
-        orders: BorrowedFd<'a>,
-        /// The guard.
-        guard: BorrowedFd<'a>,
-        /// The child's generation number.
-        generation: u64,
-    },
+    /// Another process for it. The plan is a [`crate::Part::Whole`].
+    Steward(Steward<'a>),
+}
+
+/// A process that makes this one child, or this one tree, in the guard's namespaces, with the node's rights,
+/// which the guard has not: [`crate::is_below`].
+#[derive(Clone, Copy, Debug)]
+pub struct Steward<'a> {
+    /// Where it takes its order.
+    pub orders: BorrowedFd<'a>,
+    /// The guard.
+    pub guard: BorrowedFd<'a>,
+    /// The child's generation number.
+    pub generation: u64,
 }
 
 /// Bound on building a child.
@@ -139,9 +143,9 @@ pub fn start(
                 .map_err(failed("sendmsg", "guard"))?;
         }
         Maker::Template { orders, guard, generation }
-        | Maker::Steward { orders, guard, generation } => {
+        | Maker::Steward(Steward { orders, guard, generation }) => {
             let make = [u64::from(guard_message::MAKE), 0];
-            let head = if matches!(maker, Maker::Steward { .. }) { &make[..] } else { &[] };
+            let head = if matches!(maker, Maker::Steward(_)) { &make[..] } else { &[] };
             let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
             let behind = [guard, control];
             let attached = [&attached[..], &behind[..]].concat();

@@ -11,7 +11,7 @@ use crate::{millis, monotonic_ns};
 use mitosis_descriptor::{IdRange, PageIndex, Phase, UserNamespace};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkedChild, Net, PhaseTime, Via};
-use mitosis_restore::{Building, Maker, StartFds, Started};
+use mitosis_restore::{Building, Maker, StartFds, Started, Steward};
 use mitosis_sandbox::{Blank, Guard, Network, Users};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
@@ -78,9 +78,11 @@ impl Batch<'_> {
             (Some(template), _) => {
                 Maker::Template { orders: template.orders.as_fd(), guard: pidfd, generation }
             }
-            (None, Some(steward)) => {
-                Maker::Steward { orders: steward.control.as_fd(), guard: pidfd, generation }
-            }
+            (None, Some(steward)) => Maker::Steward(Steward {
+                orders: steward.control.as_fd(),
+                guard: pidfd,
+                generation,
+            }),
             (None, None) => Maker::Guard,
         };
         let started = mitosis_restore::start(plan, guard.control.as_fd(), maker, fds, page);
@@ -105,7 +107,7 @@ impl Batch<'_> {
     }
 
     /// Who makes a child that neither its guard nor a template makes.
-    fn steward(&self) -> Result<Option<Blank>, NodeError> {
+    pub(crate) fn steward(&self) -> Result<Option<Blank>, NodeError> {
         let below = mitosis_restore::is_below(&self.recipe.descriptor);
         let wanted = below && self.template.is_none();
         Ok(wanted.then(|| Blank::start(self.node.templates.image())).transpose()?)

@@ -1,7 +1,7 @@
 //! The userfaultfd, from its making until the pager and the guard have it.
 
 use super::Memory;
-use crate::plan::{Area, Part, is_adopted};
+use crate::plan::{Area, Part};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::{FD_GUARD_QUEUE, FD_PAGER, FD_UFFD, guard_message};
 
@@ -28,9 +28,8 @@ impl Memory<'_> {
         // To the guard that becomes its parent, of which it has the node's end until it goes on: that would
         // else have to be told before there is a child, and be waited for.
         let mine = |kind: u32| (u128::from(self.pid as u32) << 32 | u128::from(kind)).to_le_bytes();
-        let adopted = is_adopted(self.descriptor, part);
         if self.areas.is_empty() {
-            if adopted {
+            if self.adopted {
                 let told = program.data(&mine(guard_message::ADOPT));
                 let args = [u64::from(self.fd_base) + FD_GUARD_QUEUE as u64, told, 16];
                 let what = "sandbox: tell the guard";
@@ -65,7 +64,7 @@ impl Memory<'_> {
         // A guard that has made its child holds what waits in a socket that it never reads; one that has
         // adopted it takes the descriptor, which is less: no socket, and no message for life.
         let hold = mine(guard_message::HOLD_MAIN);
-        let to_guard: &[u8] = if adopted { &hold } else { b"u" };
+        let to_guard: &[u8] = if self.adopted { &hold } else { b"u" };
         let receivers = [
             (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),
             (FD_PAGER, &b"u"[..], "register: give the userfaultfd to the pager"),

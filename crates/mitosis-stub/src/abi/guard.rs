@@ -58,7 +58,8 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
-    /// Child of a template to its guard, before it runs: it has pid `a`; keep the attached userfaultfd.
+    /// Child of a template to its guard, before it runs: it has pid `a`; keep the attached userfaultfd. Or
+    /// the node: the main child will have pid `a`; keep the read side of its queue.
     pub const HOLD_MAIN: u32 = 6;
     /// The same from one that lacks no page and so has none: it has pid `a`.
     pub const ADOPT: u32 = 15;
@@ -67,6 +68,10 @@ pub mod guard_message {
     /// Node to a process executed as a template: be none, but make one child from nothing in the namespaces
     /// of a guard, and end. A [`super::TemplateOrder`] follows, with fds attached as for that.
     pub const MAKE: u32 = 20;
+    /// The same for the processes of a tree: `a` and `b` are as with [`FORK_TREE`]. Attached are what comes
+    /// with that, a socket for word of a failure, the guard's pidfd, and the socket for
+    /// [`super::FD_GUARD_QUEUE`], whose read side the guard has got with [`HOLD_MAIN`].
+    pub const MAKE_TREE: u32 = 21;
     /// Node to guard: make the processes of a tree. Attached: a file with `a`
     /// [`TreeEntry`](super::super::TreeEntry)s, the root first, then for each that is to live a socket
     /// on which its own FORK comes, and the file systems that `b` says:
