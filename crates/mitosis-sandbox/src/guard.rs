@@ -1,7 +1,7 @@
 //! One guard.
 
 use crate::nursery::{pair, receive};
-use crate::{Group, Groups, Number, Nursery, SandboxError};
+use crate::{Group, Groups, Number, Nursery, SandboxError, numbers};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -92,9 +92,14 @@ impl Guard {
         let generation = generation()?;
         let text = generation_text(generation);
         let put = nursery.numbers.as_ref().map(|numbers| numbers.put(&text)).transpose()?;
-        let (number, mount) = put.unzip();
+        let (number, mut mount) = put.unzip();
+        let whole = users.is_some() && mount.is_none();
+        if whole {
+            mount = Some(numbers::whole(&text)?);
+        }
         let attached: Vec<_> = std::iter::once(&theirs).chain(&mount).map(AsFd::as_fd).collect();
-        nursery.order(&attached, (network, users.is_some()), generation)?;
+        let own = [network == Network::Own, users.is_some(), whole];
+        nursery.order(&attached, generation, own)?;
         // The guard's end is the guard's alone.
         drop((theirs, mount));
         // First: when the guard is ready, its pid has been told.
@@ -239,12 +244,14 @@ mod tests {
             (std::fs::read_to_string(&path).expect("number"), std::fs::write(&path, "1").is_err())
         };
         let mut guards = Vec::new();
-        for turn in 0..4 {
-            if turn == 2 {
+        let users = Users { uids: "0 100000 10".into(), ..Users::default() };
+        for turn in 0..8 {
+            if turn == 4 {
                 nursery.numbers = None;
                 nursery.kill();
             }
-            guards.push(Guard::start(&mut nursery, Network::Node, None, None).expect("guard"));
+            let users = Some(&users).filter(|_| turn % 2 == 1);
+            guards.push(Guard::start(&mut nursery, Network::Node, users, None).expect("guard"));
         }
         for guard in &guards {
             let text = format!("{}\n", generation_text(guard.generation));

@@ -44,6 +44,9 @@ pub struct NurseryOrder {
     /// 1: in a user namespace of its own, to which its other namespaces belong. Ids it has none until
     /// the node writes its maps.
     pub own_user: u64,
+    /// 1: what is attached is not a mount of the file but one of a file system with the file in it. A guard in
+    /// a user namespace cannot make that itself: it could make no file there.
+    pub whole: u64,
 }
 
 /// Message kinds on a guard's control socket.

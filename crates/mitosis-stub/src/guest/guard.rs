@@ -116,8 +116,8 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
 }
 
 /// The life of a guard, from when it is made on, in namespaces of its own. `number` is a mount of a file with
-/// the generation number; -1: it makes one itself.
-pub fn live(vdso: u64, generation: u64, own_net: bool, number: i32) -> ! {
+/// the generation number, or of a whole file system with that; -1: it makes one itself.
+pub fn live(vdso: u64, generation: u64, own_net: bool, number: (i32, bool)) -> ! {
     if syscall!(bare sys::GETPID) != 1 {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);

@@ -58,7 +58,7 @@ fn make(vdso: u64, order: &NurseryOrder, control: i32, number: i32) {
         if user != 0 {
             settle::close_to_inspection();
         }
-        guard::live(vdso, order.generation, network != 0, number);
+        guard::live(vdso, order.generation, network != 0, (number, order.whole == 1));
     }
     syscall!(sys::WRITE, GUARD_CONTROL_FD, &raw const pid, 8);
     syscall!(sys::CLOSE, control);
