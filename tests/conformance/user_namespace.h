@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 
 /* The fields of a file of /proc/self, each after one space. */
-static const char *has_fields(const char *path, const char *wanted) {
+__attribute__((unused)) static const char *has_fields(const char *path, const char *wanted) {
     char text[4096], squeezed[4096];
     int fd = open(path, O_RDONLY | O_CLOEXEC), at = 0;
     EXPECT(fd >= 0);
@@ -24,7 +24,7 @@ static const char *has_fields(const char *path, const char *wanted) {
     return NULL;
 }
 
-static const char *put(pid_t pid, const char *name, const char *text) {
+__attribute__((unused)) static const char *put(pid_t pid, const char *name, const char *text) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -52,7 +52,7 @@ __attribute__((unused)) static const char *enter_mapped(const char *uids, const 
 }
 
 /* Capabilities of the calling thread: effective and permitted, and inheritable none. */
-static uint64_t capabilities(void) {
+__attribute__((unused)) static uint64_t capabilities(void) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
     if (syscall(SYS_capget, &head, data) != 0) return 1;
@@ -62,7 +62,7 @@ static uint64_t capabilities(void) {
 }
 
 /* All that the kernel has. */
-static uint64_t all_capabilities(void) {
+__attribute__((unused)) static uint64_t all_capabilities(void) {
     int last = 0;
     while (prctl(PR_CAPBSET_READ, last + 1, 0, 0, 0) >= 0) last++;
     return ~0ull >> (63 - last);

@@ -1,0 +1,73 @@
+//! Parents in a user namespace of their own: see docs/restore.md.
+
+use std::process::Command;
+
+use crate::support::*;
+
+/// The C parent as the command that `line` begins with starts it.
+fn started<'lab>(lab: &'lab mitosis_lab::Lab, line: &str) -> Parent<'lab> {
+    let mut command = Command::new("sh");
+    let parent = format!("{} {PORT} dir={FILES} mb=8", c_parent().display());
+    command.args(["-c", &format!("exec {line} {parent}")]);
+    Parent::spawn(lab.node(0), command)
+}
+
+/// As a rootless container is: with namespaces of all kinds, as pid 1, with a `/proc` of its own.
+#[test]
+fn a_rootless_container() {
+    let lab = lab(3);
+    let daemons = [0, 1, 2].map(|index| daemon(&lab, index));
+    let [a, b, c] = &daemons;
+    let flags = "--user --map-root-user --mount --uts --ipc --pid --fork --kill-child --mount-proc";
+    let outer = started(&lab, &format!("unshare {flags}"));
+    let path = a.node().proc_dir(outer.pid()).join(format!("task/{0}/children", outer.pid()));
+    let inner: u32 = std::fs::read_to_string(path).unwrap().trim().parse().unwrap();
+    let seed = prepare(a, inner, &[]);
+    let hash = outer.ask("hash");
+    for via in ["direct", "template"] {
+        let own = ["--net", "own", "--via", via];
+        let child = fork(b, &seed.reference, &own)[0].clone();
+        assert_eq!(ask_inside(b.node(), &child, "hash"), hash, "{via}");
+        let maps = |name: &str| {
+            let text = std::fs::read_to_string(b.node().proc_dir(child.pid).join(name)).unwrap();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((maps("uid_map"), maps("gid_map")), ("0 0 1".into(), "0 0 1".into()));
+        assert_eq!(maps("setgroups"), "deny");
+        // It may do there what it could in its parent's.
+        let pid = child.pid;
+        let inside = "mount -t tmpfs none /mnt && hostname inside && mount -t proc none /proc";
+        b.node()
+            .sh(&format!("nsenter -t {pid} -U -m -u -p --preserve-credentials sh -c '{inside}'"))
+            .unwrap();
+        assert_ne!(b.node().sh("hostname").unwrap().stdout.trim(), "inside");
+        let second = prepare(b, pid, &[]);
+        let grandchild = fork(c, &second.reference, &own)[0].clone();
+        assert_eq!(ask_inside(c.node(), &grandchild, "hash"), hash, "{via}");
+    }
+    assert_eq!(outer.ask("hash"), hash);
+}
+
+/// Rights of the node's that only a process outside has are not had by its child: the fork fails, says
+/// which, and leaves nothing.
+#[test]
+fn a_priority_that_is_the_nodes_to_give() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let parent = started(&lab, "nice -n -5 unshare --user --map-root-user");
+    let seed = prepare(&a, parent.pid(), &[]);
+    let fails = |via: &str| {
+        let output = b.mitosis(&["fork", &seed.reference, "--detach", "--via", via]).unwrap();
+        assert_eq!(output.code(), 1, "{via}: {output:?}");
+        assert!(output.stderr.contains("threads: sched_setattr"), "{via}: {}", output.stderr);
+    };
+    // What guards in user namespaces are made of, and the template, stay.
+    fails("direct");
+    fails("template");
+    let before = settled_pids(b.node());
+    fails("direct");
+    fails("template");
+    same_pids(b.node(), &before);
+    assert!(ps(&b).is_empty());
+    assert_eq!(parent.ask("count"), "1");
+}
