@@ -71,3 +71,25 @@ fn a_priority_that_is_the_nodes_to_give() {
     assert!(ps(&b).is_empty());
     assert_eq!(parent.ask("count"), "1");
 }
+
+/// A node in a container sees only parts of `/proc`, and the kernel mounts no whole one for a user namespace:
+/// such forks fail and say so, others do not.
+#[test]
+fn a_node_that_sees_a_part_of_proc() {
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    b.node().sh("mount -t tmpfs none /proc/fs").unwrap();
+    let parent = started(&lab, "unshare --user --map-root-user");
+    let seed = prepare(&a, parent.pid(), &[]);
+    for via in ["direct", "template"] {
+        let output = b.mitosis(&["fork", &seed.reference, "--detach", "--via", via]).unwrap();
+        assert_eq!(output.code(), 1, "{via}: {output:?}");
+        assert!(output.stderr.contains("it cannot mount its /proc"), "{via}: {}", output.stderr);
+    }
+    assert!(ps(&b).is_empty());
+    drop(parent);
+    let parent = Parent::c(a.node(), &["mb=8"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    fork_one(&b, &seed.reference, &[]);
+    assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+}
