@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::admission::BREEDER;
 use crate::support::*;
 
 /// The C parent as the command that `line` begins with starts it.
@@ -42,6 +43,11 @@ fn a_rootless_container() {
             .unwrap();
         assert_ne!(b.node().sh("hostname").unwrap().stdout.trim(), "inside");
         let second = prepare(b, pid, &[]);
+        let named = [&own[..], &["--new-pid", "--hostname", "other"]].concat();
+        let another = fork(b, &second.reference, &named)[0].clone();
+        assert_eq!(ask_inside(b.node(), &another, "hash"), hash, "{via} with another name");
+        let name = format!("nsenter -t {} -u hostname", another.pid);
+        assert_eq!(b.node().sh(&name).unwrap().stdout.trim(), "other");
         let grandchild = fork(c, &second.reference, &own)[0].clone();
         assert_eq!(ask_inside(c.node(), &grandchild, "hash"), hash, "{via}");
     }
@@ -92,4 +98,28 @@ fn a_node_that_sees_a_part_of_proc() {
     let seed = prepare(&a, parent.pid(), &[]);
     fork_one(&b, &seed.reference, &[]);
     assert_eq!(ask(b.node(), "hash"), parent.ask("hash"));
+}
+
+/// Whoever makes a child, it is born in its own control group; and so is all of a tree.
+#[test]
+fn each_child_is_held_to_its_limits() {
+    let lab = lab(2);
+    let a = daemon(&lab, 0);
+    let b = lab.node(1).start_daemon_with(&binary(), &["--child-pids", "9"]).unwrap();
+    let born = |program: &[&str], flags: &[&str], via: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user"]).args(program).arg(BREEDER);
+        let parent = Parent::spawn(a.node(), command);
+        let seed = prepare(&a, parent.pid(), flags);
+        fork_one(&b, &seed.reference, &["--via", via]);
+        let born = ask(b.node(), "20");
+        end_children(&b);
+        born
+    };
+    let python = ["/usr/bin/python3", "-c"];
+    // The guard and the child itself count.
+    assert_eq!(born(&python, &[], "direct"), "7");
+    assert_eq!(born(&python, &[], "template"), "7");
+    let tree = ["sh", "-c", "/usr/bin/python3 -c \"$0\"; true"];
+    assert_eq!(born(&tree, &["--tree"], "direct"), "6");
 }
