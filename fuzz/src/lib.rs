@@ -103,6 +103,7 @@ fn node(d: &Descriptor) -> NodeFacts {
         nice: 0,
         kernel: Kernel::FULL,
         cap_bounding: u64::MAX,
+        caps: u64::MAX,
         generic_groups: Vec::new(),
         memory_nodes: vec![u64::MAX],
     }
@@ -301,6 +302,7 @@ fn plan_kinds(bytes: &[u8], place: Option<&Place>) -> bool {
         place,
         spare_pid: 32_000,
         new_pid: false,
+        own_users: place.is_none(),
         late: Default::default(),
         used: Default::default(),
         objects_of: Default::default(),

@@ -5,7 +5,7 @@ use crate::region::Injected;
 use crate::shared::Kept;
 use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
-use crate::{dontfork, hooks, ipc, memory, rare};
+use crate::{dontfork, hooks, ipc, memory, rare, user};
 use mitosis_descriptor::{
     Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
     SigAction, Thread, XsaveArea,
@@ -74,6 +74,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
+    rare.user_namespace = user::describe(pid)?;
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let threads: Vec<Thread> = input
         .taken

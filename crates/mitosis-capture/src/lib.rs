@@ -28,6 +28,7 @@ mod stop;
 mod timers;
 mod together;
 mod tree;
+mod user;
 mod vdso;
 
 pub use calls::{IoctlCalls, calls_max, ioctls};

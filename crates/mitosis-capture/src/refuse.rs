@@ -1,6 +1,6 @@
 //! Who cannot be a parent, found out before anything is touched.
 
-use crate::{CaptureError, aio, ipc, shared, timers};
+use crate::{CaptureError, aio, ipc, shared, timers, user};
 use mitosis_sys::clock::{self, Clocks};
 use mitosis_sys::procfs::{self, Status};
 
@@ -58,7 +58,7 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
         refuse_not_dumpable(pid, &status).map_err(refused)?;
         refuse_confined(pid).map_err(refused)?;
     }
-    refuse_user_namespace(pid).map_err(refused)?;
+    user::refuse(pid).map_err(refused)?;
     refuse_32_bit(pid).map_err(refused)?;
     refuse_frozen(pid).map_err(refused)?;
     let ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -88,18 +88,6 @@ fn refuse_privileged(status: &Status) -> Result<(), String> {
     let differ = |ids: &[u64]| ids.windows(2).any(|w| w[0] != w[1]);
     if differ(&uids) || differ(&gids) {
         return Err("runs with differing user or group ids (set-uid): refused by policy".into());
-    }
-    Ok(())
-}
-
-/// Its capabilities count in its user namespace only; a child, which is in the node's, would have them
-/// in all of it.
-fn refuse_user_namespace(pid: i32) -> Result<(), String> {
-    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-    let (own, its) = (of("self"), of(&pid.to_string()));
-    // A kernel without them says nothing of any process.
-    if own.is_some() && own != its {
-        return Err("is in a user namespace of its own".into());
     }
     Ok(())
 }
@@ -141,15 +129,15 @@ fn refuse_32_bit(pid: i32) -> Result<(), String> {
     Ok(())
 }
 
-/// The owner of /proc/PID files is root when the process is not dumpable (proc(5)). Of a process of
-/// root it shows later, to itself.
+/// The owner of /proc/PID files is root when the process is not dumpable (proc(5)), or who is that in its
+/// user namespace. Of a process of root it shows later, to itself.
 fn refuse_not_dumpable(pid: i32, status: &Status) -> Result<(), String> {
     let owner = |path: String| {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(path).map(|m| m.uid()).unwrap_or(0)
     };
     let uid = status.numbers("Uid", 10).get(1).copied().unwrap_or(0);
-    if uid != 0 && owner(format!("/proc/{pid}/environ")) == 0 {
+    if u64::from(owner(format!("/proc/{pid}/environ"))) != uid {
         return Err("is not dumpable (prctl PR_SET_DUMPABLE): refused by policy".into());
     }
     Ok(())

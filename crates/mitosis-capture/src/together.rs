@@ -8,7 +8,7 @@ use mitosis_descriptor::{
 };
 use mitosis_state::tree::FileKey;
 use mitosis_sys::kcmp;
-use mitosis_sys::procfs::Status;
+use mitosis_sys::procfs::{self, Status};
 use std::collections::HashSet;
 
 /// Index among those that live of a place; one that lives.
@@ -56,7 +56,7 @@ pub(crate) fn join(
     memory(&mut captured.members)
 }
 
-/// Members are processes of one pid namespace, each with a memory and a table of its own.
+/// Members are processes of one pid namespace and one user namespace, each with a memory and a table of its own.
 fn apart(members: &[Member]) -> Result<(), CaptureError> {
     let depth = |pid: i32| Status::read(pid).map_or(0, |status| status.numbers("NSpid", 10).len());
     let root = &members[0];
@@ -66,6 +66,12 @@ fn apart(members: &[Member]) -> Result<(), CaptureError> {
         // One that has ended meanwhile had them then.
         if depth(member.pid) != depth(root.pid) && depth(member.pid) != 0 && depth(root.pid) != 0 {
             return Err(refused("is in another pid namespace than the root of its tree".into()));
+        }
+        let users = |pid: i32| procfs::link(pid, "ns/user").ok();
+        if let (Some(its), Some(roots)) = (users(member.pid), users(root.pid))
+            && its != roots
+        {
+            return Err(refused("is in another user namespace than the root of its tree".into()));
         }
         if kcmp::shares_memory_or_files(parent.pid, member.pid).unwrap_or(false) {
             let why = format!("shares its memory or its table of open files with {}", parent.pid);

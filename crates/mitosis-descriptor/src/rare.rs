@@ -2,7 +2,10 @@
 
 use crate::ThreadValues;
 use crate::validate::{USER_END, invalid, pid};
-use crate::{Descriptor, DescriptorError, Limits, MemoryPolicy, OpenObject, PAGE_SIZE, Rare};
+use crate::{
+    Descriptor, DescriptorError, IdRange, Limits, MemoryPolicy, OpenObject, PAGE_SIZE, Rare,
+    UserNamespace,
+};
 use std::collections::HashSet;
 
 /// Words of a set of memory nodes: `MAX_NUMNODES` is at most 1024.
@@ -13,6 +16,8 @@ const KEY_MAX: u8 = 15;
 const SIGNALS_MAX: u32 = 64;
 /// `F_OWNER_PGRP` of asm-generic/fcntl.h, the highest.
 const OWNER_KIND_MAX: u32 = 2;
+/// `UID_GID_MAP_MAX_EXTENTS` of linux/user_namespace.h.
+const ID_RANGES_MAX: usize = 340;
 
 impl Rare {
     pub(crate) fn validate(
@@ -41,6 +46,7 @@ impl Rare {
         self.ipc.validate(all, limits)?;
         limits.check("rings of asynchronous I/O", self.rings.len(), limits.vmas_max)?;
         ordered("ring", self.rings.iter().map(|ring| (ring.start, ring.end)))?;
+        self.user_namespace.as_ref().map_or(Ok(()), |space| space.validate(limits))?;
         for signals in all.open_files.iter().filter_map(|file| file.signals) {
             if signals.id != 0 {
                 pid("owner of an open file", signals.id)?;
@@ -67,6 +73,27 @@ impl Rare {
 impl MemoryPolicy {
     fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         limits.check("words of a set of memory nodes", self.nodes.len(), NODE_WORDS_MAX)
+    }
+}
+
+impl UserNamespace {
+    fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        for (what, ranges) in
+            [("ranges of user ids", &self.uids), ("ranges of group ids", &self.gids)]
+        {
+            limits.check(what, ranges.len(), ID_RANGES_MAX)?;
+            // That they do not overlap is the kernel's to say. -1 is no id.
+            let fits = |first: u32, count: u32| first.checked_add(count).is_some();
+            let good = |range: &&IdRange| {
+                range.count > 0
+                    && fits(range.inside, range.count)
+                    && fits(range.outside, range.count)
+            };
+            if let Some(range) = ranges.iter().find(|range| !good(range)) {
+                return invalid(format!("{what}: {range:?}"));
+            }
+        }
+        Ok(())
     }
 }
 

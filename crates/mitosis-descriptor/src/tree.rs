@@ -150,6 +150,11 @@ impl Tree {
                 return invalid(format!("member {} of a tree: before its parent", index + 1));
             }
         }
+        let users = &root.rare.user_namespace;
+        if let Some(other) = images.iter().find(|image| image.rare.user_namespace != *users) {
+            let other = other.process.pid;
+            return invalid(format!("process {other} of a tree: in another user namespace"));
+        }
         let processes = std::iter::once(root).chain(&images);
         let tids = processes.clone().flat_map(|one| one.threads.iter().map(|thread| thread.tid));
         for id in tids.chain(self.zombies.iter().map(|zombie| zombie.pid)) {

@@ -21,6 +21,12 @@ fn seal(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A user namespace with that range of user ids, so many times.
+fn id_map(times: usize, (inside, outside, count): (u32, u32, u32)) -> UserNamespace {
+    let range = IdRange { inside, outside, count };
+    UserNamespace { uids: vec![range; times], ..UserNamespace::default() }
+}
+
 fn deleted_directory(name: &str, mode: u32) -> DeletedDirectory {
     DeletedDirectory { file: (1, 2), name: name.to_owned(), mode, uid: 0, gid: 0 }
 }
@@ -57,7 +63,7 @@ fn header_errors_are_told_apart() {
         decode(&bytes, &limits()).expect_err("altered")
     };
     assert_eq!(with(0, b'X'), DescriptorError::Magic);
-    assert_eq!(with(4, 2), DescriptorError::Version { found: 2, reads: 1 });
+    assert_eq!(with(4, 1), DescriptorError::Version { found: 1, reads: VERSION });
     assert!(matches!(with(6, 1), DescriptorError::Malformed(_)));
     assert_eq!(with(12, good[12] ^ 1), DescriptorError::Checksum);
     let mut longer = good.clone();
@@ -223,6 +229,12 @@ const CONTRADICTIONS: &[Case] = &[
         d.rare.ipc.queues = vec![MessageQueue { ipc, bytes_max: 1, messages }];
     }),
     ("open shared memory", |d| d.rare.open_objects = vec![OpenObject { object: 0, file: (1, 2) }]),
+    ("ranges of user ids", |d| d.rare.user_namespace = Some(id_map(1, (0, u32::MAX, 1)))),
+    ("ranges of group ids", |d| {
+        let (uids, gids) = (Vec::new(), id_map(1, (7, 7, 0)).uids);
+        d.rare.user_namespace = Some(UserNamespace { uids, gids, setgroups: true });
+    }),
+    ("ranges of user ids", |d| d.rare.user_namespace = Some(id_map(341, (0, 0, 1)))),
     ("owner of an open file", |d| {
         let signals = FileSignals { kind: 1, id: -1, signal: 0, armed: true, other: false };
         d.open_files = vec![OpenFile { signals: Some(signals), ..open_file(3) }];
@@ -317,6 +329,10 @@ fn trees_that_are_none_are_refused_by_name() {
                 let index = TERMINAL_MAX + 1;
                 d.rare.tree.place.terminal = Some(Terminal { index, foreground: 0 });
             }),
+        ),
+        (
+            "in another user namespace",
+            with_member(1, |d| d.rare.user_namespace = Some(id_map(1, (0, 0, 1)))),
         ),
         ("with id 100", with(&|d| d.rare.tree.zombies = vec![zombie(100, 0)])),
         ("process of a tree", with(&|d| d.rare.tree.zombies = vec![zombie(-1, 0)])),

@@ -201,7 +201,8 @@ pub(crate) fn provide_memory(
         | Provided::Listener { .. }
         | Provided::Member(_)
         | Provided::Terminal(_)
-        | Provided::TimeNamespace => return Ok(None),
+        | Provided::TimeNamespace
+        | Provided::UserNamespace => return Ok(None),
     }))
 }
 

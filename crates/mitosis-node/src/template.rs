@@ -106,6 +106,11 @@ impl Templates {
         Ok((Templates { table, changed, shadows, image, queue }, jobs))
     }
 
+    /// The program that a template runs, and a process that only makes one child.
+    pub fn image(&self) -> &GuardImage {
+        &self.image
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,8 +12,8 @@ use mitosis_pager::Asked;
 use mitosis_proto::{ForkRequest, ForkedChild};
 use mitosis_restore::Provided;
 use mitosis_restore::has_names;
-use mitosis_restore::tree::{Mounts, Process, ids, start_tree, table};
-use mitosis_restore::{Building, StartFds, Time};
+use mitosis_restore::tree::{Maker, Mounts, Process, ids, spare_pid, start_tree, table};
+use mitosis_restore::{Building, StartFds, Steward, Time};
 use mitosis_sandbox::Network;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -111,7 +111,12 @@ impl Batch<'_> {
         let count = recipes.len() as u32;
         let ids: Vec<u64> =
             (0..count).map(|n| if n == 0 { id } else { self.node.next_child_id() }).collect();
-        let mut held = Held(Some(self.pager.pool.take(network)?));
+        let mut held = Held(Some(self.guard(network)?));
+        let steward = self.steward()?;
+        if let (Some(steward), Some(group)) = (&steward, &held.guard()?.group) {
+            // Where the guard is: the tree is born there.
+            group.enter(steward.pid)?;
+        }
         let (filled, word) = pair()?;
         let log = self.log(id)?;
         let mut between = Between::default();
@@ -124,7 +129,8 @@ impl Batch<'_> {
                 Provided::Terminal(index) => terminals.as_ref()?.master(*index),
                 _ => None,
             };
-            let (provided, share) = self.provide(recipe, log.as_ref(), Some(&filled), of_tree)?;
+            let streams = (log.as_ref(), Some(&filled));
+            let (provided, share) = self.provide(recipe, streams, held.guard()?, of_tree)?;
             let fds = StartFds { pager: uffd_tx, provided, cgroup: None };
             processes.push(Process { plan: &recipe.plan, fds });
             arrivals.push(uffd_rx);
@@ -160,8 +166,19 @@ impl Batch<'_> {
             terminals: terminals.as_ref().map(Terminals::mount),
             memory: memory.as_ref().map(AsFd::as_fd),
         };
-        let started = table(&self.recipe.descriptor, &members)
-            .and_then(|table| start_tree(processes, &table, mounts, guard.control.as_fd(), page));
+        let root = &self.recipe.descriptor;
+        let started = table(root, &members).and_then(|table| {
+            let maker = match &steward {
+                None => Maker::Guard,
+                Some(steward) => {
+                    let (orders, guard, generation) =
+                        (steward.control.as_fd(), guard.pidfd.as_fd(), guard.generation);
+                    let steward = Steward { orders, guard, generation };
+                    Maker::Steward(steward, spare_pid(root, &members, &table))
+                }
+            };
+            start_tree(processes, &table, mounts, (guard.control.as_fd(), maker), page)
+        });
         drop((terminals, memory));
         drop(arrivals);
         answered?;

@@ -27,6 +27,8 @@ pub struct View {
     pub cwd: String,
     /// Its user and group ids (real).
     pub uid_gid: (u32, u32),
+    /// How many ranges of user and group ids its user namespace has, if that is not its node's.
+    pub id_ranges: Option<(usize, usize)>,
     /// Threads: id and name.
     pub threads: Vec<(i32, String)>,
     /// Mappings.
@@ -139,6 +141,11 @@ impl View {
             exe: process.exe.clone(),
             cwd: process.cwd.clone(),
             uid_gid: (process.creds.uids[0], process.creds.gids[0]),
+            id_ranges: descriptor
+                .rare
+                .user_namespace
+                .as_ref()
+                .map(|space| (space.uids.len(), space.gids.len())),
             threads: descriptor.threads.iter().map(thread).collect(),
             vmas: descriptor.vmas.iter().map(vma).collect(),
             files: descriptor.open_files.iter().map(file).collect(),
@@ -158,6 +165,9 @@ impl fmt::Display for View {
         writeln!(f, "process   {} {} (cwd {})", self.pid, self.exe, self.cwd)?;
         writeln!(f, "taken     on node {}, Linux {}", self.node, self.kernel)?;
         writeln!(f, "user      {}:{}", self.uid_gid.0, self.uid_gid.1)?;
+        if let Some((uids, gids)) = self.id_ranges {
+            writeln!(f, "inside    a user namespace, ranges of ids: {uids} user, {gids} group")?;
+        }
         writeln!(f, "size      {} bytes of descriptor", self.descriptor_bytes)?;
         writeln!(f, "pages     {} ({kib} KiB) in {} runs", self.pages_total, self.runs)?;
         let (clock, ahead) = (self.monotonic.0 as f64 / 1e9, self.monotonic.1 as f64 / 1e9);

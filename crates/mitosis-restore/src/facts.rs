@@ -33,6 +33,8 @@ pub struct NodeFacts {
     pub kernel: Kernel,
     /// Capability bounding set of this node's daemon.
     pub cap_bounding: u64,
+    /// All capabilities that its kernel has.
+    pub caps: u64,
     /// Groups of generic netlink.
     pub generic_groups: Vec<NamedGroup>,
     /// Memory nodes that this node's daemon may use, one bit each.
@@ -77,10 +79,19 @@ impl NodeFacts {
             nice: sched.nice,
             kernel: mitosis_sys::kernel::Kernel::probe(),
             cap_bounding: status.number("CapBnd", 16),
+            caps: all_caps(),
             generic_groups: generic::groups().unwrap_or_default(),
             memory_nodes: memory_nodes(status.field("Mems_allowed")),
         })
     }
+}
+
+/// `kernel.cap_last_cap`, and all below it.
+fn all_caps() -> u64 {
+    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
+    // Those of Linux 5.9, which all later ones have.
+    let last = last.trim().parse().unwrap_or(40u32).min(63);
+    u64::MAX >> (63 - last)
 }
 
 /// `00000000,00000003`: the highest word first.

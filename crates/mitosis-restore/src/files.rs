@@ -1,7 +1,7 @@
 //! Open files, and the end of all descriptors of ours.
 
 use crate::plan::{Part, Request, Time, provided_base};
-use crate::{NodeFacts, RestoreError, shared};
+use crate::{NodeFacts, RestoreError, shared, user};
 use mitosis_descriptor::{DeletedDirectory, Descriptor};
 use mitosis_state::kinds::{self, Files};
 use mitosis_state::{Detail, List, Numbers, Program, Provided, deleted};
@@ -57,6 +57,7 @@ pub(crate) fn plan(
         generic: &node.generic_groups,
         spare_pid: spare_pid(descriptor, request),
         new_pid: request.new_pid,
+        own_users: user::is_below(descriptor),
         late: BTreeSet::new(),
         done: BTreeSet::new(),
     };

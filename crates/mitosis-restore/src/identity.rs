@@ -1,8 +1,8 @@
 //! Signals, limits, credentials and what else a process and its threads are.
 
 use crate::plan::Request;
-use crate::{NodeFacts, seccomp};
-use mitosis_descriptor::{Descriptor, Process, Thread};
+use crate::{NodeFacts, seccomp, user};
+use mitosis_descriptor::{Creds, Descriptor, Process, Thread};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::OP_STORE32;
 
@@ -134,14 +134,27 @@ pub(crate) fn limits(process: &Process, node: &NodeFacts, program: &mut Program)
 fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
     let creds = &descriptor.process.creds;
     let list = List::Identity;
-    let root = creds.uids == [0; 4] && creds.gids == [0; 4];
-    let bounding = creds.caps[3];
-    for cap in 0..64u64 {
-        if node.cap_bounding & (1 << cap) != 0 && bounding & (1 << cap) == 0 {
-            let args = [PR_CAPBSET_DROP, cap, 0, 0, 0];
-            program.call(list, PRCTL, &args, "identity: bounding set", Detail::Number(cap));
-        }
+    let dropped = bounding(descriptor, node) & !creds.caps[3];
+    for cap in (0..64u64).filter(|cap| dropped & (1 << cap) != 0) {
+        let args = [PR_CAPBSET_DROP, cap, 0, 0, 0];
+        program.call(list, PRCTL, &args, "identity: bounding set", Detail::Number(cap));
     }
+    if !user::is_below(descriptor) {
+        ids(creds, program);
+    }
+    let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
+    program.call_ignore(list, PRCTL, &args, "identity: securebits");
+    capabilities(descriptor, node, program);
+    if creds.no_new_privs {
+        let args = [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0];
+        program.call(list, PRCTL, &args, "identity: no_new_privs", Detail::None);
+    }
+}
+
+/// User, group, and other groups.
+fn ids(creds: &Creds, program: &mut Program) {
+    let list = List::Identity;
+    let root = creds.uids == [0; 4] && creds.gids == [0; 4];
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let at = program.data(&groups);
     let args = [creds.groups.len() as u64, at];
@@ -153,19 +166,19 @@ fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program)
         program.call(list, SETRESGID, &three(creds.gids), "identity: setresgid", Detail::None);
         program.call(list, SETRESUID, &three(creds.uids), "identity: setresuid", Detail::None);
     }
-    let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
-    program.call_ignore(list, PRCTL, &args, "identity: securebits");
-    capabilities(descriptor, node, program);
-    if creds.no_new_privs {
-        let args = [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0];
-        program.call(list, PRCTL, &args, "identity: no_new_privs", Detail::None);
-    }
 }
 
-/// What capset(2) takes: its header, and its data from the second word on.
-pub(crate) fn capset(caps: [u64; 5], node: &NodeFacts) -> [u64; 4] {
+/// The capabilities that a child can have: all that there are, in a user namespace of its own.
+pub(crate) fn bounding(descriptor: &Descriptor, node: &NodeFacts) -> u64 {
+    if user::is_below(descriptor) { node.caps } else { node.cap_bounding }
+}
+
+/// What capset(2) takes to have `caps` as far as the child can: its header, and its data from the second
+/// word on.
+pub(crate) fn capset(caps: [u64; 5], descriptor: &Descriptor, node: &NodeFacts) -> [u64; 4] {
     const VERSION_3: u64 = 0x2008_0522;
-    let [inheritable, permitted, effective, ..] = caps.map(|set| set & node.cap_bounding);
+    let bounding = bounding(descriptor, node);
+    let [inheritable, permitted, effective, ..] = caps.map(|set| set & bounding);
     let (low, high) = (|set: u64| set & 0xffff_ffff, |set: u64| set >> 32);
     [
         VERSION_3,
@@ -177,11 +190,11 @@ pub(crate) fn capset(caps: [u64; 5], node: &NodeFacts) -> [u64; 4] {
 
 fn capabilities(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
     let mut caps = descriptor.process.creds.caps;
-    let ambient = caps[4] & node.cap_bounding;
+    let ambient = caps[4] & bounding(descriptor, node);
     if seccomp::keeps_admin(descriptor) {
         caps = seccomp::with_admin(caps);
     }
-    let header = program.words(&capset(caps, node));
+    let header = program.words(&capset(caps, descriptor, node));
     let args = [header, header + 8];
     program.call(List::Identity, CAPSET, &args, "identity: capset", Detail::None);
     for cap in (0..64u64).filter(|cap| ambient & (1 << cap) != 0) {

@@ -22,6 +22,7 @@ mod shared;
 mod signals;
 mod start;
 pub mod tree;
+mod user;
 mod vdso;
 mod working_set;
 mod xstate;
@@ -31,7 +32,8 @@ pub use facts::NodeFacts;
 pub use mitosis_state::Provided;
 pub use plan::{Area, Part, ProvenFiles, Request, RestorePlan, Time, plan, region};
 pub use shared::has_names;
-pub use start::{Building, Maker, StartFds, Started, await_hooks, start, start_template};
+pub use start::{Building, Maker, StartFds, Started, Steward, await_hooks, start, start_template};
+pub use user::is_below;
 pub use vdso::{
     VDSO_BYTES_MAX, VdsoFunction, differs as vdso_differs, functions as vdso_functions,
     is_parents as is_parents_vdso,

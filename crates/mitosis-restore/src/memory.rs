@@ -57,8 +57,10 @@ pub(crate) struct Memory<'a> {
     pub all_placed: bool,
     /// See [`crate::Request`].
     pub filled: bool,
-    /// What the pid of a template's child will be.
+    /// What the pid of a child that is adopted will be.
     pub pid: i32,
+    /// Its guard becomes its parent only when another process that made it is gone.
+    pub adopted: bool,
 }
 
 impl<'a> Memory<'a> {
@@ -90,6 +92,7 @@ impl<'a> Memory<'a> {
             all_placed: false,
             filled: false,
             pid: 0,
+            adopted: false,
         }
     }
 

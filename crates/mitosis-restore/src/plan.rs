@@ -2,7 +2,7 @@
 
 use crate::{
     NodeFacts, Placement, RestoreError, files, frame, hooks, identity, machine, memory, rare,
-    seccomp, shared, signals, vdso, working_set, xstate,
+    seccomp, shared, signals, user, vdso, working_set, xstate,
 };
 use mitosis_descriptor::{Descriptor, MappedFile, Owner, PageIndex, Phase, Vpn};
 use mitosis_state::{Detail, Image, List, Program, Provided, Region, code_len, op, shm};
@@ -207,7 +207,7 @@ pub fn plan(
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     memory.filled = request.filled && part != Part::Rest;
     let (pid, maker_pid) = pids(descriptor, request);
-    memory.pid = pid;
+    (memory.pid, memory.adopted) = (pid, is_adopted(descriptor, request));
     let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
     if part == Part::Memory {
         program.thread(0, 0);
@@ -238,13 +238,16 @@ pub fn plan(
         identity::plan_threads(descriptor, request, &mut program);
         rare::registers(&mut program, descriptor);
         rare::threads(&mut program, descriptor, node);
-        if part == Part::Rest {
+        if is_adopted(descriptor, request) {
             let what = "sandbox: become the guard's";
             program.push(List::Build, op(0, OP_ADOPTED, &[]), what, Detail::None);
         }
         // Limits and the like must not stand in the way of what comes before.
         identity::limits(&descriptor.process, node, &mut program);
         files::change_root(descriptor, &mut program);
+        if user::is_below(descriptor) {
+            user::enter(descriptor, &mut program, &mut provided, fd_base);
+        }
         files::finish(&mut program, fd_base);
         rare::process(&mut program, descriptor);
     }
@@ -279,13 +282,21 @@ pub fn plan(
     })
 }
 
-/// The child's pid, and one for whoever makes it. A template's child tells its guard its pid by its plan,
+/// Whether a child becomes its guard's only when another process that has made it is gone: one of a
+/// template, and one whose guard has not the rights that it is made with. A tree's processes see to that
+/// before they have plans.
+fn is_adopted(descriptor: &Descriptor, request: &Request) -> bool {
+    let (part, alone) = (request.part, request.tree.is_none());
+    part == Part::Rest || (part == Part::Whole && alone && user::is_below(descriptor))
+}
+
+/// The child's pid, and one for whoever makes it. One that is adopted tells its guard its pid by its plan,
 /// so it cannot be left to the kernel.
 fn pids(descriptor: &Descriptor, request: &Request) -> (i32, i32) {
-    let pid = match (request.new_pid, request.part) {
+    let pid = match (request.new_pid, is_adopted(descriptor, request)) {
         (false, _) => descriptor.process.pid,
-        (true, Part::Rest) => 2,
-        (true, _) => 0,
+        (true, true) => 2,
+        (true, false) => 0,
     };
     let taken = |candidate: i32| {
         candidate == pid || descriptor.threads.iter().any(|thread| thread.tid == candidate)
@@ -323,7 +334,7 @@ fn last_calls(
         go: gate + offset_of!(Gate, go) as u64,
     };
     if seccomp::keeps_admin(descriptor) {
-        let capset = identity::capset(descriptor.process.creds.caps, node);
+        let capset = identity::capset(descriptor.process.creds.caps, descriptor, node);
         let address = frame::capset_at(filters_at, filters);
         let bytes: Vec<u8> = capset.iter().flat_map(|word| word.to_le_bytes()).collect();
         program.write_frame(address, &bytes);

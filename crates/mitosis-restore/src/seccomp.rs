@@ -4,7 +4,7 @@
 //! Filters are classic BPF over `struct seccomp_data` (linux/seccomp.h). They jump forward only, so
 //! evaluating one takes no more steps than it has instructions, of which the descriptor has a bound.
 
-use crate::{NodeFacts, RestoreError};
+use crate::{NodeFacts, RestoreError, identity};
 use mitosis_descriptor::Descriptor;
 
 /// Installing a filter takes it or `no_new_privs` (seccomp(2)).
@@ -75,7 +75,7 @@ pub(crate) fn admitted(
         );
         Err(RestoreError::Incompatible(why))
     };
-    if at.capset.is_some() && node.cap_bounding & CAP_SYS_ADMIN == 0 {
+    if at.capset.is_some() && identity::bounding(descriptor, node) & CAP_SYS_ADMIN == 0 {
         let why = "the parent has seccomp filters, which nobody can install on this node, whose daemon has \
                    not CAP_SYS_ADMIN";
         return Err(RestoreError::Incompatible(why.into()));

@@ -56,6 +56,20 @@ pub enum Maker<'a> {
         /// The child's generation number.
         generation: u64,
     },
+    /// Another process for it. The plan is a [`crate::Part::Whole`].
+    Steward(Steward<'a>),
+}
+
+/// A process that makes this one child, or this one tree, in the guard's namespaces, with the node's rights,
+/// which the guard has not: [`crate::is_below`].
+#[derive(Clone, Copy, Debug)]
+pub struct Steward<'a> {
+    /// Where it takes its order.
+    pub orders: BorrowedFd<'a>,
+    /// The guard.
+    pub guard: BorrowedFd<'a>,
+    /// The child's generation number.
+    pub generation: u64,
 }
 
 /// Bound on building a child.
@@ -128,10 +142,14 @@ pub fn start(
             send(control, &[&head[..], &order[..]].concat(), &attached)
                 .map_err(failed("sendmsg", "guard"))?;
         }
-        Maker::Template { orders, guard, generation } => {
+        Maker::Template { orders, guard, generation }
+        | Maker::Steward(Steward { orders, guard, generation }) => {
+            let make = [u64::from(guard_message::MAKE), 0];
+            let head = if matches!(maker, Maker::Steward(_)) { &make[..] } else { &[] };
             let rest = [plan.program.region.code_len, generation, plan.maker_pid as u64];
             let behind = [guard, control];
-            send(orders, &[&order[..], &rest[..]].concat(), &[&attached[..], &behind[..]].concat())
+            let attached = [&attached[..], &behind[..]].concat();
+            send(orders, &[head, &order[..], &rest[..]].concat(), &attached)
                 .map_err(failed("sendmsg", "template"))?;
         }
     }

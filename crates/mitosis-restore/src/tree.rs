@@ -2,8 +2,8 @@
 //! none goes on before all can.
 
 use crate::start::{
-    BUILD_TIMEOUT, Building, STATUS_STARTED, StartFds, Started, failed, operation_error, order,
-    pair, receive, send, status_pair,
+    BUILD_TIMEOUT, Building, STATUS_STARTED, StartFds, Started, Steward, failed, operation_error,
+    order, pair, receive, send, status_pair,
 };
 use crate::{RestoreError, RestorePlan};
 use mitosis_descriptor::{Descriptor, Phase, Session, Tree, births};
@@ -36,6 +36,15 @@ pub struct Mounts<'a> {
     pub memory: Option<BorrowedFd<'a>>,
 }
 
+/// Who makes the root.
+#[derive(Clone, Copy, Debug)]
+pub enum Maker<'a> {
+    /// Its guard.
+    Guard,
+    /// Another process for it, which has the second for its own pid meanwhile: see [`spare_pid`].
+    Steward(Steward<'a>, i32),
+}
+
 /// Makes all processes of a tree under the guard behind `control`, and lets them go when all can go
 /// on: see [`start`]. `table` says who is born of whom; the parts are those that live, in their own
 /// order; `meanwhile` sees the root. `mounts` are file systems of theirs.
@@ -46,7 +55,7 @@ pub fn start_tree(
     parts: Vec<Process<'_>>,
     table: &[u8],
     mounts: Mounts<'_>,
-    control: BorrowedFd<'_>,
+    (control, maker): (BorrowedFd<'_>, Maker<'_>),
     meanwhile: impl FnOnce(&Building<'_>) -> bool,
 ) -> Result<Vec<Started>, RestoreError> {
     let begun = Instant::now();
@@ -61,12 +70,22 @@ pub fn start_tree(
     }
     let count = (table.len() / TREE_ENTRY) as u64;
     let with = u64::from(mounts.terminals.is_some()) | u64::from(mounts.memory.is_some()) << 1;
-    let head = [u64::from(guard_message::FORK_TREE) | count << 32, with];
     let mut attached = vec![file.as_fd()];
     attached.extend(theirs.iter().map(AsFd::as_fd));
     attached.extend(mounts.terminals);
     attached.extend(mounts.memory);
-    send(control, &head, &attached).map_err(failed("sendmsg", "guard"))?;
+    match maker {
+        Maker::Guard => {
+            let head = [u64::from(guard_message::FORK_TREE) | count << 32, with];
+            send(control, &head, &attached).map_err(failed("sendmsg", "guard"))?;
+        }
+        Maker::Steward(steward, pid) => {
+            let head = [u64::from(guard_message::MAKE_TREE) | count << 32, with];
+            attached.extend(statuses.first().map(|(_, child)| child.as_fd()));
+            let root = table.first_chunk().copied().map_or(0, u32::from_le_bytes);
+            make_root(steward, (root, pid), control, head, &attached)?;
+        }
+    }
     drop(attached);
     drop(theirs);
     let mut plans = Vec::with_capacity(parts.len());
@@ -104,6 +123,37 @@ pub fn start_tree(
             .map_err(failed("send", "process of a tree"))?;
     }
     Ok(started)
+}
+
+/// Has the root made, whose pid the guard is told first, with what it keeps for the tree.
+fn make_root(
+    Steward { orders, guard, generation }: Steward<'_>,
+    (root, maker): (u32, i32),
+    control: BorrowedFd<'_>,
+    head: [u64; 2],
+    attached: &[BorrowedFd<'_>],
+) -> Result<(), RestoreError> {
+    let (kept, queue) = pair("guard")?;
+    let hold = [u64::from(guard_message::HOLD_MAIN) | u64::from(root) << 32, 0];
+    send(control, &hold, &[kept.as_fd()]).map_err(failed("sendmsg", "guard"))?;
+    let order = [0, 0, 0, 0, 0, attached.len() as u64, 0, generation, maker as u64];
+    let attached = [attached, &[guard, queue.as_fd()]].concat();
+    send(orders, &[&head[..], &order[..]].concat(), &attached)
+        .map_err(failed("sendmsg", "process that makes a tree"))
+}
+
+/// A pid that nothing of a tree has, nor any that [`mitosis_descriptor::spare_pids`] gives first: for who
+/// makes the root, whose session may stay under that number.
+pub fn spare_pid(root: &Descriptor, members: &[&Descriptor], table: &[u8]) -> i32 {
+    let taken = ids(root, members);
+    let word = |entry: &[u8], at: usize| {
+        entry.get(at..at + 4).and_then(|four| Some(i32::from_le_bytes(four.try_into().ok()?)))
+    };
+    // The pid and the group of a `TreeEntry`.
+    let named = |pid: &i32| {
+        table.chunks(TREE_ENTRY).any(|entry| [0, 4].map(|at| word(entry, at)).contains(&Some(*pid)))
+    };
+    (2..).find(|pid| !taken.contains(pid) && !named(pid)).unwrap_or(0)
 }
 
 /// All ids that processes and threads of a tree have.

@@ -145,6 +145,7 @@ fn fork(parent: i32, proven: bool, request: &Request, node: &NodeFacts) -> Fixtu
             Provided::Listener { spec, .. } => spec.listen().expect("listen"),
             Provided::Filled
             | Provided::TimeNamespace
+            | Provided::UserNamespace
             | Provided::Member(_)
             | Provided::Terminal(_) => {
                 panic!("none was asked for")

@@ -1,7 +1,7 @@
 //! One guard.
 
 use crate::nursery::{pair, receive};
-use crate::{Group, Groups, Number, Nursery, SandboxError};
+use crate::{Group, Groups, Number, Nursery, SandboxError, numbers};
 use mitosis_stub::abi::{GUARD_NO_GENERATION, GUARD_NO_PROC, guard_message};
 use mitosis_sys::SysError;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -17,6 +17,18 @@ pub enum Network {
     Node,
     /// A new one.
     Own,
+}
+
+/// A user namespace of a guard's own, below the node's, to which all its other namespaces belong: the lines of
+/// its maps (user_namespaces(7)).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Users {
+    /// User ids.
+    pub uids: String,
+    /// Group ids.
+    pub gids: String,
+    /// Whether setgroups(2) may be called in it.
+    pub setgroups: bool,
 }
 
 /// The guest program in a sealed memfd, from which nurseries and templates are executed.
@@ -73,15 +85,21 @@ impl Guard {
     pub fn start(
         nursery: &mut Nursery,
         network: Network,
+        users: Option<&Users>,
         groups: Option<&Groups>,
     ) -> Result<Guard, SandboxError> {
         let (control, theirs) = pair("guard")?;
         let generation = generation()?;
         let text = generation_text(generation);
         let put = nursery.numbers.as_ref().map(|numbers| numbers.put(&text)).transpose()?;
-        let (number, mount) = put.unzip();
+        let (number, mut mount) = put.unzip();
+        let whole = users.is_some() && mount.is_none();
+        if whole {
+            mount = Some(numbers::whole(&text)?);
+        }
         let attached: Vec<_> = std::iter::once(&theirs).chain(&mount).map(AsFd::as_fd).collect();
-        nursery.order(&attached, network, generation)?;
+        let own = [network == Network::Own, users.is_some(), whole];
+        nursery.order(&attached, generation, own)?;
         // The guard's end is the guard's alone.
         drop((theirs, mount));
         // First: when the guard is ready, its pid has been told.
@@ -92,10 +110,16 @@ impl Guard {
             .map_err(|e| SysError::io("pidfd_open", "guard", e))?;
         let pid = pid.as_raw_nonzero().get();
         let mut guard = Guard { pid, pidfd, control, network, generation, number, group: None };
-        match ready.and_then(|()| guard.enter(groups)) {
+        match ready.and_then(|()| guard.name(users)).and_then(|()| guard.enter(groups)) {
             Ok(()) => Ok(guard),
             Err(e) => Err(guard.end().map_or(e, |why| SandboxError::NotReady(why.into()))),
         }
+    }
+
+    /// Gives ids to its user namespace.
+    fn name(&self, users: Option<&Users>) -> Result<(), SandboxError> {
+        let Some(Users { uids, gids, setgroups }) = users else { return Ok(()) };
+        Ok(mitosis_sys::userns::set_maps(self.pid, uids, gids, *setgroups)?)
     }
 
     /// Before it has a child, which is born where it is then.
@@ -167,6 +191,38 @@ mod tests {
         }
     }
 
+    /// A guard in a user namespace of its own has the ids that are said, its other namespaces belong to that,
+    /// and it cannot be looked into from there. Ids that cannot be leave no guard.
+    #[test]
+    fn a_guard_has_a_user_namespace() {
+        use mitosis_sys::userns::{Place, place};
+        let me = rustix::process::getpid();
+        let pager = rustix::process::pidfd_open(me, PidfdFlags::empty()).expect("pidfd");
+        let image = GuardImage::new().expect("image");
+        let mut nursery = Nursery::new(&image, pager.as_fd()).expect("nursery");
+        let (uids, gids) = ("0 100000 10\n20 200000 1\n".to_owned(), "5 7 1\n".to_owned());
+        let users = Users { uids, gids, setgroups: false };
+        let guard = Guard::start(&mut nursery, Network::Own, Some(&users), None).expect("guard");
+        let read = |name: &str| {
+            let path = format!("/proc/{}/{name}", guard.pid);
+            let text = std::fs::read_to_string(path).expect("file");
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(place(guard.pid).expect("namespace"), Place::Below);
+        assert_eq!(read("uid_map"), "0 100000 10 20 200000 1");
+        assert_eq!((read("gid_map"), read("setgroups")), ("5 7 1".into(), "deny".into()));
+        let pid = guard.pid;
+        assert_eq!(guard.end(), None);
+        assert!(!std::fs::exists(format!("/proc/{pid}")).expect("look"));
+        let twice = Users { uids: "0 1 10\n5 30 1\n".into(), ..Users::default() };
+        let failed = Guard::start(&mut nursery, Network::Node, Some(&twice), None);
+        let said = failed.expect_err("they overlap").to_string();
+        assert!(said.contains("uid_map"), "{said}");
+        let after = Guard::start(&mut nursery, Network::Node, None, None).expect("another guard");
+        assert_eq!(place(after.pid).expect("namespace"), Place::Here);
+        assert_eq!(after.end(), None);
+    }
+
     /// Each guard mounts its own number, be the file the node's or one that it makes itself; and a nursery
     /// that was killed is made anew.
     #[test]
@@ -188,12 +244,14 @@ mod tests {
             (std::fs::read_to_string(&path).expect("number"), std::fs::write(&path, "1").is_err())
         };
         let mut guards = Vec::new();
-        for turn in 0..4 {
-            if turn == 2 {
+        let users = Users { uids: "0 100000 10".into(), ..Users::default() };
+        for turn in 0..8 {
+            if turn == 4 {
                 nursery.numbers = None;
                 nursery.kill();
             }
-            guards.push(Guard::start(&mut nursery, Network::Node, None).expect("guard"));
+            let users = Some(&users).filter(|_| turn % 2 == 1);
+            guards.push(Guard::start(&mut nursery, Network::Node, users, None).expect("guard"));
         }
         for guard in &guards {
             let text = format!("{}\n", generation_text(guard.generation));

@@ -17,7 +17,7 @@ mod template;
 
 pub use error::SandboxError;
 pub use group::{Group, Groups, Limits};
-pub use guard::{Guard, GuardImage, Network, generation_text};
+pub use guard::{Guard, GuardImage, Network, Users, generation_text};
 pub use numbers::Number;
 pub use nursery::Nursery;
 pub use pool::{Pool, PoolConfig};

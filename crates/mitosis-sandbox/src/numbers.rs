@@ -11,7 +11,7 @@ use rustix::mount::{
     fsmount, fsopen, open_tree,
 };
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// The file system. It goes with the last of its files that a guard has mounted.
@@ -43,17 +43,39 @@ impl Numbers {
     }
 
     fn file(&self, number: &str) -> Result<(Number, OwnedFd), Errno> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let readable = Mode::RUSR | Mode::RGRP | Mode::ROTH;
-        let fd = rustix::fs::openat(&*self.0, number, flags, readable)?;
+        let fd = create(self.0.as_fd(), number)?;
         let name = Number { all: self.clone(), name: number.to_owned() };
-        // The child may be anybody, and the umask took the others' right.
-        rustix::fs::fchmod(&fd, readable)?;
-        let written = std::fs::File::from(fd).write_all(format!("{number}\n").as_bytes());
-        written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        write(fd, number)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         Ok((name, open_tree(&*self.0, number, flags)?))
     }
+}
+
+/// A file system of its own for one number, to be mounted where the file's directory is: where there can be
+/// no mount of the file alone.
+///
+/// # Errors
+/// No memory.
+pub(crate) fn whole(number: &str) -> Result<OwnedFd, SandboxError> {
+    let failed = |e: Errno| SandboxError::from(SysError::io("fsmount", "generation number", e));
+    let root = filesystem().map_err(failed)?;
+    let file = create(root.as_fd(), "generation").map_err(failed)?;
+    write(file, number).map_err(failed)?;
+    Ok(root)
+}
+
+fn create(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let readable = Mode::RUSR | Mode::RGRP | Mode::ROTH;
+    let fd = rustix::fs::openat(directory, name, flags, readable)?;
+    // The child may be anybody, and the umask took the others' right.
+    rustix::fs::fchmod(&fd, readable)?;
+    Ok(fd)
+}
+
+fn write(file: OwnedFd, number: &str) -> Result<(), Errno> {
+    let written = std::fs::File::from(file).write_all(format!("{number}\n").as_bytes());
+    written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 fn filesystem() -> Result<OwnedFd, Errno> {

@@ -1,7 +1,7 @@
 //! The process of which guards are copies.
 
 use crate::numbers::Numbers;
-use crate::{GuardImage, Network, SandboxError};
+use crate::{GuardImage, SandboxError};
 use mitosis_sys::SysError;
 use mitosis_sys::spawn::Lane;
 use rustix::io::Errno;
@@ -44,14 +44,16 @@ impl Nursery {
     }
 
     /// Has a guard made; [`Nursery::pid`] says which. `attached`: its control socket, and a mount of its number.
+    /// `own`: whether it gets a network namespace, a user namespace, and as that mount a whole file system.
     pub(crate) fn order(
         &mut self,
         attached: &[BorrowedFd<'_>],
-        network: Network,
         generation: u64,
+        own: [bool; 3],
     ) -> Result<(), SandboxError> {
-        let own_net = u64::from(network == Network::Own);
-        let order: Vec<u8> = [generation, own_net].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let [net, user, whole] = own.map(u64::from);
+        let order: Vec<u8> =
+            [generation, net, user, whole].iter().flat_map(|w| w.to_le_bytes()).collect();
         let mut again = self.process.is_some();
         loop {
             let process = match self.process.take() {

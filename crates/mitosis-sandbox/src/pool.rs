@@ -1,6 +1,6 @@
 //! Guards made ahead of time, as many as are asked for. Takers wait only when none is ready.
 
-use crate::{Groups, Guard, GuardImage, Network, Nursery, SandboxError};
+use crate::{Groups, Guard, GuardImage, Network, Nursery, SandboxError, Users};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -144,6 +144,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     own_least: usize,
     groups: Option<Groups>,
+    /// For guards that are not made ahead.
+    nursery: Mutex<Nursery>,
     makers: Vec<JoinHandle<()>>,
 }
 
@@ -158,7 +160,8 @@ impl Pool {
         let state = Mutex::new(State { node, ..State::default() });
         let shared = Arc::new(Shared { state, taken: Condvar::new(), made: Condvar::new() });
         let PoolConfig { own_net, groups, .. } = config;
-        let mut pool = Pool { shared, own_least: own_net, groups, makers: Vec::new() };
+        let nursery = Mutex::new(Nursery::new(&image, pager.as_fd())?);
+        let mut pool = Pool { shared, own_least: own_net, groups, nursery, makers: Vec::new() };
         for _ in 0..MAKERS {
             let shared = pool.shared.clone();
             let mut nursery = Nursery::new(&image, pager.as_fd())?;
@@ -170,6 +173,15 @@ impl Pool {
             pool.makers.push(maker);
         }
         Ok(pool)
+    }
+
+    /// Makes a guard in a user namespace of its own. There is none ahead: each is like its child's parent's.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left behind.
+    pub fn make_below(&self, network: Network, users: &Users) -> Result<Guard, SandboxError> {
+        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        Guard::start(&mut nursery, network, Some(users), self.groups.as_ref())
     }
 
     /// Takes a guard; waits (at most 10 s) if none is ready.
@@ -252,7 +264,7 @@ fn make(shared: &Shared, nursery: &mut Nursery, groups: Option<&Groups>) {
         let Some(network) = state.wanted() else { continue };
         state.shelf(network).making += 1;
         drop(state);
-        let made = Guard::start(nursery, network, groups);
+        let made = Guard::start(nursery, network, None, groups);
         state = shared.lock();
         let shelf = state.shelf(network);
         shelf.making -= 1;
@@ -300,7 +312,12 @@ mod tests {
             taken: Condvar::new(),
             made: Condvar::new(),
         });
-        let pool = Pool { shared, own_least: 1, groups: None, makers: Vec::new() };
+        let me = rustix::process::getpid();
+        let pager =
+            rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty()).expect("pidfd");
+        let image = GuardImage::new().expect("image");
+        let nursery = Mutex::new(Nursery::new(&image, pager.as_fd()).expect("nursery"));
+        let pool = Pool { shared, own_least: 1, groups: None, nursery, makers: Vec::new() };
         let both_wait = |woken: u64| {
             while pool.shared.lock().waiting() < 2 || pool.shared.lock().woken < woken {
                 std::thread::sleep(Duration::from_millis(1));

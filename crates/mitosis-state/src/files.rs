@@ -59,6 +59,9 @@ pub struct Files<'a> {
     pub spare_pid: i32,
     /// The child's pid and thread ids are others than its parent's.
     pub new_pid: bool,
+    /// It enters a user namespace when all else but its threads is made: files that tell of that one are
+    /// opened after it, by what they are then.
+    pub own_users: bool,
     /// Descriptors of what is there only when the threads are: until then something else is.
     pub late: BTreeSet<u32>,
     /// Kinds that come in pairs note here what has been done.

@@ -55,4 +55,6 @@ pub enum Provided {
     Terminal(u32),
     /// The time namespace in which the child's clocks continue its parent's.
     TimeNamespace,
+    /// The user namespace of the child's own.
+    UserNamespace,
 }

@@ -19,6 +19,7 @@ pub mod sched;
 pub mod sockopt;
 pub mod spawn;
 pub mod uffd;
+pub mod userns;
 pub mod warm;
 
 pub use error::SysError;

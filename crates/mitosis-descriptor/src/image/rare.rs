@@ -24,6 +24,31 @@ pub struct Rare {
     pub rings: Vec<Ring>,
     /// The processes below it.
     pub tree: crate::Tree,
+    /// The user namespace that it is in, if that is not its node's: one level below that.
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// What is said of a user namespace when it is made (user_namespaces(7)). All other ids of a descriptor are
+/// those of the parent's node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// `/proc/PID/uid_map`; nothing if it has not been written.
+    pub uids: Vec<IdRange>,
+    /// `/proc/PID/gid_map`.
+    pub gids: Vec<IdRange>,
+    /// Whether its processes may call setgroups(2): `/proc/PID/setgroups`.
+    pub setgroups: bool,
+}
+
+/// A line of `/proc/PID/uid_map` or `gid_map`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first id, as it is seen inside.
+    pub inside: u32,
+    /// The same on the node.
+    pub outside: u32,
+    /// How many follow one another.
+    pub count: u32,
 }
 
 /// The ring of a context of asynchronous I/O, whose address is its id.

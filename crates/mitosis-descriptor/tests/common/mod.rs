@@ -165,6 +165,12 @@ pub fn three_hops() -> Descriptor {
     }];
     d.threads[0].pending = vec![alarm];
     d.threads[0].sched = Sched { nice: 5, cpus: vec![2], ..Sched::default() };
+    let uids = vec![
+        IdRange { inside: 0, outside: 1000, count: 1 },
+        IdRange { inside: 1, outside: 100_000, count: 65_535 },
+    ];
+    let gids = vec![IdRange { inside: 0, outside: 1000, count: 1 }];
+    d.rare.user_namespace = Some(UserNamespace { uids, gids, setgroups: false });
     let path = format!("{SHM_DIRECTORY}pool");
     let name = SharedName { path, mode: 0o600, uid: 1000, gid: 1000 };
     d.shared = vec![SharedObject { at: Some(name), ..memory("dev/shm/pool", 8) }];

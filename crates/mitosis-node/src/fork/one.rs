@@ -8,11 +8,11 @@ use crate::listeners::Share;
 use crate::prepare::start_ticks;
 use crate::recipe::{Recipe, pair};
 use crate::{millis, monotonic_ns};
-use mitosis_descriptor::{PageIndex, Phase};
+use mitosis_descriptor::{IdRange, PageIndex, Phase, UserNamespace};
 use mitosis_pager::{AddChild, Asked, ChildFds, ChildId};
 use mitosis_proto::{ForkedChild, Net, PhaseTime, Via};
-use mitosis_restore::{Building, Maker, StartFds, Started};
-use mitosis_sandbox::{Guard, Network};
+use mitosis_restore::{Building, Maker, StartFds, Started, Steward};
+use mitosis_sandbox::{Blank, Guard, Network, Users};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +37,8 @@ impl Batch<'_> {
 
     fn build(&self, id: u64, network: Network) -> Result<(u64, ForkedChild), NodeError> {
         let plan = &self.recipe.plan;
-        let mut held = Held(Some(self.pager.pool.take(network)?));
+        let mut held = Held(Some(self.guard(network)?));
+        let steward = self.steward()?;
         let (uffd_rx, uffd_tx) = pair()?;
         let log = self.log(id)?;
         let recipe = &self.recipe;
@@ -46,11 +47,13 @@ impl Batch<'_> {
             Some(_) => (None, None),
             None => pair().map(|(filled, word)| (Some(filled), Some(word)))?,
         };
-        let (provided, shares) = self.provide(recipe, log.as_ref(), filled.as_ref(), |_| None)?;
-        drop(filled);
         let guard = held.guard()?;
+        let streams = (log.as_ref(), filled.as_ref());
+        let (provided, shares) = self.provide(recipe, streams, guard, |_| None)?;
+        drop(filled);
         // A guard's child is born where the guard is.
-        let group = guard.group.as_ref().filter(|_| self.template.is_some());
+        let elsewhere = self.template.is_some() || steward.is_some();
+        let group = guard.group.as_ref().filter(|_| elsewhere);
         let cgroup = group.map(mitosis_sandbox::Group::unified).transpose()?.flatten();
         let fds = StartFds { pager: uffd_tx, provided, cgroup };
         // The pager gets its books while the child is built; a touch of the child's, in one of the
@@ -70,13 +73,17 @@ impl Batch<'_> {
             }
             placed.is_ok()
         };
-        let maker = match &self.template {
-            Some(template) => Maker::Template {
-                orders: template.orders.as_fd(),
-                guard: guard.pidfd.as_fd(),
-                generation: guard.generation,
-            },
-            None => Maker::Guard,
+        let (pidfd, generation) = (guard.pidfd.as_fd(), guard.generation);
+        let maker = match (&self.template, &steward) {
+            (Some(template), _) => {
+                Maker::Template { orders: template.orders.as_fd(), guard: pidfd, generation }
+            }
+            (None, Some(steward)) => Maker::Steward(Steward {
+                orders: steward.control.as_fd(),
+                guard: pidfd,
+                generation,
+            }),
+            (None, None) => Maker::Guard,
         };
         let started = mitosis_restore::start(plan, guard.control.as_fd(), maker, fds, page);
         drop(uffd_rx);
@@ -88,6 +95,22 @@ impl Batch<'_> {
         group.map_or(Ok(()), |group| group.enter_separate(started.pid))?;
         let child = self.enter(recipe, (id, None), &mut held, &started, shares)?;
         Ok((id, child))
+    }
+
+    /// One of the pool, or one in a user namespace as the parent's.
+    pub(crate) fn guard(&self, network: Network) -> Result<Guard, NodeError> {
+        let pool = &self.pager.pool;
+        Ok(match &self.recipe.descriptor.rare.user_namespace {
+            None => pool.take(network)?,
+            Some(space) => pool.make_below(network, &users(space))?,
+        })
+    }
+
+    /// Who makes a child that neither its guard nor a template makes.
+    pub(crate) fn steward(&self) -> Result<Option<Blank>, NodeError> {
+        let below = mitosis_restore::is_below(&self.recipe.descriptor);
+        let wanted = below && self.template.is_none();
+        Ok(wanted.then(|| Blank::start(self.node.templates.image())).transpose()?)
     }
 
     /// Writes a process that runs down, and takes it into the table. Its guard goes along with it, or
@@ -214,6 +237,16 @@ impl Batch<'_> {
         ];
         (start_us, parts.into_iter().map(|(phase, us)| PhaseTime { phase, us }).collect())
     }
+}
+
+fn users(space: &UserNamespace) -> Users {
+    let lines = |ranges: &[IdRange]| -> String {
+        let line =
+            |range: &IdRange| format!("{} {} {}\n", range.inside, range.outside, range.count);
+        ranges.iter().map(line).collect()
+    };
+    let (uids, gids) = (lines(&space.uids), lines(&space.gids));
+    Users { uids, gids, setgroups: space.setgroups }
 }
 
 fn forked(start: &Start) -> ForkedChild {

@@ -7,6 +7,7 @@ use crate::listeners::Share;
 use crate::recipe::{self, Recipe};
 use mitosis_descriptor::Phase;
 use mitosis_restore::Provided;
+use mitosis_sandbox::Guard;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,8 +17,8 @@ impl Batch<'_> {
     pub(crate) fn provide(
         &self,
         recipe: &Recipe,
-        log: Option<&File>,
-        filled: Option<&OwnedFd>,
+        (log, filled): (Option<&File>, Option<&OwnedFd>),
+        guard: &Guard,
         mut of_tree: impl FnMut(&Provided) -> Option<OwnedFd>,
     ) -> Result<(Vec<OwnedFd>, Vec<Share>), NodeError> {
         let mut shares = Vec::new();
@@ -41,6 +42,9 @@ impl Batch<'_> {
                     let gone = || NodeError::step(Phase::Sandbox, "time namespace", "gone");
                     let space = recipe.space.as_ref().ok_or_else(gone)?;
                     space.namespace.as_fd().try_clone_to_owned().map_err(failed)?
+                }
+                Provided::UserNamespace => {
+                    File::open(format!("/proc/{}/ns/user", guard.pid)).map_err(failed)?.into()
                 }
                 other => recipe::provide_memory(self.node, &recipe.descriptor, other, filled)?
                     .ok_or_else(|| NodeError::step(Phase::Build, object(), "unknown"))?,

@@ -29,7 +29,7 @@ impl Memory<'_> {
         // else have to be told before there is a child, and be waited for.
         let mine = |kind: u32| (u128::from(self.pid as u32) << 32 | u128::from(kind)).to_le_bytes();
         if self.areas.is_empty() {
-            if part == Part::Rest {
+            if self.adopted {
                 let told = program.data(&mine(guard_message::ADOPT));
                 let args = [u64::from(self.fd_base) + FD_GUARD_QUEUE as u64, told, 16];
                 let what = "sandbox: tell the guard";
@@ -64,7 +64,7 @@ impl Memory<'_> {
         // A guard that has made its child holds what waits in a socket that it never reads; one that has
         // adopted it takes the descriptor, which is less: no socket, and no message for life.
         let hold = mine(guard_message::HOLD_MAIN);
-        let to_guard: &[u8] = if part == Part::Rest { &hold } else { b"u" };
+        let to_guard: &[u8] = if self.adopted { &hold } else { b"u" };
         let receivers = [
             (FD_GUARD_QUEUE, to_guard, "register: give the userfaultfd to the guard"),
             (FD_PAGER, &b"u"[..], "register: give the userfaultfd to the pager"),

@@ -140,6 +140,8 @@ const MQ_OPEN: u16 = 240;
 const MQ_UNLINK: u16 = 241;
 const MQ_TIMEDSEND: u16 = 242;
 const PRLIMIT64: u16 = 302;
+const SETRESUID: u16 = 117;
+const SETRESGID: u16 = 119;
 const RLIMIT_MSGQUEUE: u64 = 12;
 const CREATE: u64 = 0o302 | 0o4000; // O_RDWR, O_CREAT, O_EXCL, O_NONBLOCK
 /// Access mode and O_NONBLOCK.
@@ -184,14 +186,22 @@ fn make(files: &mut Files<'_>, body: &Body, descriptions: &[OpenFile]) {
     let attributes = files.program.words(&attributes);
     let (args, list) = ([name, CREATE, 0o600, attributes], List::Build);
     let detail = || Detail::Text(body.name.clone());
+    let (uid, gid) = body.owner;
+    // In a file system that belongs to a user namespace only somebody who has an id there can make one.
+    let owner = if files.own_users { [(SETRESGID, gid), (SETRESUID, uid)] } else { [(0, 0); 2] };
+    for (nr, id) in owner.into_iter().filter(|(_, id)| *id != 0) {
+        become_effective(files, nr, id);
+    }
     files.program.call_expect(list, MQ_OPEN, &args, me, "files: mq_open", detail());
+    for (nr, _) in owner.into_iter().rev().filter(|(_, id)| *id != 0) {
+        become_effective(files, nr, 0);
+    }
     for (priority, text) in &body.messages {
         let data = files.program.data(text);
         let args = [me, data, text.len() as u64, u64::from(*priority), 0];
         files.program.call(list, MQ_TIMEDSEND, &args, "files: mq_send", detail());
     }
     files.call(FCHMOD, &[me, u64::from(body.mode & 0o7777)], "files: fchmod", at);
-    let (uid, gid) = body.owner;
     if (uid, gid) != (0, 0) {
         files.call(FCHOWN, &[me, u64::from(uid), u64::from(gid)], "files: fchown", at);
     }
@@ -204,6 +214,13 @@ fn make(files: &mut Files<'_>, body: &Body, descriptions: &[OpenFile]) {
     if body.unlinked {
         files.program.call(list, MQ_UNLINK, &[name], "files: mq_unlink", detail());
     }
+}
+
+/// Has another id for a moment, with the rights that belong to it.
+fn become_effective(files: &mut Files<'_>, nr: u16, id: u32) {
+    const KEEP: u64 = u64::MAX;
+    let args = [KEEP, u64::from(id), KEEP];
+    files.program.call(List::Build, nr, &args, "files: be the owner", Detail::None);
 }
 
 fn describe(file: &OpenFile) -> Result<String, StateError> {

@@ -123,7 +123,12 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
     let fd = file.fds[0].0;
     let flags = u64::from(file.flags & !OPENING_ONLY);
     match body.whose {
-        Whose::Here => {}
+        Whose::Here => {
+            if let Some(parts) = files.own_users.then(|| of_users(&body.path)).flatten() {
+                plan_of_users(file, files, flags, parts, body.pos);
+                return Ok(());
+            }
+        }
         Whose::Ended(directory) => {
             plan_ended(file, files, flags, directory);
             return Ok(());
@@ -149,6 +154,36 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
         files.program.call(List::Build, LSEEK, &args, "files: lseek", Detail::Fd(fd));
     }
     Ok(())
+}
+
+/// What tells of the user namespace of the process that opens it: its directory, and its name below that.
+fn of_users(path: &str) -> Option<(&str, &str)> {
+    const NAMES: [&str; 5] = ["ns/user", "uid_map", "gid_map", "projid_map", "setgroups"];
+    let parts = NAMES.iter().find_map(|name| Some((path.strip_suffix(name)?, *name)));
+    let parts = parts.map(|(directory, name)| (directory.trim_end_matches('/'), name));
+    parts.filter(|(directory, _)| ["/proc/self", "/proc/thread-self"].contains(directory))
+}
+
+/// Opened when the process is in that namespace. Until then its directory has its place, for `/proc` may be
+/// outside of the root by then.
+fn plan_of_users(
+    file: &OpenFile,
+    files: &mut Files<'_>,
+    flags: u64,
+    (directory, name): (&str, &str),
+    pos: u64,
+) {
+    let fd = file.fds[0].0;
+    let directory = files.program.string(directory);
+    let args = [AT_FDCWD, directory, u64::from(DIRECTORY), 0];
+    files.make(file, OPENAT, &args, "files: open the process", Detail::Fd(fd));
+    let path = files.program.string(name);
+    let args = [u64::from(fd), path, flags, 0];
+    files.make_late(file, OPENAT, &args, "files: open of its user namespace");
+    if pos != 0 {
+        let args = [u64::from(fd), pos, 0];
+        files.program.call(List::Finish, LSEEK, &args, "files: lseek", Detail::Fd(fd));
+    }
 }
 
 /// A file of a process that has ended: whatever is asked of it, the answer is ESRCH. Most can be opened

@@ -41,6 +41,12 @@ pub struct NurseryOrder {
     pub generation: u64,
     /// 1: with a network namespace of its own.
     pub own_net: u64,
+    /// 1: in a user namespace of its own, to which its other namespaces belong. Ids it has none until
+    /// the node writes its maps.
+    pub own_user: u64,
+    /// 1: what is attached is not a mount of the file but one of a file system with the file in it. A guard in
+    /// a user namespace cannot make that itself: it could make no file there.
+    pub whole: u64,
 }
 
 /// Message kinds on a guard's control socket.
@@ -55,12 +61,20 @@ pub mod guard_message {
     pub const END: u32 = 4;
     /// Pager to guard: `a` = 1 keeps the namespace after the main child ended, 0 releases it.
     pub const KEEP: u32 = 5;
-    /// Child of a template to its guard, before it runs: it has pid `a`; keep the attached userfaultfd.
+    /// Child of a template to its guard, before it runs: it has pid `a`; keep the attached userfaultfd. Or
+    /// the node: the main child will have pid `a`; keep the read side of its queue.
     pub const HOLD_MAIN: u32 = 6;
     /// The same from one that lacks no page and so has none: it has pid `a`.
     pub const ADOPT: u32 = 15;
     /// Node to guard: build a child; a [`super::ForkOrder`] follows and fds are attached.
     pub const FORK: u32 = 16;
+    /// Node to a process executed as a template: be none, but make one child from nothing in the namespaces
+    /// of a guard, and end. A [`super::TemplateOrder`] follows, with fds attached as for that.
+    pub const MAKE: u32 = 20;
+    /// The same for the processes of a tree: `a` and `b` are as with [`FORK_TREE`]. Attached are what comes
+    /// with that, a socket for word of a failure, the guard's pidfd, and the socket for
+    /// [`super::FD_GUARD_QUEUE`], whose read side the guard has got with [`HOLD_MAIN`].
+    pub const MAKE_TREE: u32 = 21;
     /// Node to guard: make the processes of a tree. Attached: a file with `a`
     /// [`TreeEntry`](super::super::TreeEntry)s, the root first, then for each that is to live a socket
     /// on which its own FORK comes, and the file systems that `b` says:

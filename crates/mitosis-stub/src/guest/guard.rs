@@ -116,8 +116,8 @@ unsafe extern "C" fn main(stack: *const u64) -> ! {
 }
 
 /// The life of a guard, from when it is made on, in namespaces of its own. `number` is a mount of a file with
-/// the generation number; -1: it makes one itself.
-pub fn live(vdso: u64, generation: u64, own_net: bool, number: i32) -> ! {
+/// the generation number, or of a whole file system with that; -1: it makes one itself.
+pub fn live(vdso: u64, generation: u64, own_net: bool, number: (i32, bool)) -> ! {
     if syscall!(bare sys::GETPID) != 1 {
         // Outside a namespace of our own kill(-1) would end the machine.
         exit(1);
@@ -396,8 +396,12 @@ pub fn enter(order: &ForkOrder, from: u64, entry: u64, vdso: u64, generation: u6
 
 /// Ends every other process of the namespace, waits until they are gone, and leaves.
 fn empty_namespace() -> ! {
+    const EPERM: i64 = -1;
     // Checked at the start: we are pid 1 of a namespace of our own.
-    syscall!(sys::KILL, -1i64, 9);
+    if syscall!(sys::KILL, -1i64, 9) == EPERM {
+        // A child that has not entered the user namespace yet is not ours to kill. The kernel does.
+        exit(0);
+    }
     loop {
         if syscall!(sys::WAIT4, -1i64, 0, 0x4000_0000, 0) == -10 {
             exit(0);

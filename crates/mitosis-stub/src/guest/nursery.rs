@@ -16,6 +16,7 @@ use core::mem::MaybeUninit;
 /// NEWPID | NEWNS | NEWUTS | NEWIPC
 const NAMESPACES: u64 = 0x2000_0000 | 0x2_0000 | 0x400_0000 | 0x800_0000;
 const NEWNET: u64 = 0x4000_0000;
+const NEWUSER: u64 = 0x1000_0000;
 const PARENT: u64 = 0x8000;
 
 /// The life of a nursery. `name` is the last thing on the old stack, if that has been left.
@@ -43,9 +44,10 @@ pub extern "C" fn live(vdso: u64, name: u64) -> ! {
 /// `number`: -1 for none.
 fn make(vdso: u64, order: &NurseryOrder, control: i32, number: i32) {
     let network = if order.own_net == 1 { NEWNET } else { 0 };
+    let user = if order.own_user == 1 { NEWUSER } else { 0 };
     // With PARENT the signal at its end is that of this process's own.
     let args = CloneArgs {
-        flags: NAMESPACES | network | PARENT, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 0,
+        flags: NAMESPACES | network | user | PARENT, pidfd: 0, child_tid: 0, parent_tid: 0, exit_signal: 0,
         stack: 0, stack_size: 0, tls: 0, set_tid: 0, set_tid_size: 0, cgroup: 0,
     };
     let pid = syscall!(sys::CLONE3, &raw const args, size_of::<CloneArgs>());
@@ -53,7 +55,10 @@ fn make(vdso: u64, order: &NurseryOrder, control: i32, number: i32) {
         // Over the socket of the orders.
         syscall!(sys::DUP3, control, GUARD_CONTROL_FD, 0x80000);
         syscall!(sys::CLOSE, control);
-        guard::live(vdso, order.generation, network != 0, number);
+        if user != 0 {
+            settle::close_to_inspection();
+        }
+        guard::live(vdso, order.generation, network != 0, (number, order.whole == 1));
     }
     syscall!(sys::WRITE, GUARD_CONTROL_FD, &raw const pid, 8);
     syscall!(sys::CLOSE, control);

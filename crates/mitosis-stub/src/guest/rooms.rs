@@ -22,9 +22,13 @@ pub fn mount_proc() {
 
 /// Puts the number where the child and its descendants read it, as a file on a file. (Not a file that has
 /// no name any more: the open file of a child would be carried to its children as it is.)
-pub fn mount_generation(generation: u64, number: i32) {
+pub fn mount_generation(generation: u64, (number, whole): (i32, bool)) {
     const ENOENT: i64 = -2;
-    let placed = if number >= 0 { put_in_place(number) } else { place_generation(generation) };
+    let placed = match (number, whole) {
+        (0.., false) => put_in_place(number),
+        (0.., true) => place(number),
+        _ => place_generation(generation),
+    };
     match placed {
         // Where no node runs there is no such file: a test, which needs no number.
         0 | ENOENT => {}
@@ -62,10 +66,6 @@ fn place_generation(generation: u64) -> i64 {
     const AT_FDCWD: i64 = -100;
     const CREAT_EXCL_WRONLY: u64 = 0o100 | 0o200 | 1;
     const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
-    const REMOUNT_BIND_RO: u64 = 32 | 4096 | 1;
-    const OPEN_TREE_CLONE_CLOEXEC: u64 = 1 | 0o2_000_000;
-    const MNT_DETACH: u64 = 2;
-    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
     let (dir, file) = (GENERATION_DIR.as_ptr(), GENERATION_FILE.as_ptr());
     let kind = *b"tmpfs\0";
     let options = *b"size=4k,nr_inodes=4,mode=711\0";
@@ -79,10 +79,35 @@ fn place_generation(generation: u64) -> i64 {
     syscall!(sys::FCHMOD, fd, 0o444);
     let written = syscall!(sys::WRITE, fd, text.as_ptr(), text.len());
     syscall!(sys::CLOSE, fd);
+    let placed = put_file_over();
+    if written < 0 { written } else { placed }
+}
+
+/// The same with a file system that has the file, and closes its descriptor.
+fn place(filesystem: i32) -> i64 {
+    const AT_FDCWD: i64 = -100;
+    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+    let (empty, dir) = (*b"\0", GENERATION_DIR.as_ptr());
+    let (empty, flags) = (empty.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH);
+    let moved = syscall!(sys::MOVE_MOUNT, filesystem, empty, AT_FDCWD, dir, flags);
+    syscall!(sys::CLOSE, filesystem);
+    if moved < 0 { moved } else { put_file_over() }
+}
+
+/// Mounts the file of the file system that is mounted over the directory on the one that is under that, and
+/// takes that mount away.
+fn put_file_over() -> i64 {
+    const AT_FDCWD: i64 = -100;
+    const NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
+    const REMOUNT_BIND_RO: u64 = 32 | 4096 | 1;
+    const OPEN_TREE_CLONE_CLOEXEC: u64 = 1 | 0o2_000_000;
+    const MNT_DETACH: u64 = 2;
+    const MOVE_MOUNT_F_EMPTY_PATH: u64 = 4;
+    let (dir, file) = (GENERATION_DIR.as_ptr(), GENERATION_FILE.as_ptr());
     let tree = syscall!(sys::OPEN_TREE, AT_FDCWD, file, OPEN_TREE_CLONE_CLOEXEC);
     syscall!(sys::UMOUNT2, dir, MNT_DETACH);
-    if written < 0 || tree < 0 {
-        return if tree < 0 { tree } else { written };
+    if tree < 0 {
+        return tree;
     }
     let empty = *b"\0";
     let (empty, flags) = (empty.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH);

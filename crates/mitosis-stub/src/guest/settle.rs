@@ -20,6 +20,8 @@ const OLD_STACK_BYTES: u64 = 256 << 10;
 const MAPS_BYTES: usize = 2048;
 /// Exit status of a guard that could move one part of its vdso but not another.
 const TORN: u64 = 6;
+/// Of one that could be looked into.
+const OPEN: u64 = 7;
 const FIXED_NOREPLACE_ANON_PRIVATE: u64 = 0x100000 | 0x20 | 2;
 const READ_WRITE: u64 = 3;
 const PAGE: u64 = 4096;
@@ -66,6 +68,16 @@ pub fn prepare(vdso: u64) -> Option<(u64, u64)> {
         return None;
     }
     Some((name, move_vdso(vdso)?))
+}
+
+/// What shares its user namespace may have all capabilities there, but must not get at what a guard has,
+/// which is the node's user id and descriptors: nobody may trace a process that is not dumpable, nor open its
+/// memory, files or root, without that capability in the namespace in which it was executed (ptrace(2)).
+pub fn close_to_inspection() {
+    const PR_SET_DUMPABLE: u64 = 4;
+    if syscall!(sys::PRCTL, PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 {
+        exit(OPEN);
+    }
 }
 
 /// Ends the old stack, which ended with the file name that exec puts there.

@@ -4,11 +4,15 @@
 //! The template itself enters no namespace but for its children's pids. Another process, which
 //! shares its memory and its descriptors for that moment, enters them and makes the child; when it ends, the child
 //! becomes the guard's.
+//!
+//! A child of a guard that has none of the node's rights is made in the same way, by a process that is not
+//! a template and has nothing that the child could begin with.
 
 use crate::abi::*;
 use crate::guard::{self, Control, FDS_MAX, exit};
-use crate::restore::{CloneArgs, Frame, report, run};
+use crate::restore::{CloneArgs, Frame, adopted, report, run};
 use crate::sys::{self, syscall};
+use crate::tree;
 use core::mem::MaybeUninit;
 
 /// The status socket of a template, on which orders come, in its loop.
@@ -17,10 +21,11 @@ const NEWPID: u64 = 0x2000_0000;
 /// NEWNS | NEWUTS | NEWIPC | NEWNET
 const OTHERS: u64 = 0x2_0000 | 0x400_0000 | 0x800_0000 | 0x4000_0000;
 
+/// With `FORK` without what follows the [`ForkOrder`] in it.
 #[repr(C, align(8))]
 struct Begin {
     message: GuardMessage,
-    order: ForkOrder,
+    order: TemplateOrder,
 }
 
 /// In a process just executed: takes its one order, as a guard would, and becomes what it says.
@@ -36,14 +41,32 @@ pub fn begin(vdso: u64) -> ! {
     let received = guard::receive(GUARD_CONTROL_FD, to, len as u64, &mut control);
     // SAFETY: plain integers, all of them received; only as many descriptors are used as came.
     let (packet, control) = unsafe { (&*packet.as_ptr(), &*control.as_ptr()) };
-    let order = &packet.order;
+    let order = &packet.order.fork;
+    let short = size_of::<GuardMessage>() + size_of::<ForkOrder>();
     match received {
-        Some((n, count)) if n == len && count == order.fd_count as usize => {}
+        Some((n, count)) if n == short && count == order.fd_count as usize => {}
+        Some((n, count)) if n == len && packet.message.kind >= guard_message::MAKE => {
+            make_one(packet, &control.fds, count, vdso)
+        }
         _ => exit(3),
     }
     guard::place_fds(order, &control.fds, -1);
     guard::map_region(order);
     guard::enter(order, 0, ENTRY_TEMPLATE, vdso, 0)
+}
+
+/// Makes a child from nothing, or the root of a tree, and is no template.
+fn make_one(packet: &Begin, fds: &[i32; FDS_MAX], count: usize, vdso: u64) -> ! {
+    const ANON_PRIVATE: u64 = 0x22;
+    let order = &packet.order;
+    let stack = syscall!(sys::MMAP, 0, TEMPLATE_STACKS / 2, 3, ANON_PRIVATE, -1i64, 0);
+    if stack < 0 || order.fork.fd_count < 3 || count != order.fork.fd_count as usize + 2 {
+        exit(3);
+    }
+    let is_tree = packet.message.kind == guard_message::MAKE_TREE;
+    let tree = if is_tree { Some((packet.message.a, packet.message.b)) } else { None };
+    obey(order, fds, stack as u64 + TEMPLATE_STACKS / 2, Some(Fresh { vdso, tree }));
+    exit(0)
 }
 
 /// rdi: the plan; rsi: address of the process's vdso. Its stack is at the end of the region.
@@ -94,10 +117,20 @@ unsafe extern "C" fn serve_frozen(end: u64) -> ! {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Fresh {
+    /// Where its vdso is.
+    vdso: u64,
+    /// It is the root of a tree of so many processes, with these file systems.
+    tree: Option<(u32, u64)>,
+}
+
 /// What the process that makes the child is told, and tells: they share their memory.
 struct Job<'a> {
     order: &'a TemplateOrder,
     fds: &'a [i32; FDS_MAX],
+    /// Of a process that has no region yet, for a child that begins with nothing.
+    fresh: Option<Fresh>,
     failed: u64,
     result: i64,
 }
@@ -111,6 +144,13 @@ impl Job<'_> {
 
     fn guard(&self) -> i32 {
         self.behind(0)
+    }
+
+    /// Where a failure is told: of a tree, the last of those before the guard's.
+    fn status(&self) -> i32 {
+        let last = self.order.fork.fd_count as usize - 1;
+        let at = if let Some(Fresh { tree: Some(_), .. }) = self.fresh { last } else { FD_STATUS as usize };
+        self.fds[at % FDS_MAX]
     }
 }
 
@@ -128,7 +168,13 @@ fn serve(maker_stack: u64) -> bool {
         Some(_) => exit(3),
         None => return false,
     }
-    let mut job = Job { order, fds, failed: MAKE_ENTER_PID, result: 0 };
+    obey(order, fds, maker_stack, None);
+    true
+}
+
+/// Makes the child of an order. `maker_stack`: one past the end of where the maker's is.
+fn obey(order: &TemplateOrder, fds: &[i32; FDS_MAX], maker_stack: u64, fresh: Option<Fresh>) {
+    let mut job = Job { order, fds, fresh, failed: MAKE_ENTER_PID, result: 0 };
     job.result = syscall!(sys::SETNS, job.guard(), NEWPID);
     if job.result >= 0 {
         make(&mut job, maker_stack);
@@ -139,10 +185,9 @@ fn serve(maker_stack: u64) -> bool {
         frame.status.list = LIST_MAKE;
         frame.status.op = job.failed;
         frame.status.result = job.result;
-        report(fds[FD_STATUS as usize], &frame.status);
-        guard::close_all(fds, own as u32 + 2);
+        report(job.status(), &frame.status);
+        guard::close_all(fds, order.fork.fd_count + 2);
     }
-    true
 }
 
 /// Makes the maker and waits until it is gone.
@@ -184,13 +229,30 @@ unsafe extern "C" fn maker(job: *mut Job<'_>) -> ! {
     job.result = syscall!(sys::SETNS, job.guard(), OTHERS);
     if job.result >= 0 {
         job.failed = MAKE_CHILD;
+        if let Some(Fresh { vdso, tree: Some((entries, mounts)) }) = job.fresh {
+            // A session for those of its processes that begin none.
+            syscall!(bare sys::SETSID);
+            job.result = tree::make(job.fds[0]);
+            if job.result == 0 {
+                if adopted() < 0 {
+                    exit(125);
+                }
+                tree::mount(mounts, job.fds, job.order.fork.fd_count - 1);
+                tree::grow(entries, job.fds, job.behind(1), vdso, job.order.generation);
+            }
+            exit(0);
+        }
         let set_tid = job.order.fork.pid;
         let pid = guard::clone_child(&set_tid, &job.order.fork, job.fds);
         if pid == 0 {
             // From here on a copy: of the job, of the stack, of everything.
             guard::place_fds(&job.order.fork, job.fds, job.behind(1));
-            let (order, from) = (&job.order.fork, job.order.shared_len);
-            guard::enter(order, from, ENTRY_RESTORE, 0, job.order.generation);
+            let (order, generation) = (&job.order.fork, job.order.generation);
+            if let Some(Fresh { vdso, .. }) = job.fresh {
+                guard::map_region(order);
+                guard::enter(order, 0, ENTRY_RESTORE, vdso, generation);
+            }
+            guard::enter(order, job.order.shared_len, ENTRY_RESTORE, 0, generation);
         }
         job.result = pid;
         if pid > 0 {

@@ -72,7 +72,7 @@ fn with_little_memory_templates_go_first_and_then_forks_are_refused() {
 }
 
 /// A program that makes as many processes as it is asked for, or as it may.
-const BREEDER: &str = "import os, socket\n\
+pub const BREEDER: &str = "import os, socket\n\
     listener = socket.create_server(('0.0.0.0', 8000))\n\
     print('ready', flush=True)\n\
     while True:\n\

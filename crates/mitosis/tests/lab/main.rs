@@ -27,5 +27,6 @@ mod tenants;
 mod tree_faults;
 mod trees;
 mod unique;
+mod users;
 mod whole;
 mod working_set;
