@@ -74,6 +74,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
+    rare.confined = rare::confined(&process, &input.taken, &input.capture.threads);
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let threads: Vec<Thread> = input
         .taken
@@ -178,7 +179,7 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         pdeathsig: data.prctl[1] as u32,
         thp_disable: data.prctl[3] & 0xff == 1,
         session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
-        seccomp: input.taken.seccomp.clone(),
+        seccomp: input.taken.threads[0].seccomp.clone(),
         pending: input.taken.pending.clone(),
         itimers: input.taken.timers.intervals.clone(),
         timers: input.taken.timers.posix.clone(),

@@ -52,6 +52,7 @@ pub(crate) struct TakenThread {
     pub robust_list: (u64, u64),
     pub name: Vec<u8>,
     pub pending: Vec<SigInfo>,
+    pub seccomp: Vec<Vec<u64>>,
     pub sched: Sched,
     /// The call that it makes again, where the kernel only says that it makes one again.
     pub restarts: Option<u64>,
@@ -93,7 +94,6 @@ impl Interrupted {
 #[derive(Default)]
 pub(crate) struct Taken {
     pub threads: Vec<TakenThread>,
-    pub seccomp: Vec<Vec<u64>>,
     /// Signals that wait for the process.
     pub pending: Vec<SigInfo>,
     pub timers: Timers,
@@ -261,7 +261,6 @@ impl StoppedProcess {
             self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }
-        self.taken.seccomp = self.threads[0].seccomp_filters().map_err(&fail)?;
         Ok(())
     }
 
@@ -357,7 +356,6 @@ fn take_thread(
     let taken = TakenThread {
         tid: if foreign { inner()? } else { host_tid },
         host_tid,
-
         regs,
         xstate,
         sigmask,
@@ -365,6 +363,7 @@ fn take_thread(
         robust_list: robust_list(host_tid)?,
         name: Vec::new(),
         pending: Vec::new(),
+        seccomp: stopped.seccomp_filters()?,
         sched: Sched::default(),
         restarts,
         tiles_in_use,

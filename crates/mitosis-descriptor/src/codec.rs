@@ -25,7 +25,7 @@ use std::borrow::Cow;
 /// First bytes of every descriptor.
 pub const MAGIC: [u8; 4] = *b"MITO";
 /// Version written by this build, and the only one it reads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the header: magic, version, flags, length of the body, CRC-32 of the body.
 pub const HEADER_BYTES: usize = 16;
 

@@ -25,6 +25,11 @@ fn deleted_directory(name: &str, mode: u32) -> DeletedDirectory {
     DeletedDirectory { file: (1, 2), name: name.to_owned(), mode, uid: 0, gid: 0 }
 }
 
+fn confined(threads: &[u32], filters: usize, strict: bool) -> Confined {
+    let seccomp = vec![vec![6]; filters];
+    Confined { threads: threads.to_vec(), seccomp, strict, no_new_privs: false }
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = encode(&cpython(832)).expect("encodes");
@@ -57,7 +62,7 @@ fn header_errors_are_told_apart() {
         decode(&bytes, &limits()).expect_err("altered")
     };
     assert_eq!(with(0, b'X'), DescriptorError::Magic);
-    assert_eq!(with(4, 2), DescriptorError::Version { found: 2, reads: 1 });
+    assert_eq!(with(4, 99), DescriptorError::Version { found: 99, reads: VERSION });
     assert!(matches!(with(6, 1), DescriptorError::Malformed(_)));
     assert_eq!(with(12, good[12] ^ 1), DescriptorError::Checksum);
     let mut longer = good.clone();
@@ -202,6 +207,18 @@ const CONTRADICTIONS: &[Case] = &[
         let policy = MemoryPolicy { mode: 2, nodes: vec![1; 17] };
         d.rare.policies = vec![(0x1000, 0x2000, policy)];
     }),
+    ("confined thread 1", |d| d.rare.confined = vec![confined(&[1], 0, false)]),
+    ("named twice", |d| {
+        d.rare.confined = vec![confined(&[0], 0, true), confined(&[0], 1, false)];
+        d.threads.push(thread(43, vec![0; 832]));
+    }),
+    ("confined threads [0]", |d| d.rare.confined = vec![confined(&[0], 1, true)]),
+    ("confined threads []", |d| d.rare.confined = vec![confined(&[], 1, false)]),
+    ("confined threads [1, 0]", |d| {
+        d.rare.confined = vec![confined(&[1, 0], 1, false)];
+        d.threads.push(thread(43, vec![0; 832]));
+    }),
+    ("all seccomp", |d| d.rare.confined = vec![confined(&[0], 32769, false)]),
     ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
     ("System V segment", |d| {
         let segment = Segment {

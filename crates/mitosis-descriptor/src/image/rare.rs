@@ -24,6 +24,22 @@ pub struct Rare {
     pub rings: Vec<Ring>,
     /// The processes below it.
     pub tree: crate::Tree,
+    /// What confines threads that are not confined as `process` says, which is of the first. Each thread is
+    /// in one of these at most.
+    pub confined: Vec<Confined>,
+}
+
+/// What confines some threads.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Confined {
+    /// Which, as indices of [`crate::Descriptor::threads`], ascending.
+    pub threads: Vec<u32>,
+    /// As [`crate::Process::seccomp`].
+    pub seccomp: Vec<Vec<u64>>,
+    /// Seccomp's strict mode; there are no filters then.
+    pub strict: bool,
+    /// `PR_GET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
 }
 
 /// The ring of a context of asynchronous I/O, whose address is its id.

@@ -165,6 +165,8 @@ pub fn three_hops() -> Descriptor {
     }];
     d.threads[0].pending = vec![alarm];
     d.threads[0].sched = Sched { nice: 5, cpus: vec![2], ..Sched::default() };
+    let (threads, seccomp) = (vec![0], vec![vec![0x7fff_0000_0000_0006]]);
+    d.rare.confined = vec![Confined { threads, seccomp, strict: false, no_new_privs: true }];
     let path = format!("{SHM_DIRECTORY}pool");
     let name = SharedName { path, mode: 0o600, uid: 1000, gid: 1000 };
     d.shared = vec![SharedObject { at: Some(name), ..memory("dev/shm/pool", 8) }];
