@@ -111,7 +111,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
         clocks: clocks(input),
-        hooks: Hooks { idle: input.taken.idle, functions },
+        hooks: Hooks { idle: input.taken.idle, main_waits: input.taken.main_waits, functions },
         rare,
     };
     Ok((descriptor, memory.opened))

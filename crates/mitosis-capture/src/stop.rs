@@ -99,6 +99,8 @@ pub(crate) struct Taken {
     pub timers: Timers,
     /// Each thread waited in a system call.
     pub idle: bool,
+    /// The leading one did.
+    pub main_waits: bool,
 }
 
 /// Where this thread runs, which matters to the parent. The thread ends with the capture.
@@ -258,6 +260,7 @@ impl StoppedProcess {
             let (taken, idle) =
                 take_thread(self.pid, stopped, foreign_pid_ns, before).map_err(&fail)?;
             self.taken.idle &= idle;
+            self.taken.main_waits |= idle && stopped.tid() == self.pid;
             self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }

@@ -5,7 +5,7 @@ use mitosis_descriptor::Thread;
 use mitosis_state::Program;
 
 /// Bytes before the first frame: the gate and padding.
-const GATE_BYTES: u64 = 64;
+const GATE_BYTES: u64 = 128;
 const _: () = assert!(size_of::<mitosis_stub::abi::Gate>() <= GATE_BYTES as usize);
 /// pretcode, ucontext (304), siginfo (128).
 const FRAME_BYTES: u64 = 8 + 304 + 128;

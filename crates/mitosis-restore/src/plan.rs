@@ -112,6 +112,8 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
+    /// What it calls then, while others run.
+    pub late_hooks: Vec<String>,
     /// It waits until the node has put the working set in place: see [`Provided::Filled`].
     pub filled: bool,
     /// The image in a file, once somebody needed it.
@@ -222,7 +224,7 @@ pub fn plan(
         program.write_frame(confined_at, &confined.bytes);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         program.write_frame(hooks_at, &hooks.bytes);
-        if descriptor.confinement(0).strict && !hooks.names.is_empty() {
+        if descriptor.confinement(0).strict && hooks.any() {
             let why = "the parent's main thread is in seccomp's strict mode, in which it can call no hook \
                        (fork --hooks none)";
             return Err(RestoreError::Incompatible(why.into()));
@@ -282,6 +284,7 @@ pub fn plan(
         monotonic_shift,
         gate,
         hooks: hooks.names,
+        late_hooks: hooks.late_names,
         filled,
         file: OnceLock::new(),
     })
@@ -325,10 +328,12 @@ fn open_gate(
     confined: &seccomp::Laid,
 ) {
     let mut fields = Vec::with_capacity(size_of::<Gate>());
-    let (calls, stack) = if hooks.names.is_empty() { (0, 0) } else { (hooks.calls, stack) };
+    let stack = if hooks.any() { stack } else { 0 };
+    let (calls, count) = (hooks.calls, hooks.names.len() as u64);
+    let (late, late_count) = hooks.late;
     // The order of `Gate`.
     let (capset, awake) = (confined.capset, u64::from(!confined.asleep));
-    for word in [0, calls, hooks.names.len() as u64, stack, 0, 0, capset, awake] {
+    for word in [0, calls, count, stack, 0, 0, capset, awake, late, late_count] {
         fields.extend(word.to_le_bytes());
     }
     program.write_frame(gate, &fields);
@@ -441,6 +446,9 @@ impl std::fmt::Display for RestorePlan {
         }
         for hook in &self.hooks {
             writeln!(f, "hook         {hook}")?;
+        }
+        for hook in &self.late_hooks {
+            writeln!(f, "late hook    {hook}")?;
         }
         let pages: u64 = self.areas.iter().map(|a| a.count).sum();
         let areas = self.areas.len();

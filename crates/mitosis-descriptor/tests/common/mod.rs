@@ -173,7 +173,7 @@ pub fn three_hops() -> Descriptor {
     d.clocks =
         Clocks { monotonic: 1 << 50, boottime: 1 << 51, monotonic_shift: -5, boottime_shift: 7 };
     let reseed = Function { name: "mitosis_after_fork".to_owned(), address: 0x7f00_2000_0010 };
-    d.hooks = Hooks { idle: true, functions: vec![reseed] };
+    d.hooks = Hooks { idle: true, main_waits: true, functions: vec![reseed] };
     d.vmas.push(vma(0x7f00_1000_0000, 8, Backing::Shared { object: 0, offset: 0 }));
     let code = vma(0x7f00_2000_0000, 1, ANON);
     d.vmas.push(Vma { prot: 5, ..code });

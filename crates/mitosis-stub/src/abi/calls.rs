@@ -25,6 +25,8 @@ pub struct Gate {
     pub capset: u64,
     /// Not 0: threads wait awake, for the filters forbid the calls by which they would sleep.
     pub awake: u64,
+    /// Address of [`Call`]s that the main thread makes when the gate is open, and their count.
+    pub late: (u64, u64),
 }
 
 /// A call of a function of the program, on its main thread, before the child goes on.

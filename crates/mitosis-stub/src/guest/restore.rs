@@ -131,6 +131,11 @@ unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
         // futex(go, FUTEX_WAKE, INT_MAX)
         "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
         "5:",
+        // What may wait for another thread.
+        "cmp qword ptr [r12 + {late}], 0", "je 4f",
+        "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run_late}",
+        "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
+        "4:",
         "xor edi, edi", "xor esi, esi", "xor edx, edx",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
         awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
@@ -138,6 +143,8 @@ unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
         hooks = const core::mem::offset_of!(Gate, hooks) - core::mem::offset_of!(Gate, go),
         stack = const core::mem::offset_of!(Gate, stack) - core::mem::offset_of!(Gate, go),
         run = sym crate::hook::run,
+        late = const core::mem::offset_of!(Gate, late) + 8 - core::mem::offset_of!(Gate, go),
+        run_late = sym crate::hook::run_late,
     );
 }
 
