@@ -38,6 +38,9 @@ impl Rare {
         if !self.threads.is_empty() && self.threads.len() != all.threads.len() {
             return invalid(format!("values of {} threads", self.threads.len()));
         }
+        if self.ended_leader.is_some() && all.threads.len() < 2 {
+            return invalid("a leading thread that has ended, and no other one");
+        }
         self.validate_objects(all, limits)?;
         self.validate_confined(all, limits)?;
         self.tree.validate(all, limits)?;

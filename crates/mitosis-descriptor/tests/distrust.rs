@@ -219,6 +219,7 @@ const CONTRADICTIONS: &[Case] = &[
         d.threads.push(thread(43, vec![0; 832]));
     }),
     ("all seccomp", |d| d.rare.confined = vec![confined(&[0], 32769, false)]),
+    ("no other one", |d| d.rare.ended_leader = Some(0)),
     ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
     ("System V segment", |d| {
         let segment = Segment {

@@ -29,23 +29,27 @@ pub(crate) fn write_frames(
     program: &mut Program,
     threads: &[Thread],
     last: &[(u64, bool)],
+    ended_leader: Option<u8>,
     features: u64,
     new_pid: bool,
 ) {
     let mut at = program.region.frames() + GATE_BYTES;
+    let mut ends = ended_leader.map_or(0, |code| u64::from(code) + 1);
     for (thread, (calls, keeps)) in threads.iter().zip(last) {
         let xstate_at = at + FRAME_BYTES.next_multiple_of(64);
-        program.write_frame(at, &frame(thread, *calls, xstate_at));
+        program.write_frame(at, &frame(thread, *calls, ends, xstate_at));
         program.write_frame(xstate_at, &xstate(thread, features));
         program.thread(if new_pid { 0 } else { thread.tid }, at, *keeps);
         at += one_len(thread);
+        ends = 0;
     }
 }
 
-/// In the place of `pretcode`, which nobody reads, is what the thread calls last.
-fn frame(thread: &Thread, last_calls: u64, xstate_at: u64) -> Vec<u8> {
+/// In the place of `pretcode`, which nobody reads, is what the thread calls last; in that of `uc_link`, nor
+/// that, the code plus one with which the main thread ends then.
+fn frame(thread: &Thread, last_calls: u64, ends: u64, xstate_at: u64) -> Vec<u8> {
     let r = &thread.regs;
-    let mut words = vec![last_calls, UC_FLAGS, 0];
+    let mut words = vec![last_calls, UC_FLAGS, ends];
     let (stack, flags, size) = thread.altstack;
     words.extend([stack, u64::from(flags), size]);
     words.extend([r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15]);
@@ -106,7 +110,7 @@ mod tests {
             pending: Vec::new(),
             sched: Default::default(),
         };
-        let frame = frame(&thread, 0x6000, 0x5000);
+        let frame = frame(&thread, 0x6000, 0, 0x5000);
         let word = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().expect("word"));
         assert_eq!(word(0), 0x6000);
         // pretcode 8, ucontext: sigcontext at 40, its rip is word 16, fpstate word 23.

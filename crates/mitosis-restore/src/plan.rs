@@ -220,7 +220,8 @@ pub fn plan(
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
     } else {
         let last = &confined.threads;
-        frame::write_frames(&mut program, threads, last, features, request.new_pid);
+        let ends = descriptor.rare.ended_leader;
+        frame::write_frames(&mut program, threads, last, ends, features, request.new_pid);
         program.write_frame(confined_at, &confined.bytes);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         program.write_frame(hooks_at, &hooks.bytes);

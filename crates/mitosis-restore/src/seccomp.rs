@@ -21,6 +21,7 @@ const SECCOMP: u32 = 317;
 const CAPSET: u32 = 126;
 const FUTEX: u32 = 202;
 const RT_SIGRETURN: u32 = 15;
+const EXIT: u32 = 60;
 
 /// A call as a filter sees it. Where it is made from is not said: a filter that asks for that lets
 /// nothing through.
@@ -134,6 +135,9 @@ pub(crate) fn lay(
     laid.threads[0] = lists[0];
     let wait = pass(&main.filters[..shared], &call(FUTEX, &[go, 0, 0]));
     let wake = pass(main.filters, &call(FUTEX, &[go, 1, i32::MAX as u64]));
+    if let Some(code) = descriptor.rare.ended_leader {
+        passes(main.filters, "exit", call(EXIT, &[code.into()]))?;
+    }
     laid.asleep = wait && wake && !main.strict;
     Ok(laid)
 }
@@ -171,6 +175,18 @@ impl Laid {
     }
 }
 
+/// The call, if these filters let it through.
+fn passes(filters: &[Vec<u64>], name: &str, call: Call) -> Result<Call, RestoreError> {
+    let why = || {
+        let what = format!(
+            "the parent's seccomp filters do not let {name}(2) through, which its child must call \
+             when they are in place"
+        );
+        RestoreError::Incompatible(what)
+    };
+    pass(filters, &call).then_some(call).ok_or_else(why)
+}
+
 /// What a thread calls last that installs its filters after the first `from`, up to `shared` for all threads.
 fn last_calls(
     own: Confinement<'_>,
@@ -181,13 +197,6 @@ fn last_calls(
     const STRICT: u64 = 0;
     const FILTER: u64 = 1;
     const TSYNC: u64 = 1;
-    let passes = |filters: &[Vec<u64>], name: &str, call: Call| {
-        let why = format!(
-            "the parent's seccomp filters do not let {name}(2) through, which its child must call \
-             when they are in place"
-        );
-        pass(filters, &call).then_some(call).ok_or(RestoreError::Incompatible(why))
-    };
     let mut calls = Vec::new();
     for (count, program) in programs.iter().enumerate().skip(from) {
         let flags = if count < shared { TSYNC } else { 0 };

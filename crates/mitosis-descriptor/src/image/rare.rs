@@ -27,6 +27,9 @@ pub struct Rare {
     /// What confines threads that are not confined as `process` says, which is of the first. Each thread is
     /// in one of these at most.
     pub confined: Vec<Confined>,
+    /// With which code the leading thread has ended, while others live. A child's does what it is said to
+    /// have until then.
+    pub ended_leader: Option<u8>,
 }
 
 /// What confines some threads.

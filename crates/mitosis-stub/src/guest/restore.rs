@@ -136,7 +136,12 @@ unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
         "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run_late}",
         "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
         "4:",
-        "xor edi, edi", "xor esi, esi", "xor edx, edx",
+        // exit(code), where uc_link, which nobody reads, is the code plus one.
+        "xor esi, esi", "xor edx, edx",
+        "mov rdi, [rbx + 8]", "dec rdi", "js 9f",
+        "mov eax, 60", "syscall", "ud2",
+        "9:",
+        "xor edi, edi",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
         awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
         // From the go word.

@@ -234,6 +234,21 @@ fn children_of_a_busy_program_that_uses_openssl_do_too() {
     openssl_differs(&["busy"]);
 }
 
+/// Who is there calls them, on a stack and with the thread-local data of a thread that lives.
+#[test]
+fn children_of_a_process_whose_main_thread_has_ended_are_reseeded_too() {
+    openssl_differs(&["idle", "ended"]);
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let port = PORT.to_string();
+    let parent = Parent::start(a.node(), c_program(), &[&port, "busy", "ended"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let said = b.mitosis_json(&["fork", &seed.reference, "--detach"]).unwrap();
+    let number = said["children"][0]["generation"].as_str().unwrap().to_owned();
+    assert_eq!(ask(b.node(), "told"), number);
+    assert_eq!(parent.ask("told"), "0".repeat(16));
+}
+
 /// What a child reads, what its hook is told and what `fork` says is one number; in a process that
 /// was not forked it is zero.
 #[test]
