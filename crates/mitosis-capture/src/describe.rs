@@ -7,8 +7,8 @@ use crate::stop::{Taken, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
 use crate::{dontfork, hooks, ipc, memory, rare, user};
 use mitosis_descriptor::{
-    Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Secret, SeedId,
-    SigAction, Thread, XsaveArea,
+    Creds, Descriptor, Hooks, MmLayout, OpenFile, Origin, Owner, Process, Rare, Sched, Secret,
+    SeedId, SigAction, Thread, XsaveArea,
 };
 use mitosis_state::deleted;
 use mitosis_state::tree::Share;
@@ -17,6 +17,11 @@ use mitosis_sys::clock::Clocks;
 use mitosis_sys::procfs::{self, Status, stat_field};
 use mitosis_sys::{SysError, cpu};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `SS_DISABLE`.
+const SS_DISABLE: u32 = 2;
+/// Field of `/proc/PID/stat`.
+const EXIT_CODE: usize = 52;
 
 pub(crate) struct Input<'a> {
     pub pid: i32,
@@ -75,14 +80,18 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
     rare.user_namespace = user::describe(pid)?;
+    rare.confined = rare::confined(&process, &input.taken, &input.capture.threads);
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
-    let threads: Vec<Thread> = input
+    let mut threads: Vec<Thread> = input
         .taken
         .threads
         .iter()
         .zip(&input.capture.threads)
         .map(|(taken, asked)| thread(taken, asked))
         .collect();
+    if let Some(leader) = input.facts.ended_leader {
+        ended_leader(leader, &mut threads, &mut rare).map_err(&fail)?;
+    }
     // Filled by the node, which alone knows where it listens and what the capability is.
     let placeholder =
         Owner { address: String::new(), seed: SeedId([0; 8]), secret: Secret([0; 32]) };
@@ -99,6 +108,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         cpuid: cpu::cpuid(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
+    let main_waits = input.taken.main_waits && input.facts.ended_leader.is_none();
     let functions = hooks::find(&memory.vmas, &memory.opened, &input.options.functions);
     let descriptor = Descriptor {
         origin,
@@ -111,10 +121,44 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
         shared: input.kept.as_ref().map_or_else(Vec::new, |kept| kept.objects.clone()),
         open_files: input.open_files.clone(),
         clocks: clocks(input),
-        hooks: Hooks { idle: input.taken.idle, functions },
+        hooks: Hooks { idle: input.taken.idle, main_waits, functions },
         rare,
     };
     Ok((descriptor, memory.opened))
+}
+
+/// Puts a leading thread that has ended before all others. Of its own it has an id and a name; what a child's
+/// does until it ends, too, it does as the thread behind it.
+fn ended_leader(pid: i32, threads: &mut Vec<Thread>, rare: &mut Rare) -> Result<(), SysError> {
+    let status = Status::read(pid)?;
+    let Some(speaker) = threads.first() else { return Ok(()) };
+    let mut leader = Thread {
+        tid: inner_id(&status, pid),
+        altstack: (0, SS_DISABLE, 0),
+        robust_list: (0, 0),
+        clear_tid: 0,
+        rseq: (0, 0, 0),
+        name: procfs::text(pid, "comm")?.trim_end_matches('\n').as_bytes().to_vec(),
+        pending: Vec::new(),
+        ..speaker.clone()
+    };
+    // Room that a processor has for one.
+    if leader.sched.reservation != [0; 3] {
+        leader.sched = Sched::default();
+    }
+    threads.insert(0, leader);
+    if let Some(first) = rare.threads.first().cloned() {
+        rare.threads.insert(0, first);
+    }
+    rare.confined.iter_mut().flat_map(|one| &mut one.threads).for_each(|n| *n += 1);
+    let code = stat_field(&procfs::stat(pid)?, EXIT_CODE) >> 8;
+    rare.ended_leader = Some(code as u8);
+    Ok(())
+}
+
+/// Id in its own pid namespace.
+fn inner_id(status: &Status, id: i32) -> i32 {
+    status.numbers("NSpid", 10).last().map_or(id, |inner| *inner as i32)
 }
 
 fn xsave_areas() -> Vec<XsaveArea> {
@@ -157,7 +201,10 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
     };
     let parent_stat = procfs::stat(input.pid).unwrap_or_default();
     Ok(Process {
-        pid: input.taken.threads[0].tid,
+        pid: match input.facts.ended_leader {
+            Some(leader) => inner_id(&Status::read(leader)?, leader),
+            None => input.taken.threads[0].tid,
+        },
         exe: procfs::link(pid, "exe")?,
         cwd: procfs::link(pid, "cwd")?,
         cwd_deleted: deleted::look(&format!("/proc/{pid}/cwd")),
@@ -178,8 +225,9 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         subreaper: data.prctl[0] == 1,
         pdeathsig: data.prctl[1] as u32,
         thp_disable: data.prctl[3] & 0xff == 1,
-        session_leader: stat_field(&parent_stat, 6) as i32 == input.pid,
-        seccomp: input.taken.seccomp.clone(),
+        session_leader: stat_field(&parent_stat, 6) as i32
+            == input.facts.ended_leader.unwrap_or(input.pid),
+        seccomp: input.taken.threads[0].seccomp.clone(),
         pending: input.taken.pending.clone(),
         itimers: input.taken.timers.intervals.clone(),
         timers: input.taken.timers.posix.clone(),

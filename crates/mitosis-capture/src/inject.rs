@@ -46,7 +46,10 @@ pub(crate) type Intervals = [TimerState; 3];
 /// A region and a helper in the parent. To be taken away with [`Planted::uproot`]; a helper that
 /// is merely dropped is killed.
 pub(crate) struct Planted {
+    /// Its pid, or the id of the thread that speaks for it.
     pub pid: i32,
+    /// See [`Facts::ended_leader`].
+    pub ended_leader: Option<i32>,
     foreign_pid_ns: bool,
     pub gadget: Gadget,
     layout: Layout,
@@ -110,6 +113,7 @@ impl Planted {
         let base = region::map(leader, &gadget, &layout, deadline)?;
         let mut planted = Planted {
             pid,
+            ended_leader: facts.ended_leader,
             foreign_pid_ns: facts.foreign_pid_ns,
             gadget,
             layout,

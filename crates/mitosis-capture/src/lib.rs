@@ -226,7 +226,7 @@ fn capture(
     inherited: &mut (dyn Inherited + Send),
 ) -> Result<Seeded, CaptureError> {
     let first = capture_once(pid, options, inherited, dontfork, None)?;
-    if dontfork || !lacks_memory(pid, &first)? {
+    if dontfork || !lacks_memory(refuse::speaker(pid).unwrap_or(pid), &first)? {
         return Ok(first);
     }
     first.shadow.end();
@@ -263,6 +263,13 @@ fn capture_once(
     meeting: Option<&Meeting>,
 ) -> Result<Seeded, CaptureError> {
     let _metronome = Metronome::start().map_err(CaptureError::sys("inspect", pid))?;
+    let speaker = refuse::speaker(pid)?;
+    if speaker != pid && meeting.is_some_and(Meeting::is_tree) {
+        let why = "has a leading thread that has ended while others live, in a tree".into();
+        return Err(CaptureError::Refused { pid, why });
+    }
+    // Its leading thread has nothing any more.
+    let pid = speaker;
     let mut clock = Clock { last: Instant::now(), phases: Vec::new() };
     let place = stop::Place::of(pid);
     place.beside_parent();
@@ -350,7 +357,7 @@ fn freeze(
     clock: &mut Clock,
 ) -> Result<Frozen, CaptureError> {
     place.with_parent();
-    let mut process = stop::stop(planted.pid, deadline)?;
+    let mut process = stop::stop(planted.pid, planted.ended_leader, deadline)?;
     process.let_out_of_vdso(planted.gadget.vdso, deadline)?;
     looks.reach(planted.pid, Point::Stopped)?;
     clock.lap(Phase::Stop);

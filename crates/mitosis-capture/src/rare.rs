@@ -4,7 +4,7 @@ use crate::CaptureError;
 use crate::memory::Memory;
 use crate::region::Injected;
 use crate::stop::Taken;
-use mitosis_descriptor::{MemoryPolicy, ProcessValues, Rare, ThreadValues};
+use mitosis_descriptor::{Confined, MemoryPolicy, Process, ProcessValues, Rare, ThreadValues};
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::procfs;
 
@@ -60,12 +60,39 @@ fn of_thread(asked: &CaptureThread) -> ThreadValues {
         (0, mode) if mode != 0 => MemoryPolicy { mode: mode as u32, nodes: vec![low, high] },
         _ => MemoryPolicy::default(), // None, or a kernel without them.
     };
-    let [slack, kill] = asked.values;
+    let [slack, kill, ..] = asked.values;
     ThreadValues {
         slack_ns: if slack > 0 && slack != USUAL_SLACK_NS { slack as u64 } else { 0 },
         mce_kill: if kill >= 0 { kill as u8 } else { usual.mce_kill },
         policy,
     }
+}
+
+/// Threads that are confined otherwise than the process is said to be.
+pub(crate) fn confined(process: &Process, taken: &Taken, asked: &[CaptureThread]) -> Vec<Confined> {
+    /// `SECCOMP_MODE_STRICT`.
+    const STRICT: i64 = 1;
+    let mut all: Vec<Confined> = Vec::new();
+    for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)) {
+        let [.., no_new_privs, mode] = asked.values;
+        let (seccomp, strict) = (&taken.seccomp, mode == STRICT);
+        let no_new_privs = no_new_privs == 1;
+        let same = |one: &Confined| {
+            (&one.seccomp, one.strict, one.no_new_privs) == (seccomp, strict, no_new_privs)
+        };
+        let usual = (&process.seccomp, false, process.creds.no_new_privs);
+        if usual == (seccomp, strict, no_new_privs) {
+            continue;
+        }
+        match all.iter_mut().find(|one| same(one)) {
+            Some(one) => one.threads.push(n),
+            None => {
+                let seccomp = seccomp.clone();
+                all.push(Confined { threads: vec![n], seccomp, strict, no_new_privs });
+            }
+        }
+    }
+    all
 }
 
 /// `7f0000000000 bind=static:0-1,3 anon=...`: the policies of mappings that have one of their own.
@@ -135,11 +162,11 @@ mod tests {
         let asked = CaptureThread {
             tid_address: 0,
             altstack: [0; 3],
-            values: [USUAL_SLACK_NS, 2],
+            values: [USUAL_SLACK_NS, 2, 0, 0],
             policy: [0; 4],
         };
         assert_eq!(of_thread(&asked), ThreadValues::usual());
-        let other = CaptureThread { values: [1, 2], policy: [0, 2, 1, 0], ..asked };
+        let other = CaptureThread { values: [1, 2, 0, 0], policy: [0, 2, 1, 0], ..asked };
         let bind = MemoryPolicy { mode: 2, nodes: vec![1, 0] };
         assert_eq!(of_thread(&other), ThreadValues { slack_ns: 1, mce_kill: 2, policy: bind });
     }

@@ -3,6 +3,7 @@
 use crate::{CaptureError, aio, ipc, shared, timers, user};
 use mitosis_sys::clock::{self, Clocks};
 use mitosis_sys::procfs::{self, Status};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// What was seen of the parent before it was stopped.
 pub(crate) struct Facts {
@@ -24,11 +25,46 @@ pub(crate) struct Facts {
     pub clock_shift: Clocks,
     /// It may be set-uid or not dumpable.
     pub privileged: bool,
+    /// Its pid, where its leading thread has ended and another one speaks for it.
+    pub ended_leader: Option<i32>,
 }
 
+/// O_EXCL, for threads that lead none.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
+/// The thread that speaks for a process: the leading one, or, where that has ended while others live, one of
+/// these. A thread that has ended has no memory and no files; what `/proc` shows of a process it shows
+/// under the id of each of its threads.
+pub(crate) fn speaker(pid: i32) -> Result<i32, CaptureError> {
+    let refused = |why: String| CaptureError::Refused { pid, why };
+    let status = Status::read(pid).map_err(|_| CaptureError::NoSuchProcess(pid))?;
+    let leader = status.number("Tgid", 10) as i32;
+    if leader != pid {
+        return Err(refused(format!("is a thread: name its process, {leader}")));
+    }
+    if !has_ended(&status) {
+        return Ok(pid);
+    }
+    let lives = |tid: &i32| Status::of_thread(pid, *tid).is_ok_and(|status| !has_ended(&status));
+    let threads = procfs::threads(pid).unwrap_or_default();
+    let tid =
+        threads.into_iter().find(lives).ok_or_else(|| refused("has ended (zombie)".into()))?;
+    if rustix::process::Pid::from_raw(tid).is_none_or(|tid| pidfd_open(tid, PIDFD_THREAD).is_err())
+    {
+        let why = "has a leading thread that has ended while others live, whose files only a kernel since \
+                   Linux 6.9 shows";
+        return Err(refused(why.into()));
+    }
+    Ok(tid)
+}
+
+fn has_ended(status: &Status) -> bool {
+    status.field("State").starts_with(['Z', 'X'])
+}
+
+/// `pid` is that of its [`speaker`].
 pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError> {
     let refused = |why: String| CaptureError::Refused { pid, why };
     let gone = |_| CaptureError::NoSuchProcess(pid);
@@ -40,14 +76,9 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
     if pid == std::process::id() as i32 {
         return Err(refused("is this node's own daemon".into()));
     }
-    if status.number("Tgid", 10) as i32 != pid {
-        let leader = status.number("Tgid", 10);
-        return Err(refused(format!("is a thread: name its process, {leader}")));
-    }
-    match status.field("State").chars().next() {
-        Some('Z' | 'X') => return Err(refused("has ended (zombie)".into())),
-        Some('D') => {} // May pass; the bound on stopping decides.
-        _ => {}
+    let leader = status.number("Tgid", 10) as i32;
+    if has_ended(&status) {
+        return Err(refused("has ended (zombie)".into()));
     }
     let tracer = status.number("TracerPid", 10);
     if tracer != 0 {
@@ -69,9 +100,10 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
         ipc: ipc::any(pid)?,
         aio: aio::any(pid)?,
         timers: timers::list(pid)?.len(),
-        is_init: status.numbers("NSpid", 10).last() == Some(&1),
+        is_init: Status::read(leader).map_err(gone)?.numbers("NSpid", 10).last() == Some(&1),
         clock_shift: clock_shift(pid)?,
         privileged,
+        ended_leader: (leader != pid).then_some(leader),
     })
 }
 

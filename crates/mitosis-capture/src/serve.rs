@@ -103,8 +103,13 @@ fn refuse(pid: i32, descriptor: &Descriptor) -> Result<(), CaptureError> {
     if RIGHTS.iter().any(|line| its.field(line) != ours.field(line)) {
         return refused("without the rights to enter namespaces");
     }
-    if !descriptor.process.seccomp.is_empty() {
+    let own = descriptor.confinement(0);
+    if !own.filters.is_empty() || own.strict {
         return refused("with a seccomp filter");
+    }
+    let free = |n| !descriptor.confinement(n).no_new_privs;
+    if own.no_new_privs && (1..descriptor.threads.len()).any(free) {
+        return refused("with no_new_privs, which not all of its threads have");
     }
     // They would have to be reserved again for each child.
     if procfs::mappings(pid).map_err(&fail)?.iter().any(|mapping| mapping.has(b"ht")) {

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 /// The parent with all its threads stopped. Dropping it puts back what was changed in them and
 /// lets them run on, whatever happened in between.
 pub(crate) struct StoppedProcess {
+    /// Or the thread that speaks for it.
     pub pid: i32,
-    /// The thread-group leader first.
+    /// Its leading thread, if that has ended.
+    pub ended: Option<i32>,
+    /// The thread-group leader, or who speaks for it, first.
     pub threads: Vec<Stopped>,
     /// What was read, in the order of `threads`: what is put back.
     pub taken: Taken,
@@ -28,9 +31,9 @@ impl Drop for StoppedProcess {
 }
 
 impl StoppedProcess {
+    /// Errors mean that the thread has been killed.
     fn put_back(&self) {
         for (stopped, taken) in self.threads.iter().zip(&self.taken.threads) {
-            // Errors mean that the thread has been killed.
             let _ = stopped.set_regs(&taken.regs);
             let _ = stopped.set_sigmask(taken.sigmask);
         }
@@ -52,6 +55,7 @@ pub(crate) struct TakenThread {
     pub robust_list: (u64, u64),
     pub name: Vec<u8>,
     pub pending: Vec<SigInfo>,
+    pub seccomp: Vec<Vec<u64>>,
     pub sched: Sched,
     /// The call that it makes again, where the kernel only says that it makes one again.
     pub restarts: Option<u64>,
@@ -93,12 +97,13 @@ impl Interrupted {
 #[derive(Default)]
 pub(crate) struct Taken {
     pub threads: Vec<TakenThread>,
-    pub seccomp: Vec<Vec<u64>>,
     /// Signals that wait for the process.
     pub pending: Vec<SigInfo>,
     pub timers: Timers,
     /// Each thread waited in a system call.
     pub idle: bool,
+    /// The leading one did.
+    pub main_waits: bool,
 }
 
 /// Where this thread runs, which matters to the parent. The thread ends with the capture.
@@ -156,21 +161,27 @@ impl Place {
 
 /// Stops the leading thread only: enough to make the process do something.
 pub(crate) fn stop_leader(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
-    stop_some(pid, deadline, |tid| tid == pid)
+    stop_some(pid, None, deadline, |tid| tid == pid)
 }
 
-/// Seizes and stops every thread, until a scan finds no new one.
-pub(crate) fn stop(pid: i32, deadline: Instant) -> Result<StoppedProcess, CaptureError> {
-    stop_some(pid, deadline, |_| true)
+/// Seizes and stops every thread but a leading one that has `ended`, until a scan finds no new one.
+pub(crate) fn stop(
+    pid: i32,
+    ended: Option<i32>,
+    deadline: Instant,
+) -> Result<StoppedProcess, CaptureError> {
+    stop_some(pid, ended, deadline, |_| true)
 }
 
 fn stop_some(
     pid: i32,
+    ended: Option<i32>,
     deadline: Instant,
     wanted: impl Fn(i32) -> bool,
 ) -> Result<StoppedProcess, CaptureError> {
     let since = Instant::now();
-    let mut process = StoppedProcess { pid, threads: Vec::new(), taken: Taken::default(), since };
+    let mut process =
+        StoppedProcess { pid, ended, threads: Vec::new(), taken: Taken::default(), since };
     process.stop_rest(deadline, wanted)?;
     Ok(process)
 }
@@ -201,7 +212,8 @@ impl StoppedProcess {
         loop {
             let mut tids =
                 procfs::threads(pid).map_err(|_| CaptureError::Ended { phase: "stop", pid })?;
-            tids.retain(|tid| wanted(*tid) && self.threads.iter().all(|t| t.tid() != *tid));
+            tids.retain(|tid| wanted(*tid) && self.ended != Some(*tid));
+            tids.retain(|tid| self.threads.iter().all(|t| t.tid() != *tid));
             if tids.is_empty() {
                 break;
             }
@@ -210,11 +222,9 @@ impl StoppedProcess {
             self.stopping(running, deadline)?;
         }
         self.threads.sort_by_key(|t| (t.tid() != pid, t.tid()));
-        if self.threads.first().map(Stopped::tid) != Some(pid) {
-            let why = "has a leading thread that ended".into();
-            return Err(CaptureError::Refused { pid, why });
-        }
-        Ok(())
+        let why = || "has a leading thread that has just ended: try again".into();
+        let first = self.threads.first().filter(|first| first.tid() == pid);
+        first.map(|_| ()).ok_or_else(|| CaptureError::Refused { pid, why: why() })
     }
 
     /// Waits for threads that were told to stop.
@@ -258,10 +268,10 @@ impl StoppedProcess {
             let (taken, idle) =
                 take_thread(self.pid, stopped, foreign_pid_ns, before).map_err(&fail)?;
             self.taken.idle &= idle;
+            self.taken.main_waits |= idle && stopped.tid() == self.pid;
             self.taken.threads.push(taken);
             stopped.set_sigmask(u64::MAX).map_err(&fail)?;
         }
-        self.taken.seccomp = self.threads[0].seccomp_filters().map_err(&fail)?;
         Ok(())
     }
 
@@ -357,7 +367,6 @@ fn take_thread(
     let taken = TakenThread {
         tid: if foreign { inner()? } else { host_tid },
         host_tid,
-
         regs,
         xstate,
         sigmask,
@@ -365,6 +374,7 @@ fn take_thread(
         robust_list: robust_list(host_tid)?,
         name: Vec::new(),
         pending: Vec::new(),
+        seccomp: stopped.seccomp_filters()?,
         sched: Sched::default(),
         restarts,
         tiles_in_use,

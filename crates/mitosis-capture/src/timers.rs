@@ -107,6 +107,9 @@ pub(crate) fn take(
     let mut posix = list(planted.pid)?;
     let ids: Vec<u32> = posix.iter().map(|timer| timer.id).collect();
     let (intervals, states) = planted.ask_timers(process, &ids)?;
+    let leader = planted.ended_leader.and_then(|leader| procfs::Status::read(leader).ok());
+    let leader = leader.and_then(|status| status.numbers("NSpid", 10).last().copied());
+    let pid = leader.map_or(process.taken.threads[0].tid, |pid| pid as i32);
     for (timer, state) in posix.iter_mut().zip(states) {
         let nanos = |s: u64, ns: u64| s.saturating_mul(1_000_000_000).saturating_add(ns);
         timer.interval_ns = nanos(state[0], state[1]);
@@ -114,7 +117,6 @@ pub(crate) fn take(
         if timer.tid != 0 {
             timer.tid = inner_tid(&process.taken, timer.tid).unwrap_or(0);
         }
-        let pid = process.taken.threads[0].tid;
         timer.clock = clock_of(timer.clock as i32, pid, timer.tid) as u32;
     }
     let micros = |s: u64, us: u64| s.saturating_mul(1_000_000).saturating_add(us);

@@ -51,6 +51,8 @@ pub struct Descriptor {
 pub struct Hooks {
     /// Each thread was waiting in a system call: none was in the middle of anything.
     pub idle: bool,
+    /// The main thread was.
+    pub main_waits: bool,
     /// Those that were found, by the names under which programs export them.
     pub functions: Vec<Function>,
 }

@@ -28,6 +28,7 @@ pub use index::PageIndex;
 pub use ipc::{Ipc, IpcObject, MessageQueue, Segment, Semaphores};
 pub use page::{PAGE_SHIFT, PAGE_SIZE, PageRange, PageRun, Vpn};
 pub use phase::Phase;
+pub use rare::Confinement;
 pub use reference::{Reference, ReferenceError, Secret, SeedId};
 pub use tree::{Gift, MEMBERS_MAX, Member, Place, Session, TERMINAL_MAX, Terminal, Tree, Zombie};
 pub use validate::Limits;

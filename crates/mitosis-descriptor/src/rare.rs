@@ -1,10 +1,10 @@
 //! What must hold of the parts that few processes have.
 
 use crate::ThreadValues;
-use crate::validate::{USER_END, invalid, pid};
+use crate::validate::{USER_END, filters, invalid, pid};
 use crate::{
-    Descriptor, DescriptorError, IdRange, Limits, MemoryPolicy, OpenObject, PAGE_SIZE, Rare,
-    UserNamespace,
+    Confined, Descriptor, DescriptorError, IdRange, Limits, MemoryPolicy, OpenObject, PAGE_SIZE,
+    Rare, UserNamespace,
 };
 use std::collections::HashSet;
 
@@ -41,7 +41,11 @@ impl Rare {
         if !self.threads.is_empty() && self.threads.len() != all.threads.len() {
             return invalid(format!("values of {} threads", self.threads.len()));
         }
+        if self.ended_leader.is_some() && all.threads.len() < 2 {
+            return invalid("a leading thread that has ended, and no other one");
+        }
         self.validate_objects(all, limits)?;
+        self.validate_confined(all, limits)?;
         self.tree.validate(all, limits)?;
         self.ipc.validate(all, limits)?;
         limits.check("rings of asynchronous I/O", self.rings.len(), limits.vmas_max)?;
@@ -58,6 +62,24 @@ impl Rare {
         Ok(())
     }
 
+    fn validate_confined(&self, all: &Descriptor, limits: &Limits) -> Result<(), DescriptorError> {
+        limits.check("ways to confine threads", self.confined.len(), all.threads.len())?;
+        let mut seen = HashSet::new();
+        for Confined { threads, seccomp, strict, .. } in &self.confined {
+            limits.check("confined threads", threads.len(), all.threads.len())?;
+            for thread in threads {
+                if *thread as usize >= all.threads.len() || !seen.insert(*thread) {
+                    return invalid(format!("confined thread {thread}: none, or named twice"));
+                }
+            }
+            let ascending = threads.windows(2).all(|pair| pair[0] < pair[1]);
+            if threads.is_empty() || !ascending || (*strict && !seccomp.is_empty()) {
+                return invalid(format!("confined threads {threads:?}, or what confines them"));
+            }
+        }
+        filters(limits, self.confined.iter().flat_map(|one| &one.seccomp))
+    }
+
     fn validate_objects(&self, all: &Descriptor, limits: &Limits) -> Result<(), DescriptorError> {
         limits.check("open shared memory", self.open_objects.len(), all.shared.len())?;
         let mut seen = HashSet::new();
@@ -68,6 +90,40 @@ impl Rare {
         }
         Ok(())
     }
+}
+
+impl Descriptor {
+    /// What confines thread `n`.
+    pub fn confinement(&self, n: usize) -> Confinement<'_> {
+        let own = self
+            .rare
+            .confined
+            .iter()
+            .find(|one| u32::try_from(n).is_ok_and(|n| one.threads.binary_search(&n).is_ok()));
+        match own {
+            Some(one) => Confinement {
+                filters: &one.seccomp,
+                strict: one.strict,
+                no_new_privs: one.no_new_privs,
+            },
+            None => Confinement {
+                filters: &self.process.seccomp,
+                strict: false,
+                no_new_privs: self.process.creds.no_new_privs,
+            },
+        }
+    }
+}
+
+/// What confines a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Confinement<'a> {
+    /// Seccomp filters, oldest first.
+    pub filters: &'a [Vec<u64>],
+    /// Seccomp's strict mode.
+    pub strict: bool,
+    /// `PR_GET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
 }
 
 impl MemoryPolicy {

@@ -289,15 +289,7 @@ impl Process {
             }
         }
         self.validate_timers(limits)?;
-        let mut sum = 0;
-        for filter in &self.seccomp {
-            if filter.is_empty() {
-                return invalid("an empty seccomp filter");
-            }
-            limits.check("instructions of a seccomp filter", filter.len(), FILTER_MAX)?;
-            sum += filter.len();
-            limits.check("instructions of all seccomp filters", sum, FILTERS_SUM_MAX)?;
-        }
+        filters(limits, self.seccomp.iter())?;
         self.mm.validate(limits)
     }
 
@@ -319,6 +311,23 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// Checks seccomp filters.
+pub(crate) fn filters<'a>(
+    limits: &Limits,
+    all: impl Iterator<Item = &'a Vec<u64>>,
+) -> Result<(), DescriptorError> {
+    let mut sum = 0;
+    for filter in all {
+        if filter.is_empty() {
+            return invalid("an empty seccomp filter");
+        }
+        limits.check("instructions of a seccomp filter", filter.len(), FILTER_MAX)?;
+        sum += filter.len();
+        limits.check("instructions of all seccomp filters", sum, FILTERS_SUM_MAX)?;
+    }
+    Ok(())
 }
 
 /// Checks signals that wait.

@@ -31,6 +31,11 @@ fn deleted_directory(name: &str, mode: u32) -> DeletedDirectory {
     DeletedDirectory { file: (1, 2), name: name.to_owned(), mode, uid: 0, gid: 0 }
 }
 
+fn confined(threads: &[u32], filters: usize, strict: bool) -> Confined {
+    let seccomp = vec![vec![6]; filters];
+    Confined { threads: threads.to_vec(), seccomp, strict, no_new_privs: false }
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = encode(&cpython(832)).expect("encodes");
@@ -208,6 +213,19 @@ const CONTRADICTIONS: &[Case] = &[
         let policy = MemoryPolicy { mode: 2, nodes: vec![1; 17] };
         d.rare.policies = vec![(0x1000, 0x2000, policy)];
     }),
+    ("confined thread 1", |d| d.rare.confined = vec![confined(&[1], 0, false)]),
+    ("named twice", |d| {
+        d.rare.confined = vec![confined(&[0], 0, true), confined(&[0], 1, false)];
+        d.threads.push(thread(43, vec![0; 832]));
+    }),
+    ("confined threads [0]", |d| d.rare.confined = vec![confined(&[0], 1, true)]),
+    ("confined threads []", |d| d.rare.confined = vec![confined(&[], 1, false)]),
+    ("confined threads [1, 0]", |d| {
+        d.rare.confined = vec![confined(&[1, 0], 1, false)];
+        d.threads.push(thread(43, vec![0; 832]));
+    }),
+    ("all seccomp", |d| d.rare.confined = vec![confined(&[0], 32769, false)]),
+    ("no other one", |d| d.rare.ended_leader = Some(0)),
     ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
     ("System V segment", |d| {
         let segment = Segment {

@@ -5,7 +5,7 @@ use mitosis_descriptor::Thread;
 use mitosis_state::Program;
 
 /// Bytes before the first frame: the gate and padding.
-const GATE_BYTES: u64 = 64;
+const GATE_BYTES: u64 = 128;
 const _: () = assert!(size_of::<mitosis_stub::abi::Gate>() <= GATE_BYTES as usize);
 /// pretcode, ucontext (304), siginfo (128).
 const FRAME_BYTES: u64 = 8 + 304 + 128;
@@ -18,63 +18,38 @@ fn one_len(thread: &Thread) -> u64 {
     FRAME_BYTES.next_multiple_of(64) + (thread.xstate.len() as u64 + 4).next_multiple_of(64)
 }
 
-/// Bytes of the resident frames area, page-rounded.
-pub(crate) fn frames_len(threads: &[Thread], filters: &[Vec<u64>], hooks: u64) -> u64 {
-    let frames = GATE_BYTES + threads.iter().map(one_len).sum::<u64>();
-    hooks_at(frames, filters).saturating_add(hooks).next_multiple_of(4096)
+/// Where the frames end, which begin with the gate at `at`.
+pub(crate) fn frames_end(at: u64, threads: &[Thread]) -> u64 {
+    at + GATE_BYTES + threads.iter().map(one_len).sum::<u64>()
 }
 
-/// What capset(2) takes: its header (8 bytes), and its data.
-pub(crate) const CAPSET_BYTES: u64 = 32;
-
-/// Writes seccomp filters behind the frames: `struct sock_fprog`s, then their instructions. Behind
-/// these is room for [`CAPSET_BYTES`]. Returns address and count.
-pub(crate) fn write_filters(program: &mut Program, at: u64, filters: &[Vec<u64>]) -> (u64, u64) {
-    let mut code_at = at + 16 * filters.len() as u64;
-    for (n, filter) in filters.iter().enumerate() {
-        let code: Vec<u8> = filter.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let header: Vec<u8> =
-            [filter.len() as u64, code_at].iter().flat_map(|w| w.to_le_bytes()).collect();
-        program.write_frame(at + 16 * n as u64, &header);
-        program.write_frame(code_at, &code);
-        code_at += code.len() as u64;
-    }
-    (at, filters.len() as u64)
-}
-
-/// Behind the filters.
-pub(crate) fn capset_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
-    filters_at + filters.iter().map(|f| 16 + 8 * f.len() as u64).sum::<u64>()
-}
-
-/// Where the hooks begin: behind the frames, the filters, and what belongs to these.
-pub(crate) fn hooks_at(filters_at: u64, filters: &[Vec<u64>]) -> u64 {
-    let besides = if filters.is_empty() { 0 } else { CAPSET_BYTES };
-    (capset_at(filters_at, filters) + besides).next_multiple_of(16)
-}
-
-/// Writes every thread's frame and declares the thread; returns the address behind them.
+/// Writes every thread's frame and declares the thread.
 /// `features` of the parent's register state are known here.
 pub(crate) fn write_frames(
     program: &mut Program,
     threads: &[Thread],
+    last: &[(u64, bool)],
+    ended_leader: Option<u8>,
     features: u64,
     new_pid: bool,
-) -> u64 {
+) {
     let mut at = program.region.frames() + GATE_BYTES;
-    for thread in threads {
+    let mut ends = ended_leader.map_or(0, |code| u64::from(code) + 1);
+    for (thread, (calls, keeps)) in threads.iter().zip(last) {
         let xstate_at = at + FRAME_BYTES.next_multiple_of(64);
-        program.write_frame(at, &frame(thread, xstate_at));
+        program.write_frame(at, &frame(thread, *calls, ends, xstate_at));
         program.write_frame(xstate_at, &xstate(thread, features));
-        program.thread(if new_pid { 0 } else { thread.tid }, at);
+        program.thread(if new_pid { 0 } else { thread.tid }, at, *keeps);
         at += one_len(thread);
+        ends = 0;
     }
-    at
 }
 
-fn frame(thread: &Thread, xstate_at: u64) -> Vec<u8> {
+/// In the place of `pretcode`, which nobody reads, is what the thread calls last; in that of `uc_link`, nor
+/// that, the code plus one with which the main thread ends then.
+fn frame(thread: &Thread, last_calls: u64, ends: u64, xstate_at: u64) -> Vec<u8> {
     let r = &thread.regs;
-    let mut words = vec![0, UC_FLAGS, 0];
+    let mut words = vec![last_calls, UC_FLAGS, ends];
     let (stack, flags, size) = thread.altstack;
     words.extend([stack, u64::from(flags), size]);
     words.extend([r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15]);
@@ -135,8 +110,9 @@ mod tests {
             pending: Vec::new(),
             sched: Default::default(),
         };
-        let frame = frame(&thread, 0x5000);
+        let frame = frame(&thread, 0x6000, 0, 0x5000);
         let word = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().expect("word"));
+        assert_eq!(word(0), 0x6000);
         // pretcode 8, ucontext: sigcontext at 40, its rip is word 16, fpstate word 23.
         assert_eq!(word(8 + 40 + 16 * 8), 0x1122_3344);
         assert_eq!(word(8 + 40 + 18 * 8), 0x33 | 0x2b << 48);

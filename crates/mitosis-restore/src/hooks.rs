@@ -2,7 +2,8 @@
 //!
 //! The functions are the program's own, found by name when it was captured. The recipes for CPython
 //! and V8 are for a process in which each thread waits, and so holds no lock of theirs. In a busy one
-//! CPython is asked to run its recipe as soon as it can, and V8 is left alone.
+//! V8 is left alone. CPython's main thread runs its recipe there when others run again, if it waits, and as
+//! soon as it can, if not.
 
 mod python;
 
@@ -34,6 +35,17 @@ pub(crate) struct Laid {
     pub calls: u64,
     /// What each call is, for errors.
     pub names: Vec<String>,
+    /// Address and count of what is called when the gate is open.
+    pub late: (u64, u64),
+    /// Their names.
+    pub late_names: Vec<String>,
+}
+
+impl Laid {
+    /// Whether anything is called.
+    pub fn any(&self) -> bool {
+        !self.names.is_empty() || !self.late_names.is_empty()
+    }
 }
 
 /// Bytes that the calls take.
@@ -80,6 +92,8 @@ struct Layout {
     names: Vec<String>,
     /// What a pending call of CPython may have to do once more.
     again: Option<python::Again>,
+    late: (u64, u64),
+    late_names: Vec<String>,
 }
 
 impl Layout {
@@ -217,14 +231,15 @@ impl Layout {
     }
 
     fn finish(mut self) -> Laid {
-        if self.calls.is_empty() {
+        if self.calls.is_empty() && self.late_names.is_empty() {
             return Laid::default();
         }
         let (calls, _) = self.table();
         if let Some(again) = self.again.take() {
             self.put(again.at, again.pending(calls));
         }
-        Laid { bytes: self.bytes, calls, names: self.names }
+        let Layout { bytes, names, late, late_names, .. } = self;
+        Laid { bytes, calls, names, late, late_names }
     }
 }
 

@@ -145,7 +145,18 @@ fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program)
     let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
     program.call_ignore(list, PRCTL, &args, "identity: securebits");
     capabilities(descriptor, node, program);
-    if creds.no_new_privs {
+    no_new_privs(descriptor, program);
+}
+
+/// Of all threads, or of those that have it.
+fn no_new_privs(descriptor: &Descriptor, program: &mut Program) {
+    let has = |n: &usize| descriptor.confinement(*n).no_new_privs;
+    let all = descriptor.threads.len();
+    let lists = match (0..all).filter(has).count() {
+        count if count == all => vec![List::Identity],
+        _ => (0..all).filter(has).map(List::Thread).collect(),
+    };
+    for list in lists {
         let args = [PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0];
         program.call(list, PRCTL, &args, "identity: no_new_privs", Detail::None);
     }

@@ -112,6 +112,8 @@ pub struct RestorePlan {
     pub gate: u64,
     /// What the main thread calls before the gate is opened.
     pub hooks: Vec<String>,
+    /// What it calls then, while others run.
+    pub late_hooks: Vec<String>,
     /// It waits until the node has put the working set in place: see [`Provided::Filled`].
     pub filled: bool,
     /// The image in a file, once somebody needed it.
@@ -198,28 +200,37 @@ pub fn plan(
     let threads = relaid.as_deref().unwrap_or(&descriptor.threads);
     let features = descriptor.origin.xcr0 & node.xcr0;
     let hooks_len = hooks::len(descriptor, request);
-    let frames_len = frame::frames_len(threads, &descriptor.process.seccomp, hooks_len);
+    let gate = base + code_len();
+    let go = gate + offset_of!(Gate, go) as u64;
+    let confined_at = frame::frames_end(gate, threads);
+    let confined = seccomp::lay(descriptor, node, confined_at, go)?;
+    let hooks_at = (confined_at + confined.bytes.len() as u64).next_multiple_of(16);
+    let frames_len = (hooks_at - gate).saturating_add(hooks_len).next_multiple_of(4096);
     let region = Region { base, code_len: code_len(), frames_len };
     let mut program = Program::new(region);
-    let gate = region.frames();
     let fd_base = fd_base(descriptor, part);
     let mut provided = Vec::new();
     let mut memory = memory::Memory::new(descriptor, fd_base, proven);
     memory.filled = request.filled && part != Part::Rest;
     let (pid, maker_pid) = pids(descriptor, request);
     (memory.pid, memory.adopted) = (pid, is_adopted(descriptor, request));
-    let (mut seccomp, mut hooks, mut monotonic_shift) = ((0, 0), hooks::Laid::default(), 0);
+    let (mut hooks, mut monotonic_shift) = (hooks::Laid::default(), 0);
     if part == Part::Memory {
-        program.thread(0, 0);
+        program.thread(0, 0, false);
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
     } else {
-        let filters_at = frame::write_frames(&mut program, threads, features, request.new_pid);
-        seccomp = frame::write_filters(&mut program, filters_at, &descriptor.process.seccomp);
-        let hooks_at = frame::hooks_at(filters_at, &descriptor.process.seccomp);
+        let last = &confined.threads;
+        let ends = descriptor.rare.ended_leader;
+        frame::write_frames(&mut program, threads, last, ends, features, request.new_pid);
+        program.write_frame(confined_at, &confined.bytes);
         hooks = hooks::lay(descriptor, request, hooks_at, base, gate);
         program.write_frame(hooks_at, &hooks.bytes);
-        let late = last_calls(&mut program, descriptor, node, (gate, filters_at))?;
-        open_gate(&mut program, gate, &hooks, hook_stack(descriptor), late);
+        if descriptor.confinement(0).strict && hooks.any() {
+            let why = "the parent's main thread is in seccomp's strict mode, in which it can call no hook \
+                       (fork --hooks none)";
+            return Err(RestoreError::Incompatible(why.into()));
+        }
+        open_gate(&mut program, gate, &hooks, hook_stack(descriptor), &confined);
         if request.tree.is_some() {
             await_others(&mut program, fd_base);
         } else if shared::has_names(descriptor) {
@@ -257,7 +268,7 @@ pub fn plan(
     }
     descriptors_fit(descriptor, node, provided_base(fd_base) + provided.len() as u32)?;
     let room = if part == Part::Whole { 0 } else { TEMPLATE_REGION };
-    let image = program.finish(gate, fd_base as i32 + FD_STATUS, seccomp, room);
+    let image = program.finish(gate, fd_base as i32 + FD_STATUS, room);
     if room > 0 && image.region_len > room - TEMPLATE_STACKS {
         let text = format!("a plan of {} bytes is too large for a template", image.region_len);
         return Err(RestoreError::Incompatible(text));
@@ -277,6 +288,7 @@ pub fn plan(
         monotonic_shift,
         gate,
         hooks: hooks.names,
+        late_hooks: hooks.late_names,
         filled,
         file: OnceLock::new(),
     })
@@ -319,43 +331,21 @@ fn hook_stack(descriptor: &Descriptor) -> u64 {
     top & !63
 }
 
-/// Writes what the main thread gives away when the parent's filters are in place, and says where that is
-/// and whether threads can wait for the gate by futex(2).
-fn last_calls(
-    program: &mut Program,
-    descriptor: &Descriptor,
-    node: &NodeFacts,
-    (gate, filters_at): (u64, u64),
-) -> Result<(u64, bool), RestoreError> {
-    let filters = &descriptor.process.seccomp;
-    let mut at = seccomp::Addresses {
-        filters: filters_at,
-        capset: None,
-        go: gate + offset_of!(Gate, go) as u64,
-    };
-    if seccomp::keeps_admin(descriptor) {
-        let capset = identity::capset(descriptor.process.creds.caps, descriptor, node);
-        let address = frame::capset_at(filters_at, filters);
-        let bytes: Vec<u8> = capset.iter().flat_map(|word| word.to_le_bytes()).collect();
-        program.write_frame(address, &bytes);
-        at.capset = Some(address);
-    }
-    Ok((at.capset.unwrap_or(0), seccomp::admitted(descriptor, node, &at)?))
-}
-
 /// Writes what the main thread does before it lets all threads go, and how the others wait.
 fn open_gate(
     program: &mut Program,
     gate: u64,
     hooks: &hooks::Laid,
     stack: u64,
-    (capset, asleep): (u64, bool),
+    confined: &seccomp::Laid,
 ) {
     let mut fields = Vec::with_capacity(size_of::<Gate>());
-    let (calls, stack) = if hooks.names.is_empty() { (0, 0) } else { (hooks.calls, stack) };
+    let stack = if hooks.any() { stack } else { 0 };
+    let (calls, count) = (hooks.calls, hooks.names.len() as u64);
+    let (late, late_count) = hooks.late;
     // The order of `Gate`.
-    let awake = u64::from(!asleep);
-    for word in [0, calls, hooks.names.len() as u64, stack, 0, 0, capset, awake] {
+    let (capset, awake) = (confined.capset, u64::from(!confined.asleep));
+    for word in [0, calls, count, stack, 0, 0, capset, awake, late, late_count] {
         fields.extend(word.to_le_bytes());
     }
     program.write_frame(gate, &fields);
@@ -468,6 +458,9 @@ impl std::fmt::Display for RestorePlan {
         }
         for hook in &self.hooks {
             writeln!(f, "hook         {hook}")?;
+        }
+        for hook in &self.late_hooks {
+            writeln!(f, "late hook    {hook}")?;
         }
         let pages: u64 = self.areas.iter().map(|a| a.count).sum();
         let areas = self.areas.len();

@@ -1,11 +1,14 @@
-//! Under its parent's seccomp filters a child makes its last calls: whether the filters let them
-//! through is found out when it is planned.
+//! What confines the threads of a child, which is put in place last: seccomp filters, strict mode. Under
+//! its parent's filters a child makes its last calls: whether they let these through is found out when it
+//! is planned.
 //!
 //! Filters are classic BPF over `struct seccomp_data` (linux/seccomp.h). They jump forward only, so
 //! evaluating one takes no more steps than it has instructions, of which the descriptor has a bound.
 
 use crate::{NodeFacts, RestoreError, identity};
-use mitosis_descriptor::Descriptor;
+use mitosis_descriptor::{Confined, Confinement, Descriptor};
+use mitosis_stub::abi::LastCall;
+use std::collections::HashMap;
 
 /// Installing a filter takes it or `no_new_privs` (seccomp(2)).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -18,6 +21,7 @@ const SECCOMP: u32 = 317;
 const CAPSET: u32 = 126;
 const FUTEX: u32 = 202;
 const RT_SIGRETURN: u32 = 15;
+const EXIT: u32 = 60;
 
 /// A call as a filter sees it. Where it is made from is not said: a filter that asks for that lets
 /// nothing through.
@@ -33,11 +37,39 @@ fn call(nr: u32, given: &[u64]) -> Call {
     Call { nr, args }
 }
 
-/// Whether the main thread keeps `CAP_SYS_ADMIN` until the filters are in place, and then gives it away.
+/// How threads are confined: the way that the process is said to be, then those that differ.
+fn ways(descriptor: &Descriptor) -> Vec<Confinement<'_>> {
+    let process = &descriptor.process;
+    let (filters, no_new_privs) = (process.seccomp.as_slice(), process.creds.no_new_privs);
+    let usual = Confinement { filters, strict: false, no_new_privs };
+    let first = |one: &Confined| one.threads.first().map_or(0, |n| *n as usize);
+    let others = descriptor.rare.confined.iter().map(|one| descriptor.confinement(first(one)));
+    std::iter::once(usual).chain(others).collect()
+}
+
+/// How many filters, the oldest, the main thread installs for all threads at once. They are what all have,
+/// but none where that would give a thread `no_new_privs`, which comes along, that has it not.
+fn shared(descriptor: &Descriptor) -> usize {
+    let main = descriptor.confinement(0);
+    let same = |own: &Confinement<'_>| {
+        let same = main.filters.iter().zip(own.filters).take_while(|(a, b)| a == b).count();
+        if main.no_new_privs && !own.no_new_privs { 0 } else { same }
+    };
+    ways(descriptor).iter().map(same).min().unwrap_or(0)
+}
+
+/// Whether a thread keeps `CAP_SYS_ADMIN` until the filters that it installs are in place, and then gives it
+/// away.
+fn keeps(descriptor: &Descriptor, own: Confinement<'_>, installs: usize) -> bool {
+    let may = own.no_new_privs || descriptor.process.creds.caps[2] & CAP_SYS_ADMIN != 0;
+    installs > 0 && !may
+}
+
+/// Whether a thread keeps `CAP_SYS_ADMIN` until its filters are in place.
 pub(crate) fn keeps_admin(descriptor: &Descriptor) -> bool {
-    let creds = &descriptor.process.creds;
-    let may = creds.no_new_privs || creds.caps[2] & CAP_SYS_ADMIN != 0;
-    !descriptor.process.seccomp.is_empty() && !may
+    let (main, shared) = (descriptor.confinement(0), shared(descriptor));
+    let other = |own: &Confinement<'_>| keeps(descriptor, *own, own.filters.len() - shared);
+    keeps(descriptor, main, main.filters.len()) || ways(descriptor).iter().any(other)
 }
 
 /// Sets of capabilities with that one, which the child has no longer when it goes on.
@@ -47,53 +79,139 @@ pub(crate) fn with_admin(
     [inheritable, permitted | CAP_SYS_ADMIN, effective | CAP_SYS_ADMIN, bounding, ambient]
 }
 
-/// Where things are that the last calls of the main thread name.
-pub(crate) struct Addresses {
-    /// `struct sock_fprog`s.
-    pub filters: u64,
-    /// What capset(2) takes: its header, and its data behind that.
-    pub capset: Option<u64>,
-    /// What the other threads wait for.
-    pub go: u64,
+/// What confines threads, and the calls by which it does, as they lie in the child's memory.
+#[derive(Default)]
+pub(crate) struct Laid {
+    /// `struct sock_fprog`s and what they name, what capset(2) takes, [`LastCall`]s.
+    pub bytes: Vec<u8>,
+    /// Of each thread: the address of its last calls, or 0, and whether it keeps what
+    /// [`Laid::capset`] gives away.
+    pub threads: Vec<(u64, bool)>,
+    /// What capset(2) takes: the address of its header, with its data behind that; or 0.
+    pub capset: u64,
+    /// Threads may sleep until the gate is open.
+    pub asleep: bool,
 }
 
-/// Whether all calls under the filters are let through; gives whether those by which a thread waits and is
-/// woken are, too.
+/// Lays it out at `at`, which is aligned to 16 bytes. `go` is what threads wait for.
 ///
 /// # Errors
-/// [`RestoreError::Incompatible`]: one is not, and which.
-pub(crate) fn admitted(
+/// [`RestoreError::Incompatible`]: a call would not be let through, and which.
+pub(crate) fn lay(
     descriptor: &Descriptor,
     node: &NodeFacts,
-    at: &Addresses,
-) -> Result<bool, RestoreError> {
-    let filters = &descriptor.process.seccomp;
-    let refused = |name: &str| {
-        let why = format!(
+    at: u64,
+    go: u64,
+) -> Result<Laid, RestoreError> {
+    let mut laid = Laid::default();
+    if keeps_admin(descriptor) {
+        if identity::bounding(descriptor, node) & CAP_SYS_ADMIN == 0 {
+            let why = "the parent has seccomp filters, which nobody can install on this node, whose daemon \
+                       has not CAP_SYS_ADMIN";
+            return Err(RestoreError::Incompatible(why.into()));
+        }
+        laid.capset = at;
+        let words = identity::capset(descriptor.process.creds.caps, descriptor, node);
+        laid.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    }
+    let shared = shared(descriptor);
+    let mut programs = HashMap::new();
+    let main = descriptor.confinement(0);
+    // The list of the main thread, then one for each way in which other threads are confined.
+    let mut lists = Vec::new();
+    for (n, own) in std::iter::once(main).chain(ways(descriptor)).enumerate() {
+        let addresses: Vec<u64> =
+            own.filters.iter().map(|filter| laid.program(at, filter, &mut programs)).collect();
+        let from = if n == 0 { 0 } else { shared };
+        let keeps = keeps(descriptor, own, own.filters.len() - from);
+        let capset = if n == 0 || keeps { laid.capset } else { 0 };
+        let calls = last_calls(own, &addresses, (from, shared), capset)?;
+        lists.push((laid.list(at, &calls), keeps));
+    }
+    laid.threads = vec![lists[1]; descriptor.threads.len()];
+    for (one, list) in descriptor.rare.confined.iter().zip(&lists[2..]) {
+        one.threads.iter().for_each(|n| laid.threads[*n as usize] = *list);
+    }
+    laid.threads[0] = lists[0];
+    let wait = pass(&main.filters[..shared], &call(FUTEX, &[go, 0, 0]));
+    let wake = pass(main.filters, &call(FUTEX, &[go, 1, i32::MAX as u64]));
+    if let Some(code) = descriptor.rare.ended_leader {
+        passes(main.filters, "exit", call(EXIT, &[code.into()]))?;
+    }
+    laid.asleep = wait && wake && !main.strict;
+    Ok(laid)
+}
+
+impl Laid {
+    /// The `struct sock_fprog` of a filter.
+    fn program<'a>(
+        &mut self,
+        at: u64,
+        filter: &'a [u64],
+        programs: &mut HashMap<&'a [u64], u64>,
+    ) -> u64 {
+        *programs.entry(filter).or_insert_with(|| {
+            let code = at + self.bytes.len() as u64;
+            self.bytes.extend(filter.iter().flat_map(|word| word.to_le_bytes()));
+            let program = at + self.bytes.len() as u64;
+            let header = [filter.len() as u64, code];
+            self.bytes.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+            program
+        })
+    }
+
+    /// The list of these calls.
+    fn list(&mut self, at: u64, calls: &[Call]) -> u64 {
+        if calls.is_empty() {
+            return 0;
+        }
+        let list = at + self.bytes.len() as u64;
+        for Call { nr, args } in calls {
+            let words = [u64::from(*nr), args[0], args[1], args[2]];
+            self.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        }
+        self.bytes.resize(self.bytes.len() + size_of::<LastCall>(), 0);
+        list
+    }
+}
+
+/// The call, if these filters let it through.
+fn passes(filters: &[Vec<u64>], name: &str, call: Call) -> Result<Call, RestoreError> {
+    let why = || {
+        let what = format!(
             "the parent's seccomp filters do not let {name}(2) through, which its child must call \
              when they are in place"
         );
-        Err(RestoreError::Incompatible(why))
+        RestoreError::Incompatible(what)
     };
-    if at.capset.is_some() && identity::bounding(descriptor, node) & CAP_SYS_ADMIN == 0 {
-        let why = "the parent has seccomp filters, which nobody can install on this node, whose daemon has \
-                   not CAP_SYS_ADMIN";
-        return Err(RestoreError::Incompatible(why.into()));
+    pass(filters, &call).then_some(call).ok_or_else(why)
+}
+
+/// What a thread calls last that installs its filters after the first `from`, up to `shared` for all threads.
+fn last_calls(
+    own: Confinement<'_>,
+    programs: &[u64],
+    (from, shared): (usize, usize),
+    capset: u64,
+) -> Result<Vec<Call>, RestoreError> {
+    const STRICT: u64 = 0;
+    const FILTER: u64 = 1;
+    const TSYNC: u64 = 1;
+    let mut calls = Vec::new();
+    for (count, program) in programs.iter().enumerate().skip(from) {
+        let flags = if count < shared { TSYNC } else { 0 };
+        let install = call(SECCOMP, &[FILTER, flags, *program]);
+        calls.push(passes(&own.filters[..count], "seccomp", install)?);
     }
-    for n in 1..filters.len() {
-        // seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, program)
-        if !pass(&filters[..n], &call(SECCOMP, &[1, 1, at.filters + 16 * n as u64])) {
-            return refused("seccomp");
-        }
+    if capset != 0 {
+        let give = call(CAPSET, &[capset, capset + 8]);
+        calls.push(passes(own.filters, "capset", give)?);
     }
-    if at.capset.is_some_and(|head| !pass(filters, &call(CAPSET, &[head, head + 8]))) {
-        return refused("capset");
+    if own.strict {
+        calls.push(call(SECCOMP, &[STRICT]));
     }
-    if !pass(filters, &call(RT_SIGRETURN, &[])) {
-        return refused("rt_sigreturn");
-    }
-    let futex = [[at.go, 0, 0], [at.go, 1, i32::MAX as u64]];
-    Ok(futex.iter().all(|args| pass(filters, &call(FUTEX, args))))
+    passes(own.filters, "rt_sigreturn", call(RT_SIGRETURN, &[]))?;
+    Ok(calls)
 }
 
 /// Whether all these filters let a call through.

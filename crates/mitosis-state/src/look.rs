@@ -11,10 +11,15 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
+/// Linux 6.9, which is O_EXCL.
+const PIDFD_THREAD: u32 = 0o200;
+
 /// What a kind's capture may look at.
 pub struct Capture<'a> {
-    /// The parent, as this node sees it.
+    /// The parent, as this node sees it; or, if its leading thread has ended, another one of its.
     pub pid: i32,
+    /// The parent's own pid.
+    pub process: i32,
     /// All its descriptions.
     pub groups: &'a [Group],
     /// It stands still: what is queued may be looked at in ways that a running one could notice.
@@ -44,6 +49,7 @@ impl<'a> Capture<'a> {
     ) -> Result<Capture<'a>, StateError> {
         Ok(Capture {
             pid,
+            process: process_of(pid)?,
             groups,
             stopped,
             content_max,
@@ -116,7 +122,7 @@ impl<'a> Capture<'a> {
 
     /// The parent's pid in its own pid namespace.
     pub(crate) fn inner_pid(&self) -> Option<i32> {
-        let status = procfs::Status::read(self.pid).ok()?;
+        let status = procfs::Status::read(self.process).ok()?;
         status.numbers("NSpid", 10).last().map(|pid| *pid as i32)
     }
 
@@ -151,7 +157,14 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// A pidfd of a process.
+/// The process of a thread.
+fn process_of(tid: i32) -> Result<i32, StateError> {
+    let status = procfs::Status::read(tid);
+    let status = status.map_err(|source| StateError::Sys { fd: u32::MAX, source })?;
+    Ok(status.number("Tgid", 10) as i32)
+}
+
+/// A pidfd of a process, or of a thread that speaks for one: takes Linux 6.9.
 ///
 /// # Errors
 /// [`StateError::Sys`].
@@ -161,5 +174,12 @@ pub(crate) fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),
     };
     let process = rustix::process::Pid::from_raw(pid).ok_or_else(|| table(Errno::SRCH))?;
-    rustix::process::pidfd_open(process, PidfdFlags::empty()).map_err(table)
+    let thread = PidfdFlags::from_bits_retain(PIDFD_THREAD);
+    // A thread that leads none is told by EINVAL, since Linux 6.9 by ENOENT.
+    rustix::process::pidfd_open(process, PidfdFlags::empty())
+        .or_else(|e| match e {
+            Errno::INVAL | Errno::NOENT => rustix::process::pidfd_open(process, thread),
+            _ => Err(e),
+        })
+        .map_err(table)
 }

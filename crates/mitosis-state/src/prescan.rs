@@ -9,7 +9,6 @@ use crate::{Group, StateError, kinds, shm};
 use mitosis_descriptor::OpenFile;
 use mitosis_sys::SysError;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -95,9 +94,7 @@ impl Prescan {
             files,
             volatile: !closely,
         };
-        let process = Pid::from_raw(pid).ok_or_else(|| fail("pid", rustix::io::Errno::SRCH))?;
-        let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty())
-            .map_err(|e| fail("pidfd_open", e))?;
+        let pidfd = crate::look::pidfd_of(pid)?;
         if groups.iter().map(|group| group.fds.len()).sum::<usize>() > ENTRIES_MAX {
             prescan.volatile = true;
             return Ok(prescan);

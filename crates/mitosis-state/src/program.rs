@@ -100,6 +100,7 @@ pub struct Program {
 struct ThreadOps {
     tid: i32,
     frame: u64,
+    keeps: bool,
     ops: Vec<(Op, Label)>,
 }
 
@@ -204,9 +205,9 @@ impl Program {
         self.image[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Declares the next thread; the first is the main thread.
-    pub fn thread(&mut self, tid: i32, frame: u64) {
-        self.threads.push(ThreadOps { tid, frame, ops: Vec::new() });
+    /// Declares the next thread; the first is the main thread. `keeps`: see [`ThreadPlan::keeps`].
+    pub fn thread(&mut self, tid: i32, frame: u64, keeps: bool) {
+        self.threads.push(ThreadOps { tid, frame, keeps, ops: Vec::new() });
     }
 
     /// Appends an operation as it is.
@@ -274,7 +275,7 @@ impl Program {
 
     /// Lays out operations, threads and stacks behind the data. All of the region that there is, and
     /// of `room` bytes if that is more, is unmapped in the end, but for what stays.
-    pub fn finish(&mut self, gate: u64, status_fd: i32, seccomp: (u64, u64), room: u64) -> Image {
+    pub fn finish(&mut self, gate: u64, status_fd: i32, room: u64) -> Image {
         let build = self.lay_ops(|p| &p.build);
         let identity = self.lay_ops(|p| &p.identity);
         let finish = self.lay_ops(|p| &p.finish);
@@ -287,7 +288,8 @@ impl Program {
         for (n, thread) in self.threads.iter().enumerate() {
             let top = self.region.base + stacks + MAIN_STACK + n as u64 * THREAD_STACK;
             let (offset, count) = ops[n];
-            let words = [thread.tid as u32 as u64, top, offset, count, thread.frame];
+            let first = u64::from(thread.tid as u32) | u64::from(thread.keeps) << 32;
+            let words = [first, top, offset, count, thread.frame];
             self.image.extend(words.iter().flat_map(|w| w.to_le_bytes()));
         }
         let region_len =
@@ -308,8 +310,6 @@ impl Program {
             self.region.base + region_len.max(room),
             gate,
             status_fd as u32 as u64,
-            seccomp.0,
-            seccomp.1,
         ];
         let plan: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let at = plan_offset as usize;

@@ -26,6 +26,25 @@ pub struct Rare {
     pub tree: crate::Tree,
     /// The user namespace that it is in, if that is not its node's: one level below that.
     pub user_namespace: Option<UserNamespace>,
+    /// What confines threads that are not confined as `process` says, which is of the first. Each thread is
+    /// in one of these at most.
+    pub confined: Vec<Confined>,
+    /// With which code the leading thread has ended, while others live. A child's does what it is said to
+    /// have until then.
+    pub ended_leader: Option<u8>,
+}
+
+/// What confines some threads.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Confined {
+    /// Which, as indices of [`crate::Descriptor::threads`], ascending.
+    pub threads: Vec<u32>,
+    /// As [`crate::Process::seccomp`].
+    pub seccomp: Vec<Vec<u64>>,
+    /// Seccomp's strict mode; there are no filters then.
+    pub strict: bool,
+    /// `PR_GET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
 }
 
 /// What is said of a user namespace when it is made (user_namespaces(7)). All other ids of a descriptor are

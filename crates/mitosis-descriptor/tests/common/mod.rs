@@ -171,13 +171,15 @@ pub fn three_hops() -> Descriptor {
     ];
     let gids = vec![IdRange { inside: 0, outside: 1000, count: 1 }];
     d.rare.user_namespace = Some(UserNamespace { uids, gids, setgroups: false });
+    let (threads, seccomp) = (vec![0], vec![vec![0x7fff_0000_0000_0006]]);
+    d.rare.confined = vec![Confined { threads, seccomp, strict: false, no_new_privs: true }];
     let path = format!("{SHM_DIRECTORY}pool");
     let name = SharedName { path, mode: 0o600, uid: 1000, gid: 1000 };
     d.shared = vec![SharedObject { at: Some(name), ..memory("dev/shm/pool", 8) }];
     d.clocks =
         Clocks { monotonic: 1 << 50, boottime: 1 << 51, monotonic_shift: -5, boottime_shift: 7 };
     let reseed = Function { name: "mitosis_after_fork".to_owned(), address: 0x7f00_2000_0010 };
-    d.hooks = Hooks { idle: true, functions: vec![reseed] };
+    d.hooks = Hooks { idle: true, main_waits: true, functions: vec![reseed] };
     d.vmas.push(vma(0x7f00_1000_0000, 8, Backing::Shared { object: 0, offset: 0 }));
     let code = vma(0x7f00_2000_0000, 1, ANON);
     d.vmas.push(Vma { prot: 5, ..code });

@@ -90,23 +90,37 @@ impl Layout {
             return;
         };
         let generation = gate + core::mem::offset_of!(Gate, generation) as u64;
-        if hooks.idle {
-            let from = self.calls.len();
-            self.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
-            self.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), STATE);
+        let at_once = |layout: &mut Layout| {
+            let from = layout.calls.len();
+            layout.call("Py_IsInitialized", ready, &[], (WANT_OR_SKIP, 0), CALL_SAVE_NONE);
+            layout.call("PyGILState_Ensure", ensure, &[], (WANT_ANY, 0), STATE);
             // What the parent was still to do, its own recipe perhaps: now, and not between two
             // instructions of this one, where it would wait for a lock that this one holds.
             if let Some(pending) = find("Py_MakePendingCalls") {
-                self.call("Py_MakePendingCalls", pending, &[], (WANT_ANY, 0), CALL_SAVE_NONE);
+                layout.call("Py_MakePendingCalls", pending, &[], (WANT_ANY, 0), CALL_SAVE_NONE);
             }
-            self.forget(&python);
-            self.again = Some(self.reseed_or_put_off(&python, code, generation));
-            self.call("PyGILState_Release", release, &[slot(STATE)], (WANT_ANY, 0), CALL_SAVE_NONE);
-            self.calls[from].expect = (self.calls.len() - from - 1) as u64;
+            layout.forget(&python);
+            let again = layout.reseed_or_put_off(&python, code, generation);
+            let (what, state) = ("PyGILState_Release", [slot(STATE)]);
+            layout.call(what, release, &state, (WANT_ANY, 0), CALL_SAVE_NONE);
+            layout.calls[from].expect = (layout.calls.len() - from - 1) as u64;
+            again
+        };
+        if hooks.idle {
+            self.again = Some(at_once(self));
             return;
         }
         let mut inner =
             Layout { base: self.base, bytes: std::mem::take(&mut self.bytes), ..Layout::default() };
+        if hooks.main_waits {
+            // Perhaps for ever: a pending call might never be made. It has let go of the interpreter's
+            // lock, which another thread has, that waits at the gate.
+            let again = at_once(&mut inner);
+            let (table, count) = inner.table();
+            inner.put(again.at, again.pending(table));
+            (self.bytes, self.late, self.late_names) = (inner.bytes, (table, count), inner.names);
+            return;
+        }
         inner.forget(&python);
         let first = inner.calls.len() as u64;
         let again = inner.reseed_or_put_off(&python, code, generation);

@@ -141,3 +141,23 @@ fn what_is_no_filter_or_asks_for_the_address_lets_nothing_through() {
         assert_eq!(evaluate(&filter, &call(CAPSET, &[])), None, "{filter:x?}");
     }
 }
+
+#[test]
+fn each_thread_installs_what_only_it_has() {
+    let filters = [refuses(1), refuses(2)];
+    let own = |filters, strict| Confinement { filters, strict, no_new_privs: true };
+    let of = |own, programs: &[u64], n| last_calls(own, programs, (n, 1), 0).expect("let through");
+    let calls = |own, programs: &[u64], n| {
+        let list = of(own, programs, n).into_iter();
+        list.map(|Call { nr, args }| (nr, [args[0], args[1], args[2]])).collect::<Vec<_>>()
+    };
+    let (all, one) = ((SECCOMP, [1, 1, 0x10]), (SECCOMP, [1, 0, 0x20]));
+    assert_eq!(calls(own(&filters, false), &[0x10, 0x20], 0), [all, one]);
+    assert_eq!(calls(own(&filters, false), &[0x10, 0x20], 1), [one]);
+    assert_eq!(calls(own(&filters[..1], false), &[0x10], 1), []);
+    assert_eq!(calls(own(&[], true), &[], 1), [(SECCOMP, [0, 0, 0])]);
+
+    let filters = [refuses(FUTEX), refuses(RT_SIGRETURN)];
+    let refused = last_calls(own(&filters, false), &[0x10, 0x20], (1, 1), 0);
+    assert!(refused.expect_err("no way out").to_string().contains("rt_sigreturn"));
+}

@@ -32,7 +32,7 @@ pub(super) fn capture(
         let status = procfs::Status::of_thread(context.pid, tid).ok()?;
         status.numbers("NSpid", 10).last().map(|id| *id as i32)
     };
-    let own = |id: i32| id == context.pid;
+    let own = |id: i32| id == context.process;
     let own_group = |id: i32| {
         let stat = procfs::stat(context.pid).unwrap_or_default();
         own(id) && procfs::stat_field(&stat, 5) as i32 == id

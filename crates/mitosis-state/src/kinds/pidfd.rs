@@ -39,7 +39,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
         Some(tid) if group.flags & THREAD != 0 && threads.contains(&tid) => {
             proc::inner_tid(context.pid, tid).map_or(Body::Ended, Body::Thread)
         }
-        Some(pid) if pid == context.pid => Body::Own,
+        Some(pid) if pid == context.process => Body::Own,
         Some(pid) => context.inner_pid_of(pid).map_or(Body::Ended, Body::Member),
         None => Body::Ended,
     };

@@ -20,11 +20,13 @@ pub struct Gate {
     pub failed: u32,
     /// Padding.
     pub pad: u32,
-    /// What the main thread gives to capset(2) when the filters are in place: address of the header, behind
-    /// which the data are; 0: nothing.
+    /// What threads give to capset(2) when what confines them is in place, or at once: address of the header,
+    /// behind which the data are; 0: nothing.
     pub capset: u64,
     /// Not 0: threads wait awake, for the filters forbid the calls by which they would sleep.
     pub awake: u64,
+    /// Address of [`Call`]s that the main thread makes when the gate is open, and their count.
+    pub late: (u64, u64),
 }
 
 /// A call of a function of the program, on its main thread, before the child goes on.

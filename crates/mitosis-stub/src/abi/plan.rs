@@ -26,12 +26,10 @@ pub struct Plan {
     pub status_fd: i32,
     /// Padding.
     pub pad: u32,
-    /// Seccomp filters to install last: address of `struct sock_fprog`s (resident) and count.
-    pub seccomp: (u64, u64),
 }
 
 /// "mitosis" and a version.
-pub const PLAN_MAGIC: u64 = 0x0173_6973_6f74_696d;
+pub const PLAN_MAGIC: u64 = 0x0273_6973_6f74_696d;
 
 /// One thread.
 #[repr(C)]
@@ -39,14 +37,26 @@ pub const PLAN_MAGIC: u64 = 0x0173_6973_6f74_696d;
 pub struct ThreadPlan {
     /// Thread id wanted; 0 for any.
     pub tid: i32,
-    /// Padding.
-    pub pad: i32,
+    /// Not 0: it does not give [`Gate::capset`](super::Gate::capset) before the gate is open, for its
+    /// [`LastCall`]s need more.
+    pub keeps: i32,
     /// Top of the stack it uses until it leaves.
     pub stack_top: u64,
     /// Its own operations: offset and count.
     pub ops: (u64, u64),
-    /// Address of its signal frame.
+    /// Address of its signal frame, whose first word is the address of its [`LastCall`]s, or 0.
     pub frame: u64,
+}
+
+/// A system call that a thread makes right before it returns to the program, when its stack is gone: what
+/// confines it. It must give 0. One with the number 0 ends them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LastCall {
+    /// System call number.
+    pub nr: u64,
+    /// Arguments. The others are 0.
+    pub args: [u64; 3],
 }
 
 /// `Op::flags`: an argument whose bit is set gets the value of a slot added.

@@ -25,6 +25,8 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
 const PR_GET_TIMERSLACK: u64 = 30;
 const PR_MCE_KILL_GET: u64 = 34;
+const PR_GET_NO_NEW_PRIVS: u64 = 39;
+const PR_GET_SECCOMP: u64 = 21;
 const PR_GET_MDWE: u64 = 66;
 const PR_GET_MEMORY_MERGE: u64 = 68;
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
@@ -84,6 +86,8 @@ unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
     syscall!(sys::SIGALTSTACK, 0, out.altstack.as_mut_ptr());
     out.values[0] = syscall!(sys::PRCTL, PR_GET_TIMERSLACK, 0, 0, 0, 0);
     out.values[1] = syscall!(sys::PRCTL, PR_MCE_KILL_GET, 0, 0, 0, 0);
+    out.values[2] = syscall!(sys::PRCTL, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
+    out.values[3] = syscall!(sys::PRCTL, PR_GET_SECCOMP, 0, 0, 0, 0);
     out.policy = [0; 4];
     let (mode, nodes) = (&raw mut out.policy[1], &raw mut out.policy[2]);
     out.policy[0] = syscall!(sys::GET_MEMPOLICY, mode, nodes, POLICY_NODES, 0, 0) as u64;

@@ -78,44 +78,48 @@ unsafe extern "C" fn main(plan: *const Plan, vdso: u64, generation: u64) -> ! {
     run(plan, plan.finish, LIST_FINISH, &mut frame);
     // SAFETY: the gate lies in the region; no thread but this one touches that word.
     unsafe { (&raw mut (*(plan.gate as *mut Gate)).generation).write(generation) };
-    let (filters, count) = plan.seccomp;
     // SAFETY: everything is in place; this is the way out.
-    unsafe {
-        leave(plan.gate + 4, plan.resident_end, plan.region_end, me.frame + 8, filters, count)
-    }
+    unsafe { leave(plan.gate + 4, plan.resident_end, plan.region_end, me.frame + 8) }
 }
 
-/// Drops what is not needed of the region, installs the tenant's seccomp filters, gives away what only
+/// A thread's [`LastCall`]s, whose address is in the word below what `rbx` holds; changes `rbp` and what
+/// calls change. Without a stack: by a jump to the label 8 behind it.
+macro_rules! last_calls {
+    () => {
+        "mov rbp, [rbx - 8]
+        xor r10d, r10d
+        xor r8d, r8d
+        xor r9d, r9d
+        test rbp, rbp
+        jz 8f
+        7:
+        mov rax, [rbp]
+        test rax, rax
+        jz 8f
+        mov rdi, [rbp + 8]
+        mov rsi, [rbp + 16]
+        mov rdx, [rbp + 24]
+        syscall
+        add rbp, 32
+        test rax, rax
+        jz 7b
+        ud2
+        8:"
+    };
+}
+const _: () = assert!(core::mem::size_of::<LastCall>() == 32);
+
+/// Drops what is not needed of the region, installs the tenant's seccomp filters and gives away what only
 /// that needed, opens the gate and returns to the parent's instruction. Under a filter only what the planner
 /// has found to be let through is called any more, with all arguments that are not used 0, and what the
 /// program's hooks call.
 #[unsafe(naked)]
-unsafe extern "C" fn leave(
-    go: u64,
-    resident: u64,
-    end: u64,
-    frame: u64,
-    filters: u64,
-    count: u64,
-) -> ! {
+unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
     core::arch::naked_asm!(
-        "mov r12, rdi", "mov r14, rsi", "mov r15, rdx", "mov rbx, rcx", "mov rbp, r8",
-        "mov r13, r9",
+        "mov r12, rdi", "mov r14, rsi", "mov r15, rdx", "mov rbx, rcx",
         // munmap(resident, end - resident): no stack from here on.
         "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
-        "test r13, r13", "jz 3f",
-        "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
-        // seccomp(SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, filter) for each
-        "2:",
-        "mov eax, 317", "mov edi, 1", "mov esi, 1", "mov rdx, rbp", "syscall",
-        "test rax, rax", "jnz 4f",
-        "add rbp, 16", "dec r13", "jnz 2b",
-        // capset(header, data)
-        "mov rdi, [r12 + {capset}]", "test rdi, rdi", "jz 3f",
-        "mov eax, 126", "lea rsi, [rdi + 8]", "xor edx, edx", "syscall",
-        "test rax, rax", "jz 3f",
-        "4:", "ud2",
-        "3:",
+        last_calls!(),
         // The program's own hooks, on its own stack.
         "cmp qword ptr [r12 + {hooks}], 0", "je 6f",
         "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run}",
@@ -127,19 +131,30 @@ unsafe extern "C" fn leave(
         // futex(go, FUTEX_WAKE, INT_MAX)
         "mov eax, 202", "mov rdi, r12", "mov esi, 1", "mov edx, 0x7fffffff", "syscall",
         "5:",
-        "xor edi, edi", "xor esi, esi", "xor edx, edx",
+        // What may wait for another thread.
+        "cmp qword ptr [r12 + {late}], 0", "je 4f",
+        "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run_late}",
+        "xor r10d, r10d", "xor r8d, r8d", "xor r9d, r9d",
+        "4:",
+        // exit(code), where uc_link, which nobody reads, is the code plus one.
+        "xor esi, esi", "xor edx, edx",
+        "mov rdi, [rbx + 8]", "dec rdi", "js 9f",
+        "mov eax, 60", "syscall", "ud2",
+        "9:",
+        "xor edi, edi",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
-        capset = const core::mem::offset_of!(Gate, capset) - core::mem::offset_of!(Gate, go),
         awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
         // From the go word.
         hooks = const core::mem::offset_of!(Gate, hooks) - core::mem::offset_of!(Gate, go),
         stack = const core::mem::offset_of!(Gate, stack) - core::mem::offset_of!(Gate, go),
         run = sym crate::hook::run,
+        late = const core::mem::offset_of!(Gate, late) + 8 - core::mem::offset_of!(Gate, go),
+        run_late = sym crate::hook::run_late,
     );
 }
 
-/// A thread's way out: says that it is ready, waits for the gate without a stack, then returns
-/// through its frame. From the moment it is ready the leader may unmap the plan and all stacks:
+/// A thread's way out: says that it is ready, waits for the gate without a stack, confines itself further
+/// than all threads are, then returns through its frame. From the moment it is ready the leader may unmap the plan and all stacks:
 /// only registers, the gate and the frame are used. Where a filter will be installed that forbids
 /// futex(2) it must not be asleep in a call that nobody may end: it spins.
 #[unsafe(naked)]
@@ -157,7 +172,8 @@ unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
         "mov eax, 202", "mov rdi, r12", "xor esi, esi", "xor edx, edx", "xor r10d, r10d", "syscall",
         "jmp 2b",
         "3:",
-        "xor edi, edi", "xor esi, esi", "xor edx, edx", "xor r10d, r10d",
+        last_calls!(),
+        "xor edi, edi", "xor esi, esi", "xor edx, edx",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
         awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
     );
@@ -221,8 +237,8 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     run(plan, plan.identity, LIST_IDENTITY, &mut frame);
     // SAFETY: the planner wrote it; it changes with `go` at the earliest.
     let gate = unsafe { &*(plan.gate as *const Gate) };
-    if gate.capset != 0 {
-        // Only who installs the filters needs more than what is left in the end.
+    if gate.capset != 0 && thread.keeps == 0 {
+        // Only who installs filters needs more than what is left in the end.
         let result = syscall!(sys::CAPSET, gate.capset, gate.capset + 8);
         if result < 0 {
             fail(plan, &frame.status, LIST_THREAD + index as u32, u64::MAX, result);

@@ -99,7 +99,8 @@ impl Stopped {
         if r.is_ok() { (c.pointer, c.size, c.signature) } else { (0, 0, 0) }
     }
 
-    /// Seccomp filters as 8-byte BPF instructions, the one installed first first.
+    /// Seccomp filters as 8-byte BPF instructions, the one installed first first: so the kernel counts them,
+    /// though ptrace(2) has it the other way round.
     ///
     /// # Errors
     /// EACCES when the calling process is itself confined by seccomp.
@@ -122,7 +123,6 @@ impl Stopped {
             .map_err(|e| self.error("PTRACE_SECCOMP_GET_FILTER", e))?;
             filters.push(code);
         }
-        filters.reverse();
         Ok(filters)
     }
 }

@@ -121,6 +121,34 @@ fn children_of_a_busy_cpython_reseed_as_soon_as_it_can() {
     differ(&all, &["clock_seq"]);
 }
 
+/// A main thread that waits for ever comes between no two instructions any more.
+#[test]
+fn children_of_a_busy_cpython_whose_main_thread_only_waits_reseed_at_once() {
+    let lab = lab(3);
+    let (a, b, c) = (daemon(&lab, 0), daemon(&lab, 1), daemon(&lab, 2));
+    let parent = Parent::spawn(a.node(), python(true, &["joins"]));
+    let seed = prepare(&a, parent.pid(), &[]);
+    let mut all: Vec<Value> = Vec::new();
+    let mut draws = |daemon: &Daemon<'_>, reference: &str, times: usize| {
+        let child = fork(daemon, reference, &[])[0].clone();
+        let node = daemon.node();
+        let reseeded = || {
+            let generations: Vec<u64> = serde_json::from_str(&ask(node, "registered")).unwrap();
+            (generations.len() == times).then_some(())
+        };
+        until("it has reseeded", SOON, reseeded);
+        all.push(serde_json::from_str(&ask(node, "draw")).unwrap());
+        child
+    };
+    draws(&b, &seed.reference, 1);
+    end_children(&b);
+    let child = draws(&b, &seed.reference, 1);
+    let second = prepare(&b, child.pid, &[]);
+    draws(&c, &second.reference, 2);
+    all.push(serde_json::from_str(&parent.ask("draw")).unwrap());
+    differ(&all, &["clock_seq"]);
+}
+
 /// A main thread that holds numpy's lock does not wait for itself: what needs the lock is done once it
 /// is free, in children and children of children.
 fn reseeds_once_numpy_is_free(how: &[&str]) {
@@ -204,6 +232,21 @@ fn children_that_use_openssl_draw_different_bytes() {
 #[test]
 fn children_of_a_busy_program_that_uses_openssl_do_too() {
     openssl_differs(&["busy"]);
+}
+
+/// Who is there calls them, on a stack and with the thread-local data of a thread that lives.
+#[test]
+fn children_of_a_process_whose_main_thread_has_ended_are_reseeded_too() {
+    openssl_differs(&["idle", "ended"]);
+    let lab = lab(2);
+    let (a, b) = (daemon(&lab, 0), daemon(&lab, 1));
+    let port = PORT.to_string();
+    let parent = Parent::start(a.node(), c_program(), &[&port, "busy", "ended"]);
+    let seed = prepare(&a, parent.pid(), &[]);
+    let said = b.mitosis_json(&["fork", &seed.reference, "--detach"]).unwrap();
+    let number = said["children"][0]["generation"].as_str().unwrap().to_owned();
+    assert_eq!(ask(b.node(), "told"), number);
+    assert_eq!(parent.ask("told"), "0".repeat(16));
 }
 
 /// What a child reads, what its hook is told and what `fork` says is one number; in a process that
