@@ -80,6 +80,7 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
     rare.user_namespace = user::describe(pid)?;
+    rare.other_creds = rare::other_creds(input.pid, &process, &input.taken, &input.capture.threads);
     rare.confined = rare::confined(&process, &input.taken, &input.capture.threads);
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let mut threads: Vec<Thread> = input
@@ -150,7 +151,9 @@ fn ended_leader(pid: i32, threads: &mut Vec<Thread>, rare: &mut Rare) -> Result<
     if let Some(first) = rare.threads.first().cloned() {
         rare.threads.insert(0, first);
     }
-    rare.confined.iter_mut().flat_map(|one| &mut one.threads).for_each(|n| *n += 1);
+    let confined = rare.confined.iter_mut().map(|one| &mut one.threads);
+    let others = rare.other_creds.iter_mut().map(|one| &mut one.threads);
+    confined.chain(others).flatten().for_each(|n| *n += 1);
     let code = stat_field(&procfs::stat(pid)?, EXIT_CODE) >> 8;
     rare.ended_leader = Some(code as u8);
     Ok(())
@@ -234,7 +237,7 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
     })
 }
 
-fn creds(status: &Status, securebits: i64) -> Creds {
+pub(crate) fn creds(status: &Status, securebits: i64) -> Creds {
     let four = |key: &str| {
         let ids = status.numbers(key, 10);
         [0, 1, 2, 3].map(|n| ids.get(n).copied().unwrap_or(0) as u32)

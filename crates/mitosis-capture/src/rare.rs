@@ -1,10 +1,12 @@
 //! What few processes have: guard regions, memory policies, protection keys, values of prctl(2).
 
-use crate::CaptureError;
 use crate::memory::Memory;
 use crate::region::Injected;
 use crate::stop::Taken;
-use mitosis_descriptor::{Confined, MemoryPolicy, Process, ProcessValues, Rare, ThreadValues};
+use crate::{CaptureError, describe};
+use mitosis_descriptor::{
+    Confined, Creds, MemoryPolicy, OtherCreds, Process, ProcessValues, Rare, ThreadValues,
+};
 use mitosis_stub::abi::CaptureThread;
 use mitosis_sys::procfs;
 
@@ -68,13 +70,39 @@ fn of_thread(asked: &CaptureThread) -> ThreadValues {
     }
 }
 
+/// Threads whose credentials are others than the process's are said to be. As their scheduling, these are
+/// seen when they run again: that is not worth a longer stop.
+pub(crate) fn other_creds(
+    pid: i32,
+    process: &Process,
+    taken: &Taken,
+    asked: &[CaptureThread],
+) -> Vec<OtherCreds> {
+    let mut all: Vec<OtherCreds> = Vec::new();
+    for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)).skip(1) {
+        // Of a thread that has ended since nothing is known any more.
+        let Ok(status) = procfs::Status::of_thread(pid, taken.host_tid) else { continue };
+        let [.., securebits] = asked.values;
+        let no_new_privs = process.creds.no_new_privs;
+        let creds = Creds { no_new_privs, ..describe::creds(&status, securebits) };
+        if creds == process.creds {
+            continue;
+        }
+        match all.iter_mut().find(|one| one.creds == creds) {
+            Some(one) => one.threads.push(n),
+            None => all.push(OtherCreds { threads: vec![n], creds }),
+        }
+    }
+    all
+}
+
 /// Threads that are confined otherwise than the process is said to be.
 pub(crate) fn confined(process: &Process, taken: &Taken, asked: &[CaptureThread]) -> Vec<Confined> {
     /// `SECCOMP_MODE_STRICT`.
     const STRICT: i64 = 1;
     let mut all: Vec<Confined> = Vec::new();
     for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)) {
-        let [.., no_new_privs, mode] = asked.values;
+        let [_, _, no_new_privs, mode, _] = asked.values;
         let (seccomp, strict) = (&taken.seccomp, mode == STRICT);
         let no_new_privs = no_new_privs == 1;
         let same = |one: &Confined| {
@@ -162,11 +190,11 @@ mod tests {
         let asked = CaptureThread {
             tid_address: 0,
             altstack: [0; 3],
-            values: [USUAL_SLACK_NS, 2, 0, 0],
+            values: [USUAL_SLACK_NS, 2, 0, 0, 0],
             policy: [0; 4],
         };
         assert_eq!(of_thread(&asked), ThreadValues::usual());
-        let other = CaptureThread { values: [1, 2, 0, 0], policy: [0, 2, 1, 0], ..asked };
+        let other = CaptureThread { values: [1, 2, 0, 0, 0], policy: [0, 2, 1, 0], ..asked };
         let bind = MemoryPolicy { mode: 2, nodes: vec![1, 0] };
         assert_eq!(of_thread(&other), ThreadValues { slack_ns: 1, mce_kill: 2, policy: bind });
     }

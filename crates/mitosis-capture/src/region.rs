@@ -142,8 +142,8 @@ pub(crate) fn decode_thread(bytes: &[u8]) -> CaptureThread {
     CaptureThread {
         tid_address: w[0],
         altstack: [w[1], w[2], w[3]],
-        values: [4, 5, 6, 7].map(|n| w[n] as i64),
-        policy: [w[8], w[9], w[10], w[11]],
+        values: [4, 5, 6, 7, 8].map(|n| w[n] as i64),
+        policy: [w[9], w[10], w[11], w[12]],
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::ThreadValues;
 use crate::validate::{USER_END, filters, invalid, pid};
 use crate::{
-    Confined, Descriptor, DescriptorError, IdRange, Limits, MemoryPolicy, OpenObject, PAGE_SIZE,
-    Rare, UserNamespace,
+    Descriptor, DescriptorError, IdRange, Limits, MemoryPolicy, OpenObject, PAGE_SIZE, Rare,
+    UserNamespace,
 };
 use std::collections::HashSet;
 
@@ -63,19 +63,16 @@ impl Rare {
     }
 
     fn validate_confined(&self, all: &Descriptor, limits: &Limits) -> Result<(), DescriptorError> {
-        limits.check("ways to confine threads", self.confined.len(), all.threads.len())?;
-        let mut seen = HashSet::new();
-        for Confined { threads, seccomp, strict, .. } in &self.confined {
-            limits.check("confined threads", threads.len(), all.threads.len())?;
-            for thread in threads {
-                if *thread as usize >= all.threads.len() || !seen.insert(*thread) {
-                    return invalid(format!("confined thread {thread}: none, or named twice"));
-                }
-            }
-            let ascending = threads.windows(2).all(|pair| pair[0] < pair[1]);
-            if threads.is_empty() || !ascending || (*strict && !seccomp.is_empty()) {
-                return invalid(format!("confined threads {threads:?}, or what confines them"));
-            }
+        some_of(limits, all, self.confined.iter().map(|one| &one.threads))?;
+        if self.confined.iter().any(|one| one.strict && !one.seccomp.is_empty()) {
+            return invalid("filters of threads in strict mode");
+        }
+        some_of(limits, all, self.other_creds.iter().map(|one| &one.threads))?;
+        if self.other_creds.iter().any(|one| one.threads.contains(&0)) {
+            return invalid("other credentials of the first thread");
+        }
+        for one in &self.other_creds {
+            one.creds.validate(limits)?;
         }
         filters(limits, self.confined.iter().flat_map(|one| &one.seccomp))
     }
@@ -124,6 +121,27 @@ pub struct Confinement<'a> {
     pub strict: bool,
     /// `PR_GET_NO_NEW_PRIVS`.
     pub no_new_privs: bool,
+}
+
+/// Checks lists of threads, each of which is in one at most.
+fn some_of<'a>(
+    limits: &Limits,
+    all: &Descriptor,
+    lists: impl Iterator<Item = &'a Vec<u32>>,
+) -> Result<(), DescriptorError> {
+    let mut seen = HashSet::new();
+    for threads in lists {
+        limits.check("listed threads", threads.len(), all.threads.len())?;
+        for thread in threads {
+            if *thread as usize >= all.threads.len() || !seen.insert(*thread) {
+                return invalid(format!("thread {thread} of a list: none, or named twice"));
+            }
+        }
+        if threads.is_empty() || !threads.windows(2).all(|pair| pair[0] < pair[1]) {
+            return invalid(format!("threads {threads:?} of a list"));
+        }
+    }
+    Ok(())
 }
 
 impl MemoryPolicy {

@@ -268,6 +268,12 @@ impl DeletedDirectory {
     }
 }
 
+impl crate::Creds {
+    pub(crate) fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
+        limits.check("groups", self.groups.len(), GROUPS_MAX)
+    }
+}
+
 impl Process {
     fn validate(&self, limits: &Limits) -> Result<(), DescriptorError> {
         pid("process id", self.pid)?;
@@ -280,7 +286,7 @@ impl Process {
         if self.umask > 0o777 {
             return invalid(format!("umask {:#o}", self.umask));
         }
-        limits.check("groups", self.creds.groups.len(), GROUPS_MAX)?;
+        self.creds.validate(limits)?;
         limits.check("rlimits", self.rlimits.len(), RLIMITS_MAX)?;
         limits.check("signal dispositions", self.sigactions.len(), SIGNALS_MAX)?;
         for (number, (soft, hard)) in self.rlimits.iter().enumerate() {

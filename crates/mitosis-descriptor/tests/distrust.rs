@@ -213,18 +213,22 @@ const CONTRADICTIONS: &[Case] = &[
         let policy = MemoryPolicy { mode: 2, nodes: vec![1; 17] };
         d.rare.policies = vec![(0x1000, 0x2000, policy)];
     }),
-    ("confined thread 1", |d| d.rare.confined = vec![confined(&[1], 0, false)]),
+    ("thread 1 of a list", |d| d.rare.confined = vec![confined(&[1], 0, false)]),
     ("named twice", |d| {
         d.rare.confined = vec![confined(&[0], 0, true), confined(&[0], 1, false)];
         d.threads.push(thread(43, vec![0; 832]));
     }),
-    ("confined threads [0]", |d| d.rare.confined = vec![confined(&[0], 1, true)]),
-    ("confined threads []", |d| d.rare.confined = vec![confined(&[], 1, false)]),
-    ("confined threads [1, 0]", |d| {
+    ("strict mode", |d| d.rare.confined = vec![confined(&[0], 1, true)]),
+    ("threads [] of a list", |d| d.rare.confined = vec![confined(&[], 1, false)]),
+    ("threads [1, 0] of a list", |d| {
         d.rare.confined = vec![confined(&[1, 0], 1, false)];
         d.threads.push(thread(43, vec![0; 832]));
     }),
     ("all seccomp", |d| d.rare.confined = vec![confined(&[0], 32769, false)]),
+    ("of the first thread", |d| {
+        let creds = Creds::default();
+        d.rare.other_creds = vec![OtherCreds { threads: vec![0], creds }];
+    }),
     ("no other one", |d| d.rare.ended_leader = Some(0)),
     ("values of 2 threads", |d| d.rare.threads = vec![ThreadValues::usual(); 2]),
     ("System V segment", |d| {

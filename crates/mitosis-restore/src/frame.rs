@@ -28,18 +28,18 @@ pub(crate) fn frames_end(at: u64, threads: &[Thread]) -> u64 {
 pub(crate) fn write_frames(
     program: &mut Program,
     threads: &[Thread],
-    last: &[(u64, bool)],
+    last: &[(u64, i32)],
     ended_leader: Option<u8>,
     features: u64,
     new_pid: bool,
 ) {
     let mut at = program.region.frames() + GATE_BYTES;
     let mut ends = ended_leader.map_or(0, |code| u64::from(code) + 1);
-    for (thread, (calls, keeps)) in threads.iter().zip(last) {
+    for (thread, (calls, flags)) in threads.iter().zip(last) {
         let xstate_at = at + FRAME_BYTES.next_multiple_of(64);
         program.write_frame(at, &frame(thread, *calls, ends, xstate_at));
         program.write_frame(xstate_at, &xstate(thread, features));
-        program.thread(if new_pid { 0 } else { thread.tid }, at, *keeps);
+        program.thread(if new_pid { 0 } else { thread.tid }, at, *flags);
         at += one_len(thread);
         ends = 0;
     }

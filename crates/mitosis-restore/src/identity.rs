@@ -2,7 +2,7 @@
 
 use crate::plan::Request;
 use crate::{NodeFacts, seccomp, user};
-use mitosis_descriptor::{Creds, Descriptor, Process, Thread};
+use mitosis_descriptor::{Creds, Descriptor, OtherCreds, Process, Thread};
 use mitosis_state::{Detail, List, Program, op};
 use mitosis_stub::abi::OP_STORE32;
 
@@ -75,7 +75,12 @@ pub(crate) fn plan(
         let args = [PR_SET_THP_DISABLE, 1, 0, 0, 0];
         program.call_ignore(List::Build, PRCTL, &args, "identity: thp_disable");
     }
-    credentials(descriptor, node, program);
+    let mut usual = process.creds.caps;
+    if seccomp::keeps_admin(descriptor) {
+        usual = seccomp::with_admin(usual);
+    }
+    credentials(descriptor, (&process.creds, usual), List::Identity, node, program);
+    no_new_privs(descriptor, program);
     let args = [PR_SET_DUMPABLE, u64::from(process.dumpable), 0, 0, 0];
     program.call(List::Finish, PRCTL, &args, "identity: dumpable", Detail::None);
     if process.pdeathsig != 0 {
@@ -131,21 +136,34 @@ pub(crate) fn limits(process: &Process, node: &NodeFacts, program: &mut Program)
 }
 
 /// Every thread does this to itself: on Linux credentials belong to threads.
-fn credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
-    let creds = &descriptor.process.creds;
-    let list = List::Identity;
+fn credentials(
+    descriptor: &Descriptor,
+    (creds, caps): (&Creds, [u64; 5]),
+    list: List,
+    node: &NodeFacts,
+    program: &mut Program,
+) {
     let dropped = bounding(descriptor, node) & !creds.caps[3];
     for cap in (0..64u64).filter(|cap| dropped & (1 << cap) != 0) {
         let args = [PR_CAPBSET_DROP, cap, 0, 0, 0];
         program.call(list, PRCTL, &args, "identity: bounding set", Detail::Number(cap));
     }
     if !user::is_below(descriptor) {
-        ids(creds, program);
+        ids(creds, list, program);
     }
     let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
     program.call_ignore(list, PRCTL, &args, "identity: securebits");
-    capabilities(descriptor, node, program);
-    no_new_privs(descriptor, program);
+    capabilities(descriptor, caps, list, node, program);
+}
+
+/// Of threads that have others than the main thread; the last that they do.
+pub(crate) fn other_credentials(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
+    for OtherCreds { threads, creds } in &descriptor.rare.other_creds {
+        for n in threads {
+            let list = List::Thread(*n as usize);
+            credentials(descriptor, (creds, creds.caps), list, node, program);
+        }
+    }
 }
 
 /// Of all threads, or of those that have it.
@@ -153,7 +171,7 @@ fn no_new_privs(descriptor: &Descriptor, program: &mut Program) {
     let has = |n: &usize| descriptor.confinement(*n).no_new_privs;
     let all = descriptor.threads.len();
     let lists = match (0..all).filter(has).count() {
-        count if count == all => vec![List::Identity],
+        count if count == all && descriptor.rare.other_creds.is_empty() => vec![List::Identity],
         _ => (0..all).filter(has).map(List::Thread).collect(),
     };
     for list in lists {
@@ -163,8 +181,7 @@ fn no_new_privs(descriptor: &Descriptor, program: &mut Program) {
 }
 
 /// User, group, and other groups.
-fn ids(creds: &Creds, program: &mut Program) {
-    let list = List::Identity;
+fn ids(creds: &Creds, list: List, program: &mut Program) {
     let root = creds.uids == [0; 4] && creds.gids == [0; 4];
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let at = program.data(&groups);
@@ -199,18 +216,20 @@ pub(crate) fn capset(caps: [u64; 5], descriptor: &Descriptor, node: &NodeFacts) 
     ]
 }
 
-fn capabilities(descriptor: &Descriptor, node: &NodeFacts, program: &mut Program) {
-    let mut caps = descriptor.process.creds.caps;
+fn capabilities(
+    descriptor: &Descriptor,
+    caps: [u64; 5],
+    list: List,
+    node: &NodeFacts,
+    program: &mut Program,
+) {
     let ambient = caps[4] & bounding(descriptor, node);
-    if seccomp::keeps_admin(descriptor) {
-        caps = seccomp::with_admin(caps);
-    }
     let header = program.words(&capset(caps, descriptor, node));
     let args = [header, header + 8];
-    program.call(List::Identity, CAPSET, &args, "identity: capset", Detail::None);
+    program.call(list, CAPSET, &args, "identity: capset", Detail::None);
     for cap in (0..64u64).filter(|cap| ambient & (1 << cap) != 0) {
         let args = [PR_CAP_AMBIENT, 2, cap, 0, 0];
-        program.call(List::Identity, PRCTL, &args, "identity: ambient set", Detail::Number(cap));
+        program.call(list, PRCTL, &args, "identity: ambient set", Detail::Number(cap));
     }
 }
 

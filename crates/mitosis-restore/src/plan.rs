@@ -216,7 +216,7 @@ pub fn plan(
     (memory.pid, memory.adopted) = (pid, is_adopted(descriptor, request));
     let (mut hooks, mut monotonic_shift) = (hooks::Laid::default(), 0);
     if part == Part::Memory {
-        program.thread(0, 0, false);
+        program.thread(0, 0, 0);
         memory.plan(&mut program, node, kept.as_ref(), &mut provided, part)?;
     } else {
         let last = &confined.threads;
@@ -249,6 +249,7 @@ pub fn plan(
         identity::plan_threads(descriptor, request, &mut program);
         rare::registers(&mut program, descriptor);
         rare::threads(&mut program, descriptor, node);
+        identity::other_credentials(descriptor, node, &mut program);
         if is_adopted(descriptor, request) {
             let what = "sandbox: become the guard's";
             program.push(List::Build, op(0, OP_ADOPTED, &[]), what, Detail::None);

@@ -5,9 +5,9 @@
 //! Filters are classic BPF over `struct seccomp_data` (linux/seccomp.h). They jump forward only, so
 //! evaluating one takes no more steps than it has instructions, of which the descriptor has a bound.
 
-use crate::{NodeFacts, RestoreError, identity};
-use mitosis_descriptor::{Confined, Confinement, Descriptor};
-use mitosis_stub::abi::LastCall;
+use crate::{NodeFacts, RestoreError, identity, user};
+use mitosis_descriptor::{Confined, Confinement, Descriptor, OtherCreds};
+use mitosis_stub::abi::{LastCall, THREAD_KEEPS, THREAD_OTHER};
 use std::collections::HashMap;
 
 /// Installing a filter takes it or `no_new_privs` (seccomp(2)).
@@ -84,9 +84,10 @@ pub(crate) fn with_admin(
 pub(crate) struct Laid {
     /// `struct sock_fprog`s and what they name, what capset(2) takes, [`LastCall`]s.
     pub bytes: Vec<u8>,
-    /// Of each thread: the address of its last calls, or 0, and whether it keeps what
-    /// [`Laid::capset`] gives away.
-    pub threads: Vec<(u64, bool)>,
+    /// Of each thread: the address of its last calls, or 0, and [`ThreadPlan::flags`].
+    ///
+    /// [`ThreadPlan::flags`]: mitosis_stub::abi::ThreadPlan::flags
+    pub threads: Vec<(u64, i32)>,
     /// What capset(2) takes: the address of its header, with its data behind that; or 0.
     pub capset: u64,
     /// Threads may sleep until the gate is open.
@@ -126,13 +127,30 @@ pub(crate) fn lay(
         let keeps = keeps(descriptor, own, own.filters.len() - from);
         let capset = if n == 0 || keeps { laid.capset } else { 0 };
         let calls = last_calls(own, &addresses, (from, shared), capset)?;
-        lists.push((laid.list(at, &calls), keeps));
+        lists.push((laid.list(at, &calls), if keeps { THREAD_KEEPS } else { 0 }));
     }
     laid.threads = vec![lists[1]; descriptor.threads.len()];
     for (one, list) in descriptor.rare.confined.iter().zip(&lists[2..]) {
         one.threads.iter().for_each(|n| laid.threads[*n as usize] = *list);
     }
     laid.threads[0] = lists[0];
+    for OtherCreds { threads, creds } in &descriptor.rare.other_creds {
+        if user::is_below(descriptor) && !user::same_ids(creds, &descriptor.process.creds) {
+            let why = "a thread of the parent, which is in a user namespace, has other ids than its main thread";
+            return Err(RestoreError::Incompatible(why.into()));
+        }
+        for n in threads.iter().map(|n| *n as usize) {
+            let own = descriptor.confinement(n);
+            let may = own.no_new_privs || creds.caps[2] & CAP_SYS_ADMIN != 0;
+            let (_, flags) = &mut laid.threads[n];
+            if *flags & THREAD_KEEPS != 0 || own.filters.len() > shared && !may {
+                let why = "a thread of the parent with other credentials than its main thread has seccomp \
+                           filters of its own that it could not install";
+                return Err(RestoreError::Incompatible(why.into()));
+            }
+            *flags |= THREAD_OTHER;
+        }
+    }
     let wait = pass(&main.filters[..shared], &call(FUTEX, &[go, 0, 0]));
     let wake = pass(main.filters, &call(FUTEX, &[go, 1, i32::MAX as u64]));
     if let Some(code) = descriptor.rare.ended_leader {

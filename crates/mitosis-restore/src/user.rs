@@ -5,7 +5,7 @@
 //! namespace belongs to its user namespace.
 
 use crate::plan::provided_base;
-use mitosis_descriptor::Descriptor;
+use mitosis_descriptor::{Creds, Descriptor};
 use mitosis_state::{Detail, List, Program, Provided};
 
 const SETGROUPS: u16 = 116;
@@ -21,6 +21,12 @@ const CLONE_NEWUSER: u64 = 0x1000_0000;
 /// Whether a child is made by a process that its guard is not: one that has the node's rights.
 pub fn is_below(descriptor: &Descriptor) -> bool {
     descriptor.rare.user_namespace.is_some()
+}
+
+/// Whether these have the same ids and groups, which a child in a user namespace takes before it has threads.
+pub(crate) fn same_ids(one: &Creds, other: &Creds) -> bool {
+    let ids = |creds: &Creds| (creds.uids, creds.gids, creds.groups.clone());
+    ids(one) == ids(other)
 }
 
 /// The last operations of a process with one thread: no other can enter. It takes its ids and groups outside,

@@ -100,7 +100,7 @@ pub struct Program {
 struct ThreadOps {
     tid: i32,
     frame: u64,
-    keeps: bool,
+    flags: i32,
     ops: Vec<(Op, Label)>,
 }
 
@@ -205,9 +205,9 @@ impl Program {
         self.image[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Declares the next thread; the first is the main thread. `keeps`: see [`ThreadPlan::keeps`].
-    pub fn thread(&mut self, tid: i32, frame: u64, keeps: bool) {
-        self.threads.push(ThreadOps { tid, frame, keeps, ops: Vec::new() });
+    /// Declares the next thread; the first is the main thread. `flags`: see [`ThreadPlan::flags`].
+    pub fn thread(&mut self, tid: i32, frame: u64, flags: i32) {
+        self.threads.push(ThreadOps { tid, frame, flags, ops: Vec::new() });
     }
 
     /// Appends an operation as it is.
@@ -288,7 +288,7 @@ impl Program {
         for (n, thread) in self.threads.iter().enumerate() {
             let top = self.region.base + stacks + MAIN_STACK + n as u64 * THREAD_STACK;
             let (offset, count) = ops[n];
-            let first = u64::from(thread.tid as u32) | u64::from(thread.keeps) << 32;
+            let first = u64::from(thread.tid as u32) | u64::from(thread.flags as u32) << 32;
             let words = [first, top, offset, count, thread.frame];
             self.image.extend(words.iter().flat_map(|w| w.to_le_bytes()));
         }

@@ -109,7 +109,7 @@ pub struct PosixTimer {
 }
 
 /// Credentials, as in `/proc/PID/status`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Creds {
     /// Real, effective, saved, file-system user id.
     pub uids: [u32; 4],

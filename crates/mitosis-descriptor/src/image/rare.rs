@@ -29,9 +29,21 @@ pub struct Rare {
     /// What confines threads that are not confined as `process` says, which is of the first. Each thread is
     /// in one of these at most.
     pub confined: Vec<Confined>,
+    /// Threads whose credentials are others than `process` says, which are of the first. Each thread is in
+    /// one of these at most, the first in none.
+    pub other_creds: Vec<OtherCreds>,
     /// With which code the leading thread has ended, while others live. A child's does what it is said to
     /// have until then.
     pub ended_leader: Option<u8>,
+}
+
+/// Credentials of some threads.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct OtherCreds {
+    /// Which, as indices of [`crate::Descriptor::threads`], ascending.
+    pub threads: Vec<u32>,
+    /// Theirs, but for `no_new_privs`, which is as [`Confined`] or `process` says.
+    pub creds: crate::Creds,
 }
 
 /// What confines some threads.

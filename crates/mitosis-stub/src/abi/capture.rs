@@ -70,8 +70,9 @@ pub struct CaptureThread {
     pub tid_address: u64,
     /// Alternate stack: address, flags, size.
     pub altstack: [u64; 3],
-    /// `PR_GET_TIMERSLACK`, `PR_MCE_KILL_GET`, `PR_GET_NO_NEW_PRIVS`, `PR_GET_SECCOMP`.
-    pub values: [i64; 4],
+    /// `PR_GET_TIMERSLACK`, `PR_MCE_KILL_GET`, `PR_GET_NO_NEW_PRIVS`, `PR_GET_SECCOMP`,
+    /// `PR_GET_SECUREBITS`.
+    pub values: [i64; 5],
     /// `get_mempolicy(2)`: the result, the mode, the nodes.
     pub policy: [u64; 4],
 }

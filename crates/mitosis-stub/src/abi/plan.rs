@@ -37,9 +37,8 @@ pub const PLAN_MAGIC: u64 = 0x0273_6973_6f74_696d;
 pub struct ThreadPlan {
     /// Thread id wanted; 0 for any.
     pub tid: i32,
-    /// Not 0: it does not give [`Gate::capset`](super::Gate::capset) before the gate is open, for its
-    /// [`LastCall`]s need more.
-    pub keeps: i32,
+    /// [`THREAD_KEEPS`], [`THREAD_OTHER`].
+    pub flags: i32,
     /// Top of the stack it uses until it leaves.
     pub stack_top: u64,
     /// Its own operations: offset and count.
@@ -47,6 +46,13 @@ pub struct ThreadPlan {
     /// Address of its signal frame, whose first word is the address of its [`LastCall`]s, or 0.
     pub frame: u64,
 }
+
+/// `ThreadPlan::flags`: it does not give [`Gate::capset`](super::Gate::capset) before the gate is open, for its
+/// [`LastCall`]s need more.
+pub const THREAD_KEEPS: i32 = 1;
+/// `ThreadPlan::flags`: its credentials are others than those of [`Plan::identity`]: its own operations end with
+/// them.
+pub const THREAD_OTHER: i32 = 2;
 
 /// A system call that a thread makes right before it returns to the program, when its stack is gone: what
 /// confines it. It must give 0. One with the number 0 ends them.

@@ -88,6 +88,7 @@ unsafe extern "C" fn describe_thread(out: *mut CaptureThread) {
     out.values[1] = syscall!(sys::PRCTL, PR_MCE_KILL_GET, 0, 0, 0, 0);
     out.values[2] = syscall!(sys::PRCTL, PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
     out.values[3] = syscall!(sys::PRCTL, PR_GET_SECCOMP, 0, 0, 0, 0);
+    out.values[4] = syscall!(sys::PRCTL, PR_GET_SECUREBITS);
     out.policy = [0; 4];
     let (mode, nodes) = (&raw mut out.policy[1], &raw mut out.policy[2]);
     out.policy[0] = syscall!(sys::GET_MEMPOLICY, mode, nodes, POLICY_NODES, 0, 0) as u64;

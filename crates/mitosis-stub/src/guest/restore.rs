@@ -234,10 +234,12 @@ unsafe extern "C" fn thread_main(plan: *const Plan, thread: *const ThreadPlan, i
     let (plan, thread) = unsafe { (&*plan, &*thread) };
     let mut frame = Frame::new();
     run(plan, thread.ops, LIST_THREAD + index as u32, &mut frame);
-    run(plan, plan.identity, LIST_IDENTITY, &mut frame);
+    if thread.flags & THREAD_OTHER == 0 {
+        run(plan, plan.identity, LIST_IDENTITY, &mut frame);
+    }
     // SAFETY: the planner wrote it; it changes with `go` at the earliest.
     let gate = unsafe { &*(plan.gate as *const Gate) };
-    if gate.capset != 0 && thread.keeps == 0 {
+    if gate.capset != 0 && thread.flags == 0 {
         // Only who installs filters needs more than what is left in the end.
         let result = syscall!(sys::CAPSET, gate.capset, gate.capset + 8);
         if result < 0 {
