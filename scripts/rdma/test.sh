@@ -3,6 +3,8 @@
 # otherwise; with one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json,
 # `transports` does that alone; `placement` only compares where pages are registered, into bench/results/rdma-placement.json.
 #
+# MITOSIS_RDMA_TEST names the tests that are to be run, by a part of their name.
+#
 # With MITOSIS_RDMA_DEVICE set the suite runs on this machine's own device instead, at the address
 # MITOSIS_RDMA_ADDRESS (see docs/rdma.md).
 set -euo pipefail
@@ -21,7 +23,7 @@ trap 'rm -rf "$work"' EXIT
 gcc -O2 -o "$work/pattern" tests/rdma/pattern.c
 cargo build -q -p mitosis-rdma-sys --example keys
 keys=$(realpath "$target/debug/examples/keys")
-suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $keys $bench"
+suite="env MITOSIS_RDMA_TEST=${MITOSIS_RDMA_TEST:-} /usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $keys $bench"
 
 if [ -n "${MITOSIS_RDMA_DEVICE:-}" ]; then
     address=${MITOSIS_RDMA_ADDRESS:?the address of the device, for the nodes to listen at}

@@ -14,6 +14,8 @@ import lab  # noqa: E402
 from lab import Agent, check, until  # noqa: E402
 
 MITOSIS, PATTERN, KEYS, RESULTS, *ADDRESSES = sys.argv[1:]
+# A part of the name of those tests that are to be run.
+ONLY = os.environ.get("MITOSIS_RDMA_TEST", "")
 MIB = 64
 PAGES = MIB * 256
 
@@ -57,7 +59,10 @@ class Child:
 
     def registered(self, pages):
         """Waits until so many pages are registered and its node knows where."""
-        until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
+        try:
+            until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.row()}") from error
 
     def tell(self, signal):
         """Sends a signal; the line that the child prints then, as words."""
@@ -680,25 +685,29 @@ def suite(first, middle, last, everyone):
     closed = Node(first, "closed", 7008, *elsewhere)
     wary = Node(middle, "wary", 7009, *elsewhere)
     everyone += [owner, small, pinning, node, brief, forbidding, closed, wary] + ([third] if third is not owner else [])
-    keys_open_what_they_are_for(first)
     pid = parent(first, "parent")
     prepared = owner.prepare(pid)
-    reads_go_on_while_the_owner_is_stopped(owner, brief, prepared)
-    descriptors_are_read(owner, node, prepared)
-    what_is_not_registered_comes_over_tcp(small, node, pid)
-    a_shadow_registers_what_it_has_for_itself(owner, node)
-    a_shadow_registers_and_makes_children(owner, node)
-    pages_of_2_mib_stay_whole(owner, node)
-    pages_that_were_set_aside(owner, node, pinning)
-    reserved_address_space_stays_empty(pinning, node)
-    an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
-    pages_of_a_file_that_only_the_owner_has(owner, node)
-    an_unpinned_shadow_is_not_pinned(small, node)
-    a_shadow_that_cannot_be_asked_is_copied(owner, node)
-    a_revoked_seed_is_not_read(owner, node, pid)
-    a_grandchild_reads_from_both_owners(owner, node, third, prepared)
-    what_cannot_be_had_is_an_error(owner, forbidding, prepared)
-    networks_are_kept_to(owner, closed, node, wary, prepared)
+    for test, *about in [
+        (keys_open_what_they_are_for, first),
+        (reads_go_on_while_the_owner_is_stopped, owner, brief, prepared),
+        (descriptors_are_read, owner, node, prepared),
+        (what_is_not_registered_comes_over_tcp, small, node, pid),
+        (a_shadow_registers_what_it_has_for_itself, owner, node),
+        (a_shadow_registers_and_makes_children, owner, node),
+        (pages_of_2_mib_stay_whole, owner, node),
+        (pages_that_were_set_aside, owner, node, pinning),
+        (reserved_address_space_stays_empty, pinning, node),
+        (an_owner_that_is_slow_is_not_asked_twice, owner, node, pid),
+        (pages_of_a_file_that_only_the_owner_has, owner, node),
+        (an_unpinned_shadow_is_not_pinned, small, node),
+        (a_shadow_that_cannot_be_asked_is_copied, owner, node),
+        (a_revoked_seed_is_not_read, owner, node, pid),
+        (a_grandchild_reads_from_both_owners, owner, node, third, prepared),
+        (what_cannot_be_had_is_an_error, owner, forbidding, prepared),
+        (networks_are_kept_to, owner, closed, node, wary, prepared),
+    ]:
+        if ONLY in test.__name__:
+            test(*about)
     if RESULTS == "bench":
         results = bench(owner, middle, pid)
         results["placement"] = placements(first, node)

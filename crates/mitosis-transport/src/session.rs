@@ -145,6 +145,13 @@ impl Session {
             if self.greeted { self.config.idle_timeout } else { self.config.handshake_timeout };
         let since = Instant::now();
         while self.filled < need {
+            let bell = self.links.bell().map(Arc::clone);
+            if bell.is_some_and(|bell| bell.rung(&self.stream, TICK)) {
+                let endings = self.links.endings()?;
+                self.output.push(&endings);
+                self.send()?;
+                continue;
+            }
             match self.stream.read(&mut self.input[self.filled..]) {
                 Ok(0) => return Err(End::Peer),
                 Ok(got) => self.filled += got,
@@ -278,7 +285,7 @@ impl Session {
             return None;
         }
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok()?;
-        self.links.place(ask.access.seed, &*self.service, &*seed, bytes)
+        self.links.place(&*self.service, &*seed, bytes)
     }
 
     fn vdso(&mut self, header: Header, body: &[u8]) -> Result<(), End> {
