@@ -795,7 +795,7 @@ def suite(first, middle, last, everyone):
     elsewhere = "--rdma-networks", "192.0.2.0/24"
     closed = Node(first, "closed", 7008, *elsewhere)
     wary = Node(middle, "wary", 7009, *elsewhere)
-    sharing, shared = Node(first, "sharing", 7010), Node(middle, "shared", 7011)
+    sharing, shared = Node(first, "sharing", 7030), Node(middle, "shared", 7031)
     everyone += [owner, small, pinning, node, brief, forbidding, closed, wary, sharing, shared]
     everyone += [third] if third is not owner else []
     pid = parent(first, "parent")
