@@ -12,8 +12,11 @@ pub(crate) const DEPTH: usize = 256;
 /// Local acknowledge timeout: 4.096 us * 2^16 = 268 ms; with the retries below a peer that is gone
 /// is noticed after some two seconds.
 const TIMEOUT: u8 = 16;
-/// Times a packet is sent again.
-const RETRIES: u8 = 7;
+/// Times a packet is sent again; seven is for ever with `rdma_rxe`, which then waits for a peer that has
+/// dropped the other side.
+const RETRIES: u8 = 6;
+/// The same of a peer that is not ready to receive, which READs do not ask.
+const RETRIES_NOT_READY: u8 = 7;
 
 /// A READ to post.
 pub struct Read {
@@ -203,7 +206,7 @@ impl Queue {
             qp_state: value::QPS_RTS,
             timeout: TIMEOUT,
             retry_cnt: RETRIES,
-            rnr_retry: RETRIES,
+            rnr_retry: RETRIES_NOT_READY,
             sq_psn: self.0.local.psn,
             max_rd_atomic: device.reads,
             ..QpAttr::default()

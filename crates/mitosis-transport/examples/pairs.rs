@@ -240,17 +240,17 @@ fn run() -> Result<(), Fault> {
 }
 
 fn scenes(owner: &Arc<Owner>, reader: &mut Reader) -> Result<(), Fault> {
-    for seed in 1..=4 {
+    for seed in 1..=5 {
         reader.open(seed)?;
     }
-    for seed in 1..=4 {
+    for seed in 1..=5 {
         reader.registered(seed)?;
         reader.ask(seed)?;
     }
     reader.landed()?;
     let seen = std::mem::take(&mut reader.seen);
-    let all = seen.direct == 4 * PAGES && seen.done == 4 * READS && seen.notes.is_empty();
-    check(all, "four seeds", &seen)?;
+    let all = seen.direct == 5 * PAGES && seen.done == 5 * READS && seen.notes.is_empty();
+    check(all, "five seeds", &seen)?;
 
     // Told in time: an end is no error for anybody.
     reader.ask(2)?;
@@ -269,6 +269,18 @@ fn scenes(owner: &Arc<Owner>, reader: &mut Reader) -> Result<(), Fault> {
     let told = seen.notes == [(1, "seed revoked".to_owned())];
     let good = told && of_it && seen.failed.len() as u64 >= READS && seen.direct >= 3 * PAGES;
     check(good, "a seed revoked while another is read", &seen)?;
+
+    // The same while nothing is on its way.
+    std::thread::sleep(Duration::from_millis(100));
+    let theirs = Arc::clone(owner);
+    let end = std::thread::spawn(move || theirs.revoke(5));
+    reader.until("word of the end", |r| !r.seen.notes.is_empty())?;
+    end.join().map_err(|_| "the end")?;
+    reader.ask(2)?;
+    reader.landed()?;
+    let seen = std::mem::take(&mut reader.seen);
+    let told = seen.notes == [(5, "seed revoked".to_owned())];
+    check(told && seen.direct == PAGES, "a seed revoked while nothing is read", &seen)?;
 
     // Not heard: the READ of what has ended is an error, which the others survive.
     owner.revoke(3);

@@ -22,7 +22,7 @@ const MISSED: u64 = 1024;
 const REST: Duration = Duration::from_secs(10);
 /// How long peers have to let land what is on its way, before the windows of a seed that ends are closed
 /// whatever they say.
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_millis(500);
 /// How long the device may take to open a part of the windows.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 

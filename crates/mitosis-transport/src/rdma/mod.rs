@@ -18,6 +18,7 @@ mod regions;
 mod serve;
 mod source;
 
+pub(crate) use bell::Heard;
 pub use export::{Export, Pinned};
 pub(crate) use fetch::Fetcher;
 pub use fetch::{FetchedBy, ReadBy};
