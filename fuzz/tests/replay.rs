@@ -211,8 +211,11 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let trail = Pages { pages: vec![0x7fff_1234, 0x7fff_1235, 0x5555] };
     let end = wire::RdmaEnd { qpn: 17, psn: 0xabcdef, gid: [9; 16], lid: 0, mtu: 5 };
     let connect = wire::RdmaAsk::Connect(end);
+    let rdma = Header { a: 1, ..Header::new(Kind::Rdma) };
     let region = wire::RdmaRegion { page: 0x7fff_1234, pages: 3, address: 1 << 46, rkey: 0x99 };
     let regions = wire::RdmaSaid::Regions { regions: vec![region], complete: true };
+    let ending = wire::RdmaSaid::Ending("seed revoked".into());
+    let unlinked = wire::RdmaSaid::Unlinked("ibv_create_qp: no room".into());
     let place = wire::RdmaPlace { address: 1 << 46, rkey: 0x99, length: 7000, linked: false };
     let read = Header { tag: 5, a: 1, b: 16, c: 0x7fff_1234, ..Header::new(Kind::Read) };
     let data = Header { length: 4096, b: 1, ..Header::new(Kind::Data) };
@@ -226,7 +229,11 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         body("pong", wire::control(Header::new(Kind::Pong), &Pong { changed })),
         body("learn", wire::control(Header { a: 1, ..Header::new(Kind::Learn) }, &trail)),
         body("trail", wire::control(Header { a: 1, ..Header::new(Kind::Trail) }, &trail)),
-        body("rdma", wire::control(Header { a: 1, ..Header::new(Kind::Rdma) }, &connect)),
+        body("rdma", wire::control(rdma, &connect)),
+        body("rdma-regions", wire::control(rdma, &wire::RdmaAsk::Regions { from: 300 })),
+        body("rdma-ended", wire::control(rdma, &wire::RdmaAsk::Ended)),
+        body("rdma-ending", wire::control(Header::new(Kind::RdmaAnswer), &ending)),
+        body("rdma-unlinked", wire::control(Header::new(Kind::RdmaAnswer), &unlinked)),
         body("descriptor-at", wire::control(Header::new(Kind::DescriptorAt), &place)),
         body("rdma-answer", wire::control(Header::new(Kind::RdmaAnswer), &regions)),
         body("error", wire::error_frame(5, &ReadError::Lost("the shadow died".into()))),

@@ -3,6 +3,8 @@
 # otherwise; with one, both nodes share its device. `bench` also measures and writes bench/results/rdma.json,
 # `transports` does that alone; `placement` only compares where pages are registered, into bench/results/rdma-placement.json.
 #
+# MITOSIS_RDMA_TEST names the tests that are to be run, by a part of their name.
+#
 # With MITOSIS_RDMA_DEVICE set the suite runs on this machine's own device instead, at the address
 # MITOSIS_RDMA_ADDRESS (see docs/rdma.md).
 set -euo pipefail
@@ -20,8 +22,10 @@ work=$(mktemp -d "$(realpath "$LAB")/run.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 gcc -O2 -o "$work/pattern" tests/rdma/pattern.c
 cargo build -q -p mitosis-rdma-sys --example keys
+cargo build -q -p mitosis-transport --example pairs
 keys=$(realpath "$target/debug/examples/keys")
-suite="/usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $keys $bench"
+pairs=$(realpath "$target/debug/examples/pairs")
+suite="env MITOSIS_RDMA_TEST=${MITOSIS_RDMA_TEST:-} /usr/bin/python3 tests/rdma/suite.py $mitosis $work/pattern $keys $pairs $bench"
 
 if [ -n "${MITOSIS_RDMA_DEVICE:-}" ]; then
     address=${MITOSIS_RDMA_ADDRESS:?the address of the device, for the nodes to listen at}
@@ -50,7 +54,7 @@ done
 status=0
 scripts/vm/guests.sh "$work" "${MITOSIS_VM_SECONDS:-$seconds}" "${names[@]/%/:rdma}" || status=$?
 last=${names[-1]}
-grep -aE '^(auto chose|with daemon|16 MiB|set aside|reserved|keys|unpinned|pinned again|in the shadow|children of|slow owner|pages of|descriptor|placement|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
+grep -aE '^(auto chose|with daemon|16 MiB|set aside|reserved|keys|unpinned|pinned again|in the shadow|children of|slow owner|pages of|descriptor|placement|pairs|shared|revoked|grandchild|forbidden|suite)' "$work/$last.log" || true
 if [ "$status" = 0 ] && { [ "$bench" = bench ] || [ "$bench" = transports ]; }; then
     python3 scripts/vm/results.py "$work/$last.log" transports >bench/results/rdma.json
     cat bench/results/rdma.json

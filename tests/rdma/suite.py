@@ -1,5 +1,5 @@
 """The RDMA suite. Runs on the last of the guests (or machines) and has the others do things through
-their agents. Usage: suite.py MITOSIS PATTERN KEYS RESULTS ADDRESS... (the first address is the owner's; one
+their agents. Usage: suite.py MITOSIS PATTERN KEYS PAIRS RESULTS ADDRESS... (the first address is the owner's; one
 address alone plays both parts). A failed check ends it with status 1; what it started is ended."""
 
 import json
@@ -13,7 +13,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 import lab  # noqa: E402
 from lab import Agent, check, until  # noqa: E402
 
-MITOSIS, PATTERN, KEYS, RESULTS, *ADDRESSES = sys.argv[1:]
+MITOSIS, PATTERN, KEYS, PAIRS, RESULTS, *ADDRESSES = sys.argv[1:]
+# Parts of the names of those tests that are to be run.
+ONLY = os.environ.get("MITOSIS_RDMA_TEST", "").split(",")
 MIB = 64
 PAGES = MIB * 256
 
@@ -57,7 +59,10 @@ class Child:
 
     def registered(self, pages):
         """Waits until so many pages are registered and its node knows where."""
-        until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
+        try:
+            until(f"{pages} registered pages", lambda: self.row()["rdma_reach"] >= pages)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.row()}") from error
 
     def tell(self, signal):
         """Sends a signal; the line that the child prints then, as words."""
@@ -82,6 +87,17 @@ class Child:
         said = self.tell("USR2")
         check(said[-2:] == ["wrong", "0"], "child said", said)
         return [float(one) for one in said[1:-2]]
+
+    def ask(self):
+        """Has it verify all words, and does not wait for that."""
+        self.node.call("kill", str(self.pid), "-s", "USR1")
+
+    def verified(self):
+        """All words were right that it was asked for."""
+        lines = until(f"answer of child {self.pid}", self.log)
+        self.lines += 1
+        said = lines[self.lines - 1].split()
+        check(said[:4] == ["checked", str(MIB << 17), "wrong", "0"], "child said", said)
 
     def end(self):
         self.node.call("kill", str(self.pid))
@@ -465,7 +481,9 @@ def pages_of_a_file_that_only_the_owner_has(owner, node):
     before = child.row()
     # Over TCP, which tells the owner that this node does not have the file.
     check(child.tell("HUP") == ["file", "8", "wrong", "0"], "the first words of a file")
-    child.registered(PAGES + 2048)
+    # In blocks of 4 MiB of address space, wherever the file lies; one that begins in its last MiB, where
+    # nothing was touched, is not.
+    child.registered(PAGES + 2048 - 256)
     between = child.row()
     check(child.tell("HUP") == ["file", str(1 << 20), "wrong", "0"], "a file")
     row = child.row()
@@ -485,6 +503,12 @@ def keys_open_what_they_are_for(agent):
     check(said.endswith("keys: all as they must be\n"), said)
 
 
+def seeds_do_nothing_to_each_other(agent):
+    said = agent.run(PAIRS)
+    print(said, end="")
+    check(said.endswith("pairs: all as they must be\n"), said)
+
+
 def a_revoked_seed_is_not_read(owner, node, pid):
     prepared = owner.prepare(pid)
     child = node.fork(prepared["ref"], "rdma")
@@ -495,6 +519,101 @@ def a_revoked_seed_is_not_read(owner, node, pid):
     row = until("end", lambda: child.row() if child.row()["state"] == "ended" else None)
     check("revoked" in row["reason"], row)
     print("revoked:", row["reason"], "| note:", row["rdma_note"])
+
+
+def pairs(node):
+    """Numbers of the connected queue pairs of a node: those that its daemon serves, and those that its pager
+    reads over. They are listed with the thread that made them."""
+    mine = set(node.processes())
+    daemon, pager = set(), set()
+    for line in node.agent.run("rdma", "resource", "show", "qp").splitlines():
+        words = line.split()
+        if "RC" not in words or "pid" not in words:
+            continue
+        status = node.agent.ask(run=["grep", "Tgid:", f"/proc/{words[words.index('pid') + 1]}/status"])["out"]
+        pid = status.split()[-1] if status else None
+        if pid in mine:
+            (daemon if pid == str(node.pid) else pager).add(words[words.index("lqpn") + 1])
+    return daemon, pager
+
+
+def seeds_share_a_queue_pair(owner, reader, pid):
+    """However many seeds of a node are read by another: there is one, which outlives them."""
+    prepared = [owner.prepare(pid) for _ in range(6)]
+    check(pairs(owner) == (set(), set()), pairs(owner))
+    children = [reader.fork(one["ref"], "auto") for one in prepared]
+    for child in children:
+        child.registered(PAGES)
+        check(child.row()["rdma_link_us"] > 0, child.row())
+    check(len(pairs(owner)[0]) == len(pairs(reader)[1]) == 1, pairs(owner), pairs(reader))
+    print(f"shared: {len(children)} seeds, one queue pair, made in"
+          f" {children[0].row()['rdma_link_us']} us", flush=True)
+    one_of_them_is_revoked(owner, prepared, children[:3], reader)
+    one_of_them_is_revoked_unheard(owner, prepared[3:], children[3:], reader)
+    descriptors_have_one(owner, reader, prepared[-1])
+    for child in children[1:3] + children[4:]:
+        child.end()
+    check(len(pairs(reader)[1]) == 1, "gone at once:", pairs(reader))
+
+
+def killed(child):
+    row = until("end", lambda: child.row() if child.row()["state"] == "ended" else None)
+    check("revoked" in row["reason"], row)
+
+
+def one_of_them_is_revoked(owner, prepared, children, reader):
+    """While all are read. That no READ is an error then is shown where the reader does not wait for a
+    processor (pairs.rs); here the others are read, whatever becomes of the queue pair."""
+    for child in children:
+        child.ask()
+    owner.call("seed", "rm", "-", input=prepared[0]["ref"])
+    for child in children[1:]:
+        child.verified()
+        row = child.row()
+        check(row["pages_rdma"] > 0, row)
+        child.registered(PAGES)
+    killed(children[0])
+    rows = [child.row() for child in children[1:]]
+    print(f"shared: one seed revoked, the others: {[row['pages_rdma'] for row in rows]} pages by RDMA, all"
+          f" words right, notes {[row['rdma_note'] for row in rows]}", flush=True)
+
+
+def one_of_them_is_revoked_unheard(owner, prepared, children, reader):
+    """Its reader is stopped meanwhile, and hears of it when the windows are closed. Whether a READ comes too
+    late or none is made: the others are read, over TCP for a while or not."""
+    pager = [pid for pid in reader.processes() if pid != str(reader.pid)]
+    reader.agent.run("kill", "-STOP", *pager)
+    try:
+        for child in children:
+            # Only sends signals; nothing of the reader's node is asked that its pager answers.
+            reader.agent.run("kill", "-USR1", str(child.pid))
+        owner.call("seed", "rm", "-", input=prepared[0]["ref"])
+    finally:
+        reader.agent.run("kill", "-CONT", *pager)
+    for child in children[1:]:
+        child.verified()
+        child.registered(PAGES)
+    killed(children[0])
+    check(len(pairs(owner)[0]) == len(pairs(reader)[1]) == 1, pairs(owner), pairs(reader))
+    print(f"shared: one seed revoked unheard, notes of the others: {[c.row()['rdma_note'] for c in children[1:]]}",
+          flush=True)
+
+
+def descriptors_have_one(owner, reader, prepared):
+    for _ in range(3):
+        child = reader.fork(prepared["ref"], "rdma")
+        check("read in" in child.started["transport_why"], child.started)
+        child.end()
+    counts = len(pairs(owner)[0]), len(pairs(reader)[1])
+    check(counts == (2, 1), "queue pairs:", counts)
+
+
+def seeds_that_nobody_reads_have_no_queue_pair(owner, reader):
+    """Both sides wait for a minute."""
+    check(owner.json("seed", "ls"), "no seeds are left")
+    until("the end of the queue pairs",
+          lambda: pairs(reader)[1] == set() and pairs(owner) == (set(), set()))
+    print("shared: nobody reads for a minute, no queue pair is left", flush=True)
 
 
 def a_grandchild_reads_from_both_owners(owner, node, third, prepared):
@@ -679,26 +798,35 @@ def suite(first, middle, last, everyone):
     elsewhere = "--rdma-networks", "192.0.2.0/24"
     closed = Node(first, "closed", 7008, *elsewhere)
     wary = Node(middle, "wary", 7009, *elsewhere)
-    everyone += [owner, small, pinning, node, brief, forbidding, closed, wary] + ([third] if third is not owner else [])
-    keys_open_what_they_are_for(first)
+    sharing, shared = Node(first, "sharing", 7030), Node(middle, "shared", 7031)
+    everyone += [owner, small, pinning, node, brief, forbidding, closed, wary, sharing, shared]
+    everyone += [third] if third is not owner else []
     pid = parent(first, "parent")
     prepared = owner.prepare(pid)
-    reads_go_on_while_the_owner_is_stopped(owner, brief, prepared)
-    descriptors_are_read(owner, node, prepared)
-    what_is_not_registered_comes_over_tcp(small, node, pid)
-    a_shadow_registers_what_it_has_for_itself(owner, node)
-    a_shadow_registers_and_makes_children(owner, node)
-    pages_of_2_mib_stay_whole(owner, node)
-    pages_that_were_set_aside(owner, node, pinning)
-    reserved_address_space_stays_empty(pinning, node)
-    an_owner_that_is_slow_is_not_asked_twice(owner, node, pid)
-    pages_of_a_file_that_only_the_owner_has(owner, node)
-    an_unpinned_shadow_is_not_pinned(small, node)
-    a_shadow_that_cannot_be_asked_is_copied(owner, node)
-    a_revoked_seed_is_not_read(owner, node, pid)
-    a_grandchild_reads_from_both_owners(owner, node, third, prepared)
-    what_cannot_be_had_is_an_error(owner, forbidding, prepared)
-    networks_are_kept_to(owner, closed, node, wary, prepared)
+    for test, *about in [
+        (keys_open_what_they_are_for, first),
+        (seeds_do_nothing_to_each_other, first),
+        (seeds_share_a_queue_pair, sharing, shared, pid),
+        (reads_go_on_while_the_owner_is_stopped, owner, brief, prepared),
+        (descriptors_are_read, owner, node, prepared),
+        (what_is_not_registered_comes_over_tcp, small, node, pid),
+        (a_shadow_registers_what_it_has_for_itself, owner, node),
+        (a_shadow_registers_and_makes_children, owner, node),
+        (pages_of_2_mib_stay_whole, owner, node),
+        (pages_that_were_set_aside, owner, node, pinning),
+        (reserved_address_space_stays_empty, pinning, node),
+        (an_owner_that_is_slow_is_not_asked_twice, owner, node, pid),
+        (pages_of_a_file_that_only_the_owner_has, owner, node),
+        (an_unpinned_shadow_is_not_pinned, small, node),
+        (a_shadow_that_cannot_be_asked_is_copied, owner, node),
+        (a_revoked_seed_is_not_read, owner, node, pid),
+        (a_grandchild_reads_from_both_owners, owner, node, third, prepared),
+        (what_cannot_be_had_is_an_error, owner, forbidding, prepared),
+        (networks_are_kept_to, owner, closed, node, wary, prepared),
+        (seeds_that_nobody_reads_have_no_queue_pair, sharing, shared),
+    ]:
+        if any(part in test.__name__ for part in ONLY):
+            test(*about)
     if RESULTS == "bench":
         results = bench(owner, middle, pid)
         results["placement"] = placements(first, node)

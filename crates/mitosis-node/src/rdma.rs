@@ -48,9 +48,8 @@ pub(crate) fn set_up(registry: &Registry, config: &Config) -> Result<(), NodeErr
 
 fn exporter(config: &Config) -> Result<Arc<Exporter>, String> {
     let device = Device::open(config.rdma_device.as_deref()).map_err(|e| e.to_string())?;
-    let exporter =
-        Exporter::new(device, config.rdma_limit, config.rdma_memory, config.rdma_networks.clone());
-    Ok(Arc::new(exporter.map_err(|e| e.to_string())?))
+    let networks = config.rdma_networks.clone();
+    Ok(Arc::new(Exporter::new(device, config.rdma_limit, config.rdma_memory, networks)))
 }
 
 /// Whether pages of an owner come by RDMA, and why so.
@@ -136,12 +135,12 @@ pub(crate) struct OfSeed(pub Arc<Seed>);
 
 impl OfSeed {
     /// Of the owned pages, those of its shadow that may be registered there: never of a mapping that
-    /// cannot be read, which the kernel refuses to pin.
+    /// cannot be written, which the kernel refuses to pin for windows.
     fn ranges(&self, pid: i32, exclusive: bool) -> Result<Vec<(u64, u64)>, SysError> {
         let owned = self.0.memory.owned();
         let mut found = Vec::new();
         let mut map = Pagemap::open(pid)?;
-        for mapping in procfs::ranges(pid)?.iter().filter(|one| one.perms[0] == b'r') {
+        for mapping in procfs::ranges(pid)?.iter().filter(|one| one.perms.starts_with(b"rw")) {
             let (start, end) = (mapping.start / PAGE_SIZE, mapping.end / PAGE_SIZE);
             let from = owned.partition_point(|range| range.1 <= start);
             let here = owned[from..].iter().take_while(|range| range.0 < end);

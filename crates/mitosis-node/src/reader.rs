@@ -78,7 +78,7 @@ impl OpenSeed for Reader {
         let exporter = self.rdma.as_ref().map_err(String::clone)?;
         let (owned, learned) = (self.seed.memory.owned(), self.seed.trail());
         let memory = Arc::new(OfSeed(Arc::clone(&self.seed)));
-        exporter.export(self.seed.id, owned, &learned, memory).map_err(|e| e.to_string())
+        Ok(exporter.export(self.seed.id, owned, &learned, memory))
     }
 
     fn state(&self) -> SeedState {

@@ -114,6 +114,7 @@ fn replace(node: &Node) {
 pub(crate) fn time(node: &Node) {
     while !node.stopping() {
         node.working_sets.sweep();
+        node.nodes.tidy();
         node.templates.sweep(&node.admission);
         if node.admission.is_short()
             && let Some(pager) = node.pager.now()

@@ -8,7 +8,7 @@ use crate::pager::{Pager, Parked, Purpose, ReadInFlight, watch_peer};
 use crate::peer::Ask;
 use crate::space::{Outcome, PAGE};
 use mitosis_transport::{Handle, PageSource, ReadError, SeedState, SourceError, SourceEvent};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -185,12 +185,17 @@ impl Pager {
     /// took, in microseconds.
     pub(crate) fn reach(&self, child: &crate::child::Child) -> (u64, u64) {
         let open = child.sources.iter().filter_map(|source| match source.via {
-            Some(Via::Peer(id, handle)) => self.peers.get(&id)?.handles.get(&handle),
+            Some(Via::Peer(id, handle)) => Some((id, self.peers.get(&id)?.handles.get(&handle)?)),
             _ => None,
         });
-        open.fold((0, 0), |(pages, us), open| {
-            (pages + open.reach, us + open.linked.as_micros() as u64)
-        })
+        let (mut pages, mut linked) = (0, HashMap::new());
+        for (id, open) in open {
+            pages += open.reach;
+            // One for all seeds of a node.
+            let known: &mut Duration = linked.entry(id).or_default();
+            *known = open.linked.max(*known);
+        }
+        (pages, linked.values().map(|took| took.as_micros() as u64).sum())
     }
 
     fn users(&self, from: From, handle: Handle) -> BTreeSet<ChildId> {

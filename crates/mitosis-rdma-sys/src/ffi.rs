@@ -20,7 +20,11 @@ pub struct Context {
 /// `struct ibv_context_ops`.
 #[repr(C)]
 pub struct ContextOps {
-    _before: [*mut c_void; 11],
+    _before: [*mut c_void; 7],
+    pub alloc_mw: Option<unsafe extern "C" fn(*mut PdRaw, u32) -> *mut Mw>,
+    _bind_mw: *mut c_void,
+    pub dealloc_mw: Option<unsafe extern "C" fn(*mut Mw) -> c_int>,
+    _create_cq: *mut c_void,
     pub poll_cq: Option<unsafe extern "C" fn(*mut Cq, c_int, *mut Wc) -> c_int>,
     pub req_notify_cq: Option<unsafe extern "C" fn(*mut Cq, c_int) -> c_int>,
     _between: [*mut c_void; 12],
@@ -41,13 +45,23 @@ pub struct Cq(c_void);
 /// `struct ibv_mr`.
 #[repr(C)]
 pub struct Mr {
-    _context: *mut c_void,
-    _pd: *mut c_void,
+    pub context: *mut Context,
+    pub pd: *mut PdRaw,
     pub addr: *mut c_void,
-    _length: usize,
-    _handle: u32,
+    pub length: usize,
+    pub handle: u32,
     pub lkey: u32,
     pub rkey: u32,
+}
+
+/// `struct ibv_mw`.
+#[repr(C)]
+pub struct Mw {
+    _context: *mut c_void,
+    _pd: *mut c_void,
+    pub rkey: u32,
+    _handle: u32,
+    _kind: u32,
 }
 
 /// `struct ibv_comp_channel`.
@@ -140,7 +154,7 @@ pub struct Sge {
     pub lkey: u32,
 }
 
-/// `struct ibv_send_wr`, with `wr.rdma` of its unions.
+/// `struct ibv_send_wr`, with `wr.rdma` and `bind_mw` of its unions.
 #[repr(C)]
 pub struct SendWr {
     pub wr_id: u64,
@@ -152,7 +166,19 @@ pub struct SendWr {
     pub imm_data: u32,
     pub remote_addr: u64,
     pub rkey: u32,
-    pub _rest: [u64; 9],
+    pub _other: [u64; 3],
+    pub bind: Bind,
+}
+
+/// `bind_mw` of `struct ibv_send_wr`, with its `struct ibv_mw_bind_info`.
+#[repr(C)]
+pub struct Bind {
+    pub mw: *mut Mw,
+    pub rkey: u32,
+    pub mr: *mut Mr,
+    pub addr: u64,
+    pub length: u64,
+    pub access: u32,
 }
 
 /// `struct ibv_wc`.
@@ -184,10 +210,12 @@ pub struct PortAttr {
     _rest: [u8; 92],
 }
 
-/// `struct ibv_device_attr`, of which one field is used.
+/// `struct ibv_device_attr`, of which two fields are used.
 #[repr(C)]
 pub struct DeviceAttr {
-    _before: [u8; 144],
+    _before: [u8; 116],
+    pub cap_flags: u32,
+    _between: [u8; 24],
     pub max_qp_rd_atom: c_int,
     _after: [u8; 364],
 }
@@ -200,7 +228,11 @@ const _: () = {
     assert!(size_of::<Ah>() == 32 && offset_of!(Ah, dlid) == 24 && offset_of!(Ah, port_num) == 30);
     assert!(size_of::<QpAttr>() == 144 && offset_of!(QpAttr, ah) == 56);
     assert!(offset_of!(QpAttr, max_rd_atomic) == 126 && offset_of!(QpAttr, rnr_retry) == 132);
+    assert!(offset_of!(ContextOps, alloc_mw) == 56 && offset_of!(ContextOps, dealloc_mw) == 72);
     assert!(size_of::<SendWr>() == 128 && offset_of!(SendWr, rkey) == 48);
+    assert!(offset_of!(SendWr, bind) == 80 && offset_of!(Bind, mr) == 16);
+    assert!(offset_of!(Bind, access) == 40 && offset_of!(Mw, rkey) == 16);
+    assert!(offset_of!(DeviceAttr, cap_flags) == 116 && size_of::<DeviceAttr>() == 512);
     assert!(size_of::<Wc>() == 48 && offset_of!(Wc, qp_num) == 28 && size_of::<Sge>() == 16);
     assert!(offset_of!(PortAttr, lid) == 34 && offset_of!(Channel, fd) == 8);
 };
@@ -213,7 +245,12 @@ pub mod value {
     pub const QPT_RC: u32 = 2;
     pub const ACCESS_LOCAL_WRITE: i32 = 1;
     pub const ACCESS_REMOTE_READ: i32 = 4;
+    pub const ACCESS_MW_BIND: i32 = 16;
     pub const WR_RDMA_READ: u32 = 4;
+    pub const WR_BIND_MW: u32 = 8;
+    pub const MW_TYPE_2: u32 = 2;
+    /// `IBV_DEVICE_MEM_WINDOW_TYPE_2A` and `..._2B`.
+    pub const WINDOWS_TYPE_2: u32 = 3 << 23;
     pub const SEND_SIGNALED: u32 = 2;
     pub const PORT_ACTIVE: u32 = 4;
     pub const ATTR_STATE: i32 = 1;

@@ -4,10 +4,11 @@
 //! asks. So that process issues the call itself, on our context's descriptor and for our protection
 //! domain: `RDMA_VERBS_IOCTL` with `UVERBS_METHOD_INVOKE_WRITE` (rdma/rdma_user_ioctl_cmds.h,
 //! rdma/ib_user_verbs.h), which unlike `write(2)` does not ask who opened the device. What it has
-//! registered is ours: it can be read while the process sleeps, and when it has ended, until this side
-//! deregisters.
+//! registered is ours: windows can be opened on it, and it can be read through them, while the process
+//! sleeps, and when it has ended, until this side deregisters.
 
-use crate::{Device, Pd, RdmaError};
+use crate::ffi::{Mr, value};
+use crate::{Device, RdmaError};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// `RDMA_VERBS_IOCTL`.
@@ -93,20 +94,27 @@ impl Device {
     }
 }
 
-/// Memory of another process that peers with a queue pair of the same domain may read. Dropping it
-/// makes their reads fail at once. The caller sees to it that its owner does not change what is mapped
-/// there.
+/// Memory of another process on which windows can be opened. Dropping it deregisters it. The caller sees
+/// to it that its owner does not change what is mapped there.
 pub struct Foreign {
+    start: u64,
+    len: u64,
     handle: u32,
-    rkey: u32,
+    lkey: u32,
     driver: u32,
-    pd: Pd,
+    device: Device,
 }
 
 impl Foreign {
     /// Writes the argument of the call that registers `[start, start + len)` of the process that makes
     /// it, when the argument is at `address` in that process.
-    pub fn order(pd: &Pd, driver: u32, (start, len): (u64, u64), address: u64, out: &mut [u8]) {
+    pub fn order(
+        device: &Device,
+        driver: u32,
+        (start, len): (u64, u64),
+        address: u64,
+        out: &mut [u8],
+    ) {
         let body = address + (HEAD + 3 * ATTRIBUTE) as u64;
         let mut call = head(driver, 3).to_vec();
         call.extend(attribute(CORE_IN, IN as u16, body));
@@ -116,34 +124,54 @@ impl Foreign {
         for word in [body + IN as u64, start, len, start] {
             call.extend(word.to_ne_bytes());
         }
-        // SAFETY: the domain is allocated as long as `pd` lives.
-        let handle = unsafe { pd.0.raw.as_ref().handle };
+        // SAFETY: the domain is allocated as long as `device` lives.
+        let handle = unsafe { device.pd().as_ref() }.map_or(NONE, |pd| pd.handle);
         call.extend(handle.to_ne_bytes());
-        call.extend((crate::ffi::value::ACCESS_REMOTE_READ as u32).to_ne_bytes());
+        // No key of its own opens it to anybody: only windows do.
+        call.extend((value::ACCESS_MW_BIND as u32).to_ne_bytes());
         call.resize(CALL, 0);
         out[..CALL].copy_from_slice(&call);
     }
 
     /// What has been registered: `argument` as the call, which succeeded, left it.
-    pub fn registered(pd: &Pd, driver: u32, argument: &[u8]) -> Foreign {
+    pub fn registered(
+        device: &Device,
+        driver: u32,
+        (start, len): (u64, u64),
+        argument: &[u8],
+    ) -> Foreign {
         let word = |n: usize| {
             let at = HEAD + 3 * ATTRIBUTE + IN + 4 * n;
             let bytes = argument.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
             bytes.map_or(NONE, u32::from_ne_bytes)
         };
-        Foreign { handle: word(0), rkey: word(2), driver, pd: pd.clone() }
+        Foreign { start, len, handle: word(0), lkey: word(1), driver, device: device.clone() }
     }
 
-    /// The key a peer needs; the address is that of the memory in its process.
-    pub fn rkey(&self) -> u32 {
-        self.rkey
+    /// What the library would have made of it, had it made the registration itself. Providers take what
+    /// a window needs to know from here.
+    pub(crate) fn region(&self) -> Mr {
+        Mr {
+            context: self.device.0.context.as_ptr(),
+            pd: self.device.pd(),
+            addr: self.start as *mut libc::c_void,
+            length: self.len as usize,
+            handle: self.handle,
+            lkey: self.lkey,
+            rkey: NONE,
+        }
+    }
+
+    /// Where it is, in its process and for peers.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.start, self.len)
     }
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
         // Fails only when the device is gone, and the registration with it.
-        let _ = self.pd.0.device.deregister(self.driver, self.handle);
+        let _ = self.device.deregister(self.driver, self.handle);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Registered memory: what peers may read, and where reads land.
 
 use crate::ffi::{Mr, value};
-use crate::{Pd, RdmaError};
+use crate::{Device, RdmaError};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,7 +45,7 @@ impl Drop for Map {
 struct Registered {
     mr: NonNull<Mr>,
     map: Option<Map>,
-    pd: Pd,
+    device: Device,
 }
 
 // SAFETY: verbs are thread-safe, and the mapping is this type's own.
@@ -54,12 +54,12 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 impl Registered {
-    fn new(pd: &Pd, map: Map, access: i32) -> Result<Registered, RdmaError> {
+    fn new(device: &Device, map: Map, access: i32) -> Result<Registered, RdmaError> {
         let at = map.at.as_ptr().cast();
         // SAFETY: the domain lives as long as the result, and so does the mapping.
-        let mr = unsafe { (pd.0.device.0.api.reg_mr)(pd.0.raw.as_ptr(), at, map.len, access) };
+        let mr = unsafe { (device.0.api.reg_mr)(device.pd(), at, map.len, access) };
         let mr = NonNull::new(mr).ok_or_else(|| RdmaError::last("ibv_reg_mr"))?;
-        Ok(Registered { mr, map: Some(map), pd: pd.clone() })
+        Ok(Registered { mr, map: Some(map), device: device.clone() })
     }
 
     fn base(&self) -> NonNull<u8> {
@@ -70,7 +70,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         // SAFETY: registered by us and not deregistered yet.
-        let code = unsafe { (self.pd.0.device.0.api.dereg_mr)(self.mr.as_ptr()) };
+        let code = unsafe { (self.device.0.api.dereg_mr)(self.mr.as_ptr()) };
         if code != 0 {
             // The device may still use it: it is never given back.
             std::mem::forget(self.map.take());
@@ -78,36 +78,44 @@ impl Drop for Registered {
     }
 }
 
-/// Memory that peers with a queue pair of the same domain may read. Never written after it was
-/// filled; dropping it makes their reads fail at once.
+/// Memory on which windows can be opened; no key of its own opens it to anybody. Never written after it
+/// was filled.
 pub struct Exported(Registered);
 
 impl Exported {
-    /// Makes `len` bytes, has them filled, and registers them for remote reads.
+    /// Makes `len` bytes, has them filled, and registers them.
     ///
     /// # Errors
     /// What `fill` says, or an [`RdmaError`] when memory or its registration is refused (often
     /// `RLIMIT_MEMLOCK`).
     pub fn new<E: From<RdmaError>>(
-        pd: &Pd,
+        device: &Device,
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<Exported, E> {
         let map = Map::new(len)?;
         // SAFETY: our own readable and writable mapping of `len` bytes, known to nobody else yet.
         fill(unsafe { std::slice::from_raw_parts_mut(map.at.as_ptr(), len) })?;
-        Ok(Exported(Registered::new(pd, map, value::ACCESS_REMOTE_READ)?))
+        Ok(Exported(Registered::new(device, map, value::ACCESS_MW_BIND)?))
     }
 
-    /// Where a peer finds its first byte.
+    /// Where its first byte is.
     pub fn address(&self) -> u64 {
         self.0.base().as_ptr() as u64
     }
 
-    /// The key a peer needs.
+    /// The key of the registration itself.
     pub fn rkey(&self) -> u32 {
         // SAFETY: registered as long as `self` lives.
         unsafe { self.0.mr.as_ref().rkey }
+    }
+
+    pub(crate) fn region(&self) -> *mut Mr {
+        self.0.mr.as_ptr()
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.map.as_ref().map_or(0, |map| map.len as u64)
     }
 }
 
@@ -126,8 +134,8 @@ impl Landing {
     ///
     /// # Errors
     /// [`RdmaError`] when memory or its registration is refused.
-    pub fn new(pd: &Pd, pages: usize) -> Result<Landing, RdmaError> {
-        let memory = Registered::new(pd, Map::new(pages * PAGE)?, value::ACCESS_LOCAL_WRITE)?;
+    pub fn new(device: &Device, pages: usize) -> Result<Landing, RdmaError> {
+        let memory = Registered::new(device, Map::new(pages * PAGE)?, value::ACCESS_LOCAL_WRITE)?;
         let taken = Mutex::new(vec![false; pages]);
         Ok(Landing(Arc::new(LandingInner { memory, taken })))
     }

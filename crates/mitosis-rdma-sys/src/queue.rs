@@ -1,18 +1,22 @@
 //! Queue pairs (reliable connection) for READs.
 
-use crate::ffi::{Ah, Qp, QpAttr, QpInit, SendWr, Sge, value};
-use crate::{Completions, EndPoint, Pd, RdmaError, Slot};
+use crate::ffi::{Ah, Bind, Qp, QpAttr, QpInit, SendWr, Sge, value};
+use crate::{Completions, Device, EndPoint, RdmaError, Slot};
 use std::collections::HashMap;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// READs that one queue pair takes at a time.
-const DEPTH: usize = 128;
+/// Requests that one queue pair takes at a time.
+pub(crate) const DEPTH: usize = 256;
 /// Local acknowledge timeout: 4.096 us * 2^16 = 268 ms; with the retries below a peer that is gone
 /// is noticed after some two seconds.
 const TIMEOUT: u8 = 16;
-/// Times a packet is sent again.
-const RETRIES: u8 = 7;
+/// Times a packet is sent again; seven is for ever with `rdma_rxe`, which then waits for a peer that has
+/// dropped the other side.
+const RETRIES: u8 = 6;
+/// The same of a peer that is not ready to receive, which READs do not ask.
+const RETRIES_NOT_READY: u8 = 7;
 
 /// A READ to post.
 pub struct Read {
@@ -29,26 +33,82 @@ pub struct Read {
 }
 
 /// A queue pair.
-pub struct Queue {
+pub struct Queue(pub(crate) Arc<Pair>);
+
+/// Shared by a queue and the windows that are bound to it: it is destroyed after them.
+pub(crate) struct Pair {
     raw: NonNull<Qp>,
     local: EndPoint,
-    pd: Pd,
+    device: Device,
     completions: Completions,
     /// By request number: the caller's name of the READ, and where it lands.
-    flying: Option<HashMap<u64, (u64, Slot)>>,
+    flying: Mutex<HashMap<u64, (u64, Slot)>>,
 }
 
-// SAFETY: verbs are thread-safe; what is mutable here needs `&mut self`.
-unsafe impl Send for Queue {}
+// SAFETY: verbs are thread-safe; what is mutable here is behind a lock.
+unsafe impl Send for Pair {}
 // SAFETY: as above.
-unsafe impl Sync for Queue {}
+unsafe impl Sync for Pair {}
+
+impl Pair {
+    fn flying(&self) -> MutexGuard<'_, HashMap<u64, (u64, Slot)>> {
+        self.flying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device it is of.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Numbers for so many requests; the first.
+    pub fn numbers(&self, count: usize) -> u64 {
+        self.completions.0.last.fetch_add(count as u64, Ordering::Relaxed) + 1
+    }
+
+    /// Posts requests as one list, with one doorbell.
+    ///
+    /// # Errors
+    /// [`RdmaError::Verb`]: some may have been posted.
+    ///
+    /// # Safety
+    /// What they point to lives until the call returns, and memory that they let the device write is not
+    /// given back before they have completed or this is gone.
+    pub unsafe fn post(&self, mut list: Vec<SendWr>) -> Result<(), RdmaError> {
+        for at in (1..list.len()).rev() {
+            let next: *mut SendWr = &mut list[at];
+            list[at - 1].next = next;
+        }
+        let Some(first) = list.first_mut() else { return Ok(()) };
+        let mut bad = null_mut();
+        // SAFETY: a connected queue pair of an open context; the list lives until the call returns; the
+        // rest is the caller's.
+        let code = unsafe {
+            match self.device.0.context.as_ref().ops.post_send {
+                Some(post) => post(self.raw.as_ptr(), first, &mut bad),
+                None => libc::ENOSYS,
+            }
+        };
+        if code != 0 { Err(RdmaError::code("ibv_post_send", code)) } else { Ok(()) }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // SAFETY: made by us. When it is gone the device writes to no slot of it any more.
+        if unsafe { (self.device.0.api.destroy_qp)(self.raw.as_ptr()) } != 0 {
+            std::mem::forget(std::mem::take(&mut *self.flying()));
+        } else {
+            self.completions.unreserve(DEPTH);
+        }
+    }
+}
 
 impl Queue {
     /// A queue pair that is not connected; `psn` is any number.
     ///
     /// # Errors
     /// [`RdmaError`] when the device, or the completion queue, has no room for another.
-    pub fn new(pd: &Pd, completions: &Completions, psn: u32) -> Result<Queue, RdmaError> {
+    pub fn new(device: &Device, completions: &Completions, psn: u32) -> Result<Queue, RdmaError> {
         if !completions.reserve(DEPTH) {
             let cause = "the completion queue serves as many queue pairs as it can".into();
             return Err(RdmaError::Verb { verb: "ibv_create_qp", cause });
@@ -67,42 +127,41 @@ impl Queue {
             qp_type: value::QPT_RC,
             sq_sig_all: 0,
         };
-        let device = &pd.0.device;
         // SAFETY: domain and completion queue live as long as the result.
-        let raw = unsafe { (device.0.api.create_qp)(pd.0.raw.as_ptr(), &mut init) };
+        let raw = unsafe { (device.0.api.create_qp)(device.pd(), &mut init) };
         let Some(raw) = NonNull::new(raw) else {
             completions.unreserve(DEPTH);
             return Err(RdmaError::last("ibv_create_qp"));
         };
         // SAFETY: a queue pair just made.
         let qpn = unsafe { raw.as_ref().qp_num };
-        let queue = Queue {
+        let queue = Queue(Arc::new(Pair {
             raw,
             local: device.end_point(qpn, psn & 0xff_ffff),
-            pd: pd.clone(),
+            device: device.clone(),
             completions: completions.clone(),
-            flying: Some(HashMap::new()),
-        };
+            flying: Mutex::default(),
+        }));
         queue.init()?;
         Ok(queue)
     }
 
     /// What the other side must know.
     pub fn local(&self) -> EndPoint {
-        self.local
+        self.0.local
     }
 
     fn modify(&self, mut attr: QpAttr, mask: i32) -> Result<(), RdmaError> {
-        let api = &self.pd.0.device.0.api;
+        let api = &self.0.device.0.api;
         // SAFETY: our queue pair; the mask names fields of `attr` only.
-        let code = unsafe { (api.modify_qp)(self.raw.as_ptr(), &mut attr, mask) };
+        let code = unsafe { (api.modify_qp)(self.0.raw.as_ptr(), &mut attr, mask) };
         if code != 0 { Err(RdmaError::code("ibv_modify_qp", code)) } else { Ok(()) }
     }
 
     fn init(&self) -> Result<(), RdmaError> {
         let attr = QpAttr {
             qp_state: value::QPS_INIT,
-            port_num: self.pd.0.device.0.port,
+            port_num: self.0.device.0.port,
             qp_access_flags: value::ACCESS_REMOTE_READ as u32,
             ..QpAttr::default()
         };
@@ -115,7 +174,7 @@ impl Queue {
     /// # Errors
     /// [`RdmaError::Verb`], for an address that does not resolve for example.
     pub fn connect(&self, peer: &EndPoint) -> Result<(), RdmaError> {
-        let device = &self.pd.0.device.0;
+        let device = &self.0.device.0;
         let word = |from: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&peer.gid[from..from + 8]);
@@ -132,7 +191,7 @@ impl Queue {
         };
         let ready = QpAttr {
             qp_state: value::QPS_RTR,
-            path_mtu: u32::from(peer.mtu.min(self.local.mtu).clamp(1, 5)),
+            path_mtu: u32::from(peer.mtu.min(self.0.local.mtu).clamp(1, 5)),
             dest_qp_num: peer.qpn,
             rq_psn: peer.psn & 0xff_ffff,
             max_dest_rd_atomic: device.reads,
@@ -147,8 +206,8 @@ impl Queue {
             qp_state: value::QPS_RTS,
             timeout: TIMEOUT,
             retry_cnt: RETRIES,
-            rnr_retry: RETRIES,
-            sq_psn: self.local.psn,
+            rnr_retry: RETRIES_NOT_READY,
+            sq_psn: self.0.local.psn,
             max_rd_atomic: device.reads,
             ..QpAttr::default()
         };
@@ -159,7 +218,7 @@ impl Queue {
 
     /// How many READs it takes now.
     pub fn room(&self) -> usize {
-        DEPTH - self.flying.as_ref().map_or(DEPTH, HashMap::len)
+        DEPTH - self.0.flying().len()
     }
 
     /// Posts READs as one list, with one doorbell. At most [`Queue::room`] of them.
@@ -167,70 +226,56 @@ impl Queue {
     /// # Errors
     /// [`RdmaError::Verb`]: some may have been posted; drop the queue.
     pub fn post(&mut self, reads: Vec<Read>) -> Result<(), RdmaError> {
-        let full = || RdmaError::Verb { verb: "ibv_post_send", cause: "too many READs".into() };
         if reads.len() > self.room() || reads.iter().any(|r| r.len as usize > r.slot.len()) {
-            return Err(full());
+            let cause = "too many READs".into();
+            return Err(RdmaError::Verb { verb: "ibv_post_send", cause });
         }
         let place = |read: &Read| {
             let (addr, lkey) = read.slot.place();
             Sge { addr, length: read.len, lkey }
         };
         let mut parts: Vec<Sge> = reads.iter().map(place).collect();
-        let count = reads.len() as u64;
-        let first = self.completions.0.last.fetch_add(count, Ordering::Relaxed) + 1;
+        let first = self.0.numbers(reads.len());
         let requests = (first..).zip(reads.iter().zip(&mut parts));
-        let mut list: Vec<SendWr> = requests.map(request).collect();
-        for at in (1..list.len()).rev() {
-            let next: *mut SendWr = &mut list[at];
-            list[at - 1].next = next;
-        }
-        let flying = self.flying.as_mut().ok_or_else(full)?;
-        flying.extend((first..).zip(reads.into_iter().map(|read| (read.id, read.slot))));
-        let Some(first) = list.first_mut() else { return Ok(()) };
-        let mut bad = null_mut();
-        // SAFETY: a connected queue pair of an open context; the list and what it points to live
-        // until the call returns; the slots are owned by this queue until they complete.
-        let code = unsafe {
-            match self.pd.0.device.0.context.as_ref().ops.post_send {
-                Some(post) => post(self.raw.as_ptr(), first, &mut bad),
-                None => libc::ENOSYS,
-            }
-        };
-        if code != 0 { Err(RdmaError::code("ibv_post_send", code)) } else { Ok(()) }
+        let list: Vec<SendWr> = requests.map(request).collect();
+        self.0.flying().extend((first..).zip(reads.into_iter().map(|read| (read.id, read.slot))));
+        // SAFETY: the parts live until the end of this function; the slots are owned by the pair until
+        // they complete or it is gone.
+        unsafe { self.0.post(list) }
     }
 
     /// Name and slot of the READ of this queue that has completed, well or not.
     pub fn complete(&mut self, done: &crate::Completion) -> Option<(u64, Slot)> {
-        if done.qpn != self.local.qpn {
+        if done.qpn != self.0.local.qpn {
             return None;
         }
-        self.flying.as_mut()?.remove(&done.wr)
+        self.0.flying().remove(&done.wr)
     }
 }
 
 fn request((wr_id, (read, part)): (u64, (&Read, &mut Sge))) -> SendWr {
     SendWr {
-        wr_id,
-        next: null_mut(),
         sg_list: part,
         num_sge: 1,
-        opcode: value::WR_RDMA_READ,
-        send_flags: value::SEND_SIGNALED,
-        imm_data: 0,
         remote_addr: read.address,
         rkey: read.rkey,
-        _rest: [0; 9],
+        ..empty(wr_id, value::WR_RDMA_READ)
     }
 }
 
-impl Drop for Queue {
-    fn drop(&mut self) {
-        let api = &self.pd.0.device.0.api;
-        // SAFETY: made by us. When it is gone the device writes to no slot of it any more.
-        if unsafe { (api.destroy_qp)(self.raw.as_ptr()) } != 0 {
-            std::mem::forget(self.flying.take());
-        } else {
-            self.completions.unreserve(DEPTH);
-        }
+/// A request that says nothing yet but what it is.
+pub(crate) fn empty(wr_id: u64, opcode: u32) -> SendWr {
+    SendWr {
+        wr_id,
+        next: null_mut(),
+        sg_list: null_mut(),
+        num_sge: 0,
+        opcode,
+        send_flags: value::SEND_SIGNALED,
+        imm_data: 0,
+        remote_addr: 0,
+        rkey: 0,
+        _other: [0; 3],
+        bind: Bind { mw: null_mut(), rkey: 0, mr: null_mut(), addr: 0, length: 0, access: 0 },
     }
 }

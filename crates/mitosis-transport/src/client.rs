@@ -10,12 +10,14 @@ use crate::{ForkError, Lease, SourceError};
 use mitosis_descriptor::{Secret, SeedId};
 use std::collections::HashMap;
 use std::net::TcpStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use stream::{exchange, ping, take_list, take_pages, unexpected};
 
 /// Most idle connections kept per node.
 const IDLE_MAX: usize = 4;
+/// How long the connection over which descriptors are read keeps its queue pair while none is.
+const READER_IDLE: Duration = Duration::from_secs(60);
 /// What each MiB of a descriptor, or of a working set, may take longer.
 const MIB_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -76,6 +78,28 @@ pub struct Incoming {
 #[derive(Debug, Default)]
 pub struct ControlClient {
     idle: Mutex<HashMap<String, Vec<Connection>>>,
+    /// Of each node the one connection with a queue pair, over which descriptors are read, and since when
+    /// it is idle. `None`: somebody has it.
+    readers: Mutex<HashMap<String, Option<(Connection, Instant)>>>,
+}
+
+/// The right to read a descriptor of a node, and the connection for that if there is one.
+struct Turn<'a> {
+    client: &'a ControlClient,
+    address: &'a str,
+    connection: Option<Connection>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut readers = self.client.readers();
+        match self.connection.take() {
+            Some(connection) => {
+                readers.insert(self.address.to_owned(), Some((connection, Instant::now())));
+            }
+            None => drop(readers.remove(self.address)),
+        }
+    }
 }
 
 impl From<WireError> for SourceError {
@@ -108,16 +132,22 @@ impl ControlClient {
         let deadline = Instant::now() + timeout;
         let access = wire::Access { seed, secret: *secret };
         let by = by.filter(|_| wanted.want == 0);
+        let mut turn = by.and_then(|_| self.turn(address));
+        let busy = by.is_some() && turn.is_none();
+        let mut failed = busy.then(|| "another one is being read".to_owned());
+        let by = by.filter(|_| turn.is_some());
         let inline = by.map_or(u32::MAX, |by| by.above);
         let mut ask = wire::ForkAsk { access: access.clone(), inline };
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
-        let (mut connection, mut head) = self.ask(address, Kind::Fork, &ask, deadline)?;
-        let mut failed = None;
+        let reader = turn.as_mut().and_then(|turn| turn.connection.take());
+        let ready = reader.or_else(|| self.pooled(address));
+        let (mut connection, mut head) =
+            self.ask_over(ready, address, Kind::Fork, &ask, deadline)?;
         if let (Kind::DescriptorAt, Some(by)) = (head.kind, by) {
             let asked = Instant::now();
-            match connection.read(&head, seed, by, deadline) {
+            match connection.read(&head, by, deadline) {
                 Ok((descriptor, linked)) => {
-                    self.keep(address, connection);
+                    self.give_back(turn, connection, address);
                     let by = FetchedBy::Read { linked, took: asked.elapsed() };
                     let clocks = OwnerClocks::of(&head);
                     return Ok(Fetched { descriptor, by, clocks, incoming: None });
@@ -142,11 +172,11 @@ impl ControlClient {
             other => return Err(unreachable(unexpected(other))),
         };
         let Some((descriptor, clocks)) = answer else {
-            self.keep(address, connection);
+            self.give_back(turn, connection, address);
             return Err(ForkError::Refused { address: address.to_owned() });
         };
         let incoming = if wanted.want == 0 {
-            self.keep(address, connection);
+            self.give_back(turn, connection, address);
             None
         } else {
             let address = address.to_owned();
@@ -195,10 +225,22 @@ impl ControlClient {
         ask: &T,
         deadline: Instant,
     ) -> Result<(Connection, Header), ForkError> {
+        self.ask_over(self.pooled(address), address, kind, ask, deadline)
+    }
+
+    /// The same, over a connection that there may be.
+    fn ask_over<T: serde::Serialize>(
+        &self,
+        ready: Option<Connection>,
+        address: &str,
+        kind: Kind,
+        ask: &T,
+        deadline: Instant,
+    ) -> Result<(Connection, Header), ForkError> {
         let unreachable = |cause| ForkError::Unreachable { address: address.to_owned(), cause };
-        // A pooled connection may have been closed by the other side meanwhile: only then is a
-        // second attempt made, over a new connection.
-        if let Some(connection) = self.pooled(address)
+        // One that was kept may have been closed by the other side meanwhile: only then is a second
+        // attempt made, over a new connection.
+        if let Some(connection) = ready
             && let Ok(head) = exchange(&connection.stream, Header::new(kind), ask, false, deadline)
         {
             return Ok((connection, head));
@@ -306,6 +348,47 @@ impl ControlClient {
         crate::rdma::ask(address, timeout)
     }
 
+    fn readers(&self) -> MutexGuard<'_, HashMap<String, Option<(Connection, Instant)>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to read a descriptor of the node at `address`, if nobody else does: one queue pair is
+    /// enough for that.
+    fn turn<'a>(&'a self, address: &'a str) -> Option<Turn<'a>> {
+        let mut readers = self.readers();
+        let connection = match readers.get_mut(address) {
+            Some(None) => return None,
+            Some(known) => known.take().map(|(connection, _)| connection),
+            None => {
+                readers.insert(address.to_owned(), None);
+                None
+            }
+        };
+        Some(Turn { client: self, address, connection })
+    }
+
+    /// Keeps a connection: one with a queue pair for the next descriptor.
+    fn give_back(&self, turn: Option<Turn<'_>>, connection: Connection, address: &str) {
+        match turn.filter(|_| connection.fetcher.is_some()) {
+            Some(mut turn) => turn.connection = Some(connection),
+            None => self.keep(address, connection),
+        }
+    }
+
+    /// Ends queue pairs over which no descriptor was read for a minute. To be called now and then.
+    pub fn tidy(&self) {
+        let idle = |one: &Option<(Connection, Instant)>| {
+            one.as_ref().is_some_and(|(_, since)| since.elapsed() > READER_IDLE)
+        };
+        let gone: Vec<_> = {
+            let mut readers = self.readers();
+            let old: Vec<String> =
+                readers.iter().filter(|(_, one)| idle(one)).map(|(a, _)| a.clone()).collect();
+            old.iter().filter_map(|address| readers.remove(address)).collect()
+        };
+        drop(gone);
+    }
+
     fn pooled(&self, address: &str) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.get_mut(address)?.pop()
@@ -325,7 +408,6 @@ impl Connection {
     fn read(
         &mut self,
         head: &Header,
-        seed: SeedId,
         by: &ReadBy,
         deadline: Instant,
     ) -> Result<(Vec<u8>, Duration), SourceError> {
@@ -337,7 +419,7 @@ impl Connection {
             none => none.insert(Fetcher::new(&by.device)?),
         };
         let made = begun.elapsed();
-        let (descriptor, linked) = fetcher.read(&self.stream, seed, &place, deadline)?;
+        let (descriptor, linked) = fetcher.read(&self.stream, &place, deadline)?;
         Ok((descriptor, made + linked))
     }
 }

@@ -2,7 +2,7 @@
 
 mod pages;
 
-use crate::rdma::Links;
+use crate::rdma::{Heard, Links};
 use crate::server::TICK;
 use crate::wire::{self, Header, Kind, WireError};
 use crate::{OpenSeed, ReadError, SeedService, SeedState, ServerConfig};
@@ -145,7 +145,18 @@ impl Session {
             if self.greeted { self.config.idle_timeout } else { self.config.handshake_timeout };
         let since = Instant::now();
         while self.filled < need {
-            match self.stream.read(&mut self.input[self.filled..]) {
+            let got = match self.hear() {
+                Some(Heard::Bell) => {
+                    let endings = self.links.endings()?;
+                    self.output.push(&endings);
+                    self.send()?;
+                    continue;
+                }
+                // A read would not hear the bell.
+                Some(Heard::Nothing) => Err(io::ErrorKind::WouldBlock.into()),
+                Some(Heard::Peer) | None => self.stream.read(&mut self.input[self.filled..]),
+            };
+            match got {
                 Ok(0) => return Err(End::Peer),
                 Ok(got) => self.filled += got,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -158,6 +169,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Waits for whatever comes first, where there is more than the peer to hear of.
+    fn hear(&self) -> Option<Heard> {
+        self.links.bell().map(|bell| bell.wait(&self.stream, TICK))
     }
 
     fn header(&mut self) -> Result<Header, End> {
@@ -278,7 +294,7 @@ impl Session {
             return None;
         }
         let seed = self.service.open(ask.access.seed, &ask.access.secret).ok()?;
-        self.links.place(ask.access.seed, &*self.service, &*seed, bytes)
+        self.links.place(&*self.service, &*seed, bytes)
     }
 
     fn vdso(&mut self, header: Header, body: &[u8]) -> Result<(), End> {

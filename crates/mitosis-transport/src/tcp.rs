@@ -149,7 +149,7 @@ impl TcpSource {
             return Ok(true);
         }
         if header.kind == Kind::RdmaAnswer {
-            // Bounded: one for each question.
+            // Taken after each poll.
             self.rdma.push((header.a, wire::body(Kind::RdmaAnswer, body)?));
             return Ok(true);
         }

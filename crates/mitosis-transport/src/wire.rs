@@ -14,7 +14,7 @@ use mitosis_descriptor::{Secret, SeedId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Protocol version spoken by this build.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes of a frame's header.
 pub const HEADER: usize = 32;
 /// Bytes of a page.
@@ -326,7 +326,7 @@ pub struct RdmaEnd {
     pub mtu: u8,
 }
 
-/// The handle by which the seed of the last [`Kind::DescriptorAt`] is connected to.
+/// The handle of the seed of the last [`Kind::DescriptorAt`].
 pub const DESCRIPTOR_HANDLE: u32 = u32::MAX;
 
 /// Body of [`Kind::DescriptorAt`].
@@ -338,7 +338,8 @@ pub struct RdmaPlace {
     pub rkey: u32,
     /// Bytes of it.
     pub length: u32,
-    /// Whether the queue pair of an earlier answer is still good for it.
+    /// Whether this connection has a queue pair. Without one there is no key: first it is to be made, and
+    /// then [`RdmaAsk::Descriptor`] tells.
     pub linked: bool,
 }
 
@@ -360,13 +361,18 @@ pub struct RdmaRegion {
 pub enum RdmaAsk {
     /// Whether this node lets others read by RDMA. The handle means nothing.
     Offer,
-    /// A queue pair to the memory of an open seed.
+    /// The queue pair of this connection, instead of one that it has; the handle is one of an open seed,
+    /// or [`DESCRIPTOR_HANDLE`].
     Connect(RdmaEnd),
-    /// What of the seed is registered, without the first `from` regions.
+    /// What of the seed is registered, without the first `from` regions; windows are opened on it.
     Regions {
         /// Regions known already.
         from: u32,
     },
+    /// Where the descriptor is that [`Kind::DescriptorAt`] spoke of.
+    Descriptor,
+    /// Nothing of the seed is read any more by RDMA: its windows may be closed. Not answered.
+    Ended,
 }
 
 /// Body of [`Kind::RdmaAnswer`].
@@ -383,8 +389,15 @@ pub enum RdmaSaid {
         /// Whether there will be no more.
         complete: bool,
     },
-    /// No, because of this.
+    /// Where the descriptor is.
+    Place(RdmaPlace),
+    /// This seed cannot be read, because of this.
     No(String),
+    /// There is no queue pair, or none any more, because of this: nothing can be read.
+    Unlinked(String),
+    /// Not an answer: the windows of this seed will be closed at once, because of this. Answered by
+    /// [`RdmaAsk::Ended`] when no READ of it is on its way any more.
+    Ending(String),
 }
 
 /// A frame with a postcard body.

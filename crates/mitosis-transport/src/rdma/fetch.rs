@@ -3,8 +3,7 @@
 use crate::SourceError;
 use crate::client::{body, header};
 use crate::wire::{self, Header, Kind, RdmaAsk, RdmaPlace, RdmaSaid};
-use mitosis_descriptor::SeedId;
-use mitosis_rdma_sys::{Completions, Device, Landing, Pd, Queue, RdmaError, Read};
+use mitosis_rdma_sys::{Completions, Device, Landing, Queue, RdmaError, Read};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
@@ -16,8 +15,6 @@ use std::time::{Duration, Instant};
 const LANDING: usize = 64;
 /// Pages of one READ.
 const PART: usize = 16;
-/// Entries of the completion queue.
-const ENTRIES: usize = 256;
 
 /// How a descriptor came.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,30 +41,29 @@ pub struct ReadBy {
     pub above: u32,
 }
 
-/// Reads descriptors beside one control connection; has one queue pair, for the last seed.
+/// Reads descriptors beside one control connection, over the queue pair of that.
 pub(crate) struct Fetcher {
-    pd: Pd,
+    device: Device,
     completions: Completions,
     landing: Landing,
-    queue: Option<(SeedId, Queue)>,
+    queue: Option<Queue>,
 }
 
 impl std::fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Fetcher({:?})", self.queue.as_ref().map(|(seed, _)| seed))
+        write!(f, "Fetcher({:?})", self.device)
     }
 }
 
 impl Fetcher {
     pub fn new(device: &Device) -> Result<Fetcher, SourceError> {
         let failed = |e: RdmaError| SourceError::Rdma(e.to_string());
-        let pd = device.pd().map_err(failed)?;
-        let landing = Landing::new(&pd, LANDING).map_err(failed)?;
-        let completions = Completions::with(device, ENTRIES).map_err(failed)?;
-        Ok(Fetcher { pd, completions, landing, queue: None })
+        let landing = Landing::new(device, LANDING).map_err(failed)?;
+        let completions = Completions::new(device, 1).map_err(failed)?;
+        Ok(Fetcher { device: device.clone(), completions, landing, queue: None })
     }
 
-    /// Reads what is at `place`; makes a queue pair first where there is none. Gives the time that took
+    /// Reads what is at `place`; makes the queue pair first where there is none. Gives the time that took
     /// too.
     ///
     /// # Errors
@@ -75,7 +71,6 @@ impl Fetcher {
     pub fn read(
         &mut self,
         stream: &TcpStream,
-        seed: SeedId,
         place: &RdmaPlace,
         deadline: Instant,
     ) -> Result<(Vec<u8>, Duration), SourceError> {
@@ -84,38 +79,37 @@ impl Fetcher {
             return Err(SourceError::Protocol(format!("a descriptor of {length} bytes")));
         }
         let begun = Instant::now();
-        let known = self.queue.take().filter(|(known, _)| place.linked && *known == seed);
-        let mut queue = match known {
-            Some((_, queue)) => queue,
-            None => self.link(stream, deadline)?,
+        let (mut queue, place) = match self.queue.take().filter(|_| place.linked) {
+            Some(queue) => (queue, *place),
+            None => self.link(stream, place.length, deadline)?,
         };
         let took = begun.elapsed();
-        let bytes = self.pull(&mut queue, place, deadline)?;
-        self.queue = Some((seed, queue));
+        let bytes = self.pull(&mut queue, &place, deadline)?;
+        // The window may be closed.
+        tell(stream, &RdmaAsk::Ended)?;
+        self.queue = Some(queue);
         Ok((bytes, took))
     }
 
-    /// A queue pair to the seed of the last answer.
-    fn link(&self, stream: &TcpStream, deadline: Instant) -> Result<Queue, SourceError> {
+    /// The queue pair, and where the descriptor of the last answer is for it.
+    fn link(
+        &self,
+        stream: &TcpStream,
+        length: u32,
+        deadline: Instant,
+    ) -> Result<(Queue, RdmaPlace), SourceError> {
         let failed = |e: RdmaError| SourceError::Rdma(e.to_string());
         let psn = RandomState::new().hash_one(deadline) as u32;
-        let queue = Queue::new(&self.pd, &self.completions, psn).map_err(failed)?;
-        let ask = RdmaAsk::Connect(queue.local().into());
-        let head = Header { a: wire::DESCRIPTOR_HANDLE, ..Header::new(Kind::Rdma) };
-        let mut writer = stream;
-        writer.write_all(&wire::control(head, &ask)?).map_err(|e| SourceError::io("send", e))?;
-        let head = header(stream, deadline)?;
-        if head.kind != Kind::RdmaAnswer {
-            return Err(SourceError::Protocol(format!("unexpected frame {:?}", head.kind)));
+        let queue = Queue::new(&self.device, &self.completions, psn).map_err(failed)?;
+        tell(stream, &RdmaAsk::Connect(queue.local().into()))?;
+        match said(stream, deadline)? {
+            RdmaSaid::Connected(end) => queue.connect(&end.into()).map_err(failed)?,
+            other => return Err(refused(other)),
         }
-        let bytes = body(stream, head.length as usize, deadline)?;
-        match wire::body(Kind::RdmaAnswer, &bytes)? {
-            RdmaSaid::Connected(end) => {
-                queue.connect(&end.into()).map_err(failed)?;
-                Ok(queue)
-            }
-            RdmaSaid::No(why) => Err(SourceError::Rdma(why)),
-            other => Err(SourceError::Protocol(format!("unexpected answer {other:?}"))),
+        tell(stream, &RdmaAsk::Descriptor)?;
+        match said(stream, deadline)? {
+            RdmaSaid::Place(place) => Ok((queue, RdmaPlace { length, ..place })),
+            other => Err(refused(other)),
         }
     }
 
@@ -184,5 +178,27 @@ impl Fetcher {
             landed += 1;
         }
         Ok(landed)
+    }
+}
+
+fn tell(stream: &TcpStream, ask: &RdmaAsk) -> Result<(), SourceError> {
+    let head = Header { a: wire::DESCRIPTOR_HANDLE, ..Header::new(Kind::Rdma) };
+    let mut writer = stream;
+    writer.write_all(&wire::control(head, ask)?).map_err(|e| SourceError::io("send", e))
+}
+
+fn said(stream: &TcpStream, deadline: Instant) -> Result<RdmaSaid, SourceError> {
+    let head = header(stream, deadline)?;
+    if head.kind != Kind::RdmaAnswer {
+        return Err(SourceError::Protocol(format!("unexpected frame {:?}", head.kind)));
+    }
+    let bytes = body(stream, head.length as usize, deadline)?;
+    Ok(wire::body(Kind::RdmaAnswer, &bytes)?)
+}
+
+fn refused(said: RdmaSaid) -> SourceError {
+    match said {
+        RdmaSaid::No(why) | RdmaSaid::Unlinked(why) => SourceError::Rdma(why),
+        other => SourceError::Protocol(format!("unexpected answer {other:?}")),
     }
 }

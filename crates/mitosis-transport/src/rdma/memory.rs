@@ -4,7 +4,7 @@ use super::plan::{Ranges, pages};
 use crate::ReadError;
 use crate::wire::{PAGE, RdmaRegion};
 use mitosis_descriptor::Vpn;
-use mitosis_rdma_sys::{Exported, Foreign, Pd, RdmaError, foreign};
+use mitosis_rdma_sys::{Device, Exported, Foreign, RdmaError, foreign};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
@@ -77,24 +77,41 @@ pub trait SeedMemory: Send + Sync {
     fn calls(&self, calls: &Calls<'_>) -> Result<Vec<(i64, Vec<u8>)>, String>;
 }
 
+/// Pages in registered memory: the first, how many, and where a READ finds them. The key is that of a
+/// window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub page: u64,
+    pub pages: u32,
+    pub address: u64,
+}
+
+impl Part {
+    /// As it is told to who has a window with this key.
+    pub fn region(self, rkey: u32) -> RdmaRegion {
+        let Part { page, pages, address } = self;
+        RdmaRegion { page, pages, address, rkey }
+    }
+}
+
 /// Copies pages into memory made for it and registers that.
 pub(super) fn copy(
-    pd: &Pd,
+    device: &Device,
     chunk: &[(u64, u64)],
     memory: &dyn SeedMemory,
-) -> Result<(Exported, Vec<RdmaRegion>), String> {
-    let made = Exported::new(pd, pages(chunk) as usize * PAGE, |out| {
+) -> Result<(Exported, Vec<Part>), String> {
+    let made = Exported::new(device, pages(chunk) as usize * PAGE, |out| {
         fill(chunk, memory, out).map_err(|e| Stop(e.to_string()))
     });
     let made = made.map_err(|Stop(why)| why)?;
-    let (mut address, rkey) = (made.address(), made.rkey());
-    let mut regions = Vec::with_capacity(chunk.len());
+    let mut address = made.address();
+    let mut parts = Vec::with_capacity(chunk.len());
     for &(page, end) in chunk {
         let pages = (end - page) as u32;
-        regions.push(RdmaRegion { page, pages, address, rkey });
+        parts.push(Part { page, pages, address });
         address += u64::from(pages) * PAGE as u64;
     }
-    Ok((made, regions))
+    Ok((made, parts))
 }
 
 /// Why a copy was given up.
@@ -123,8 +140,7 @@ fn fill(chunk: &[(u64, u64)], memory: &dyn SeedMemory, out: &mut [u8]) -> Result
 /// What was registered where it is.
 #[derive(Default)]
 pub(super) struct InPlace {
-    pub memory: Vec<Foreign>,
-    pub regions: Vec<RdmaRegion>,
+    pub memory: Vec<(Foreign, Part)>,
     /// What the kernel would not register, and its last reason.
     pub refused: Ranges,
     pub why: Option<String>,
@@ -132,7 +148,7 @@ pub(super) struct InPlace {
 
 /// Has the seed's own process register ranges of its memory in our protection domain.
 pub(super) fn in_place(
-    pd: &Pd,
+    device: &Device,
     driver: u32,
     ranges: &[(u64, u64)],
     memory: &dyn SeedMemory,
@@ -140,9 +156,8 @@ pub(super) fn in_place(
     let bytes = |pages: u64| pages * PAGE as u64;
     let argument = |n: usize, address: u64, out: &mut [u8]| {
         let (start, end) = ranges[n];
-        Foreign::order(pd, driver, (bytes(start), bytes(end - start)), address, out);
+        Foreign::order(device, driver, (bytes(start), bytes(end - start)), address, out);
     };
-    let device = pd.device();
     let calls = Calls {
         file: device.as_fd(),
         request: foreign::REQUEST,
@@ -158,10 +173,9 @@ pub(super) fn in_place(
             done.refused.push((page, end));
             continue;
         }
-        let one = Foreign::registered(pd, driver, &argument);
-        let (pages, address, rkey) = ((end - page) as u32, bytes(page), one.rkey());
-        done.regions.push(RdmaRegion { page, pages, address, rkey });
-        done.memory.push(one);
+        let place = (bytes(page), bytes(end - page));
+        let one = Foreign::registered(device, driver, place, &argument);
+        done.memory.push((one, Part { page, pages: (end - page) as u32, address: bytes(page) }));
     }
     Ok(done)
 }

@@ -1,26 +1,31 @@
 //! One-sided RDMA reads, beside TCP.
 //!
-//! A seed has a protection domain of its own at the owner's node, with the memory that peers may
-//! read; a node that shows the seed's capability (on its TCP connection) gets a queue pair in that
-//! domain, and reads what was registered without any thread of the owner's. What is not registered,
-//! or no more, comes over the same TCP connection, page by page, and is counted.
+//! A node that shows a seed's capability (on its TCP connection) gets windows on the memory that is
+//! registered of it, on the one queue pair of that connection, and reads it without any thread of the
+//! owner's. What is not registered, or no more, comes over the same TCP connection, page by page, and is
+//! counted.
 
+mod bell;
+mod export;
 mod fetch;
 mod memory;
 mod networks;
 mod offer;
 mod owner;
 mod plan;
+mod reading;
 mod regions;
 mod serve;
 mod source;
 
+pub(crate) use bell::Heard;
+pub use export::{Export, Pinned};
 pub(crate) use fetch::Fetcher;
 pub use fetch::{FetchedBy, ReadBy};
 pub use memory::{Calls, Pinning, SeedMemory};
 pub use networks::Networks;
 pub(crate) use offer::ask;
-pub use owner::{Export, Exporter, Pinned};
+pub use owner::Exporter;
 pub(crate) use regions::Regions;
 pub(crate) use serve::Links;
 pub use source::{RdmaSource, connector};

@@ -1,60 +1,30 @@
 //! Reads by RDMA where the owner has registered the pages, and over TCP where not.
 //!
-//! A read goes in parts, one after the other: each is one READ into registered memory or one request
-//! on the TCP connection. A completion error ends the queue pair and never becomes data: what it was
-//! to bring is asked for over TCP, where the owner says what became of the seed; a new queue pair is
-//! tried a little later.
+//! All seeds of an owner's node share one queue pair. A read goes in parts, one after the other: each is
+//! one READ into registered memory or one request on the TCP connection. A completion error ends the queue
+//! pair and never becomes data: what it was to bring, of whichever seed, is asked for over TCP, where the
+//! owner says what became of the seed; a new queue pair is made a little later. So that the end of one seed
+//! is no error for the others, the owner tells it first, and what is on the way is let land.
 
-use super::Regions;
-use crate::wire::{self, Header, Kind, RdmaAsk, RdmaSaid};
+mod link;
+
+use super::reading::{Link, Mode, RETRY, Reading};
+use crate::wire::{self, Header, Kind, RdmaAsk};
 use crate::{Handle, PageSource, ReadRequest, SourceError, SourceEvent, TcpSource};
 use mitosis_descriptor::{Secret, SeedId};
-use mitosis_rdma_sys::{
-    Completion, Completions, Device, Landing, Pd, Queue, RdmaError, Read, Slot,
-};
+use mitosis_rdma_sys::{Completion, Completions, Device, Landing, RdmaError, Read, Slot};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Pages of registered landing memory: 4 MiB.
 const LANDING: usize = 1024;
 /// Most pages of one READ.
 const PART: u32 = 256;
-/// Pings (a quarter of a second each) until a broken link is tried again.
-const RETRY: u32 = 4;
-/// Name of the READ that only asks whether the owner's memory is there.
-const ALIVE: u64 = u64::MAX;
-
-/// The way to the pages of one seed.
-enum Link {
-    /// Asked for a queue pair, then.
-    Asked(Queue, Instant),
-    /// Connected.
-    Up(Up),
-    /// Broken; tried again after so many pings.
-    Down(u32),
-    /// None, for good.
-    Off,
-}
-
-/// A connected queue pair.
-struct Up {
-    queue: Queue,
-    regions: Regions,
-    /// What was to be registered is.
-    complete: bool,
-    /// Pages were wanted that are not registered: the owner may register them for that.
-    missed: bool,
-    /// A READ is on its way that only asks whether the owner's memory is there.
-    probing: bool,
-    /// What it took to make it.
-    took: Duration,
-}
 
 /// A read not yet complete.
 struct Flight {
@@ -69,31 +39,40 @@ struct Flight {
     tcp: bool,
 }
 
-/// What the device does for all links of a source.
+/// What the device does for a source.
 struct Verbs {
-    pd: Pd,
+    device: Device,
     completions: Completions,
     landing: Landing,
 }
 
 impl Verbs {
     fn new(device: &Device) -> Result<Verbs, RdmaError> {
-        let pd = device.pd()?;
-        let landing = Landing::new(&pd, LANDING)?;
-        Ok(Verbs { completions: Completions::new(device)?, pd, landing })
+        let landing = Landing::new(device, LANDING)?;
+        // One queue pair at a time; a broken one is gone before the next is made.
+        Ok(Verbs { completions: Completions::new(device, 1)?, device: device.clone(), landing })
     }
 }
+
+/// A READ that is posted, or will be: of which seed, and for which read; `None` for the question whether
+/// the owner's memory is there.
+type Posted = (Handle, Option<u64>);
 
 /// A connection to the node of an owner, with RDMA beside it.
 pub struct RdmaSource {
     tcp: TcpSource,
     verbs: Verbs,
-    links: HashMap<Handle, Link>,
+    link: Link,
+    seeds: HashMap<Handle, Reading>,
     flights: HashMap<u64, Flight>,
     /// Parts that wait for room, in order.
     waiting: VecDeque<u64>,
     /// READs to post at the next flush.
-    batch: HashMap<Handle, Vec<Read>>,
+    batch: Vec<Read>,
+    /// Those, and those on their way, by their names.
+    posted: HashMap<u64, Posted>,
+    /// The last name given.
+    last: u64,
     notes: Vec<(Handle, String)>,
     /// Changes of what can be read by RDMA.
     reach: Vec<(Handle, u64, Duration)>,
@@ -136,10 +115,13 @@ impl RdmaSource {
         Ok(RdmaSource {
             tcp,
             verbs,
-            links: HashMap::new(),
+            link: Link::Idle,
+            seeds: HashMap::new(),
             flights: HashMap::new(),
             waiting: VecDeque::new(),
-            batch: HashMap::new(),
+            batch: Vec::new(),
+            posted: HashMap::new(),
+            last: 0,
             notes: Vec::new(),
             reach: Vec::new(),
             epoll,
@@ -155,96 +137,15 @@ impl RdmaSource {
         }
     }
 
-    /// Asks for the regions that are not known, if the owner was not asked already.
-    fn regions(&mut self, handle: Handle) {
-        let Some(Link::Up(up)) = self.links.get_mut(&handle) else { return };
-        if let Some(from) = up.regions.ask() {
-            self.ask(handle, &RdmaAsk::Regions { from });
-        }
-    }
-
-    /// Asks for a queue pair.
-    fn link(&mut self, handle: Handle) {
-        let psn = RandomState::new().hash_one(handle.0) as u32;
-        match Queue::new(&self.verbs.pd, &self.verbs.completions, psn) {
-            Ok(queue) => {
-                self.ask(handle, &RdmaAsk::Connect(queue.local().into()));
-                self.links.insert(handle, Link::Asked(queue, Instant::now()));
-            }
-            Err(error) => self.off(handle, error.to_string()),
-        }
-    }
-
-    fn off(&mut self, handle: Handle, why: String) {
-        self.links.insert(handle, Link::Off);
-        self.reach.push((handle, 0, Duration::ZERO));
-        self.notes.push((handle, why));
-    }
-
-    /// The owner has answered.
-    fn said(&mut self, handle: Handle, said: RdmaSaid) -> Result<(), SourceError> {
-        match (said, self.links.remove(&handle)) {
-            (RdmaSaid::Connected(end), Some(Link::Asked(queue, since))) => {
-                match queue.connect(&end.into()) {
-                    Ok(()) => {
-                        let up = Up {
-                            queue,
-                            regions: Regions::default(),
-                            complete: false,
-                            missed: false,
-                            probing: false,
-                            took: since.elapsed(),
-                        };
-                        self.links.insert(handle, Link::Up(up));
-                        self.regions(handle);
-                    }
-                    Err(error) => self.off(handle, error.to_string()),
-                }
-            }
-            (RdmaSaid::Regions { regions: more, complete }, Some(Link::Up(mut up))) => {
-                let any = !more.is_empty();
-                if !up.regions.answer(more) {
-                    return Err(SourceError::Protocol("RDMA regions that overlap".into()));
-                }
-                self.reach.push((handle, up.regions.pages(), up.took));
-                up.complete = complete;
-                self.links.insert(handle, Link::Up(up));
-                if any && !complete {
-                    self.regions(handle);
-                }
-            }
-            (RdmaSaid::No(why), Some(_)) => {
-                self.again(handle);
-                self.off(handle, why);
-            }
-            // An answer to a question of before a link broke, or a handle was closed.
-            (_, Some(link)) => drop(self.links.insert(handle, link)),
-            (_, None) => {}
-        }
-        Ok(())
-    }
-
-    /// A link is broken: its queue pair ends, and what it was to bring is asked for over TCP.
-    fn broken(&mut self, handle: Handle, why: String) {
-        self.links.insert(handle, Link::Down(RETRY));
-        self.reach.push((handle, 0, Duration::ZERO));
-        self.batch.remove(&handle);
-        self.notes.push((handle, why));
-        self.again(handle);
-    }
-
-    /// Asks over TCP for all parts of a handle that are not on their way there.
-    fn again(&mut self, handle: Handle) {
-        let mine = self.flights.iter_mut().filter(|(_, f)| f.read.handle == handle && !f.tcp);
-        let mut tags: Vec<u64> = Vec::new();
-        for (tag, flight) in mine {
-            flight.tcp = true;
-            tags.push(*tag);
-        }
+    /// Asks over TCP for the present parts of reads.
+    fn over_tcp(&mut self, mut tags: Vec<u64>) {
         tags.sort_unstable();
-        self.waiting.retain(|tag| !tags.contains(tag));
+        self.waiting.retain(|tag| tags.binary_search(tag).is_err());
         for tag in tags {
-            self.start(tag);
+            if let Some(flight) = self.flights.get_mut(&tag) {
+                flight.tcp = true;
+                self.start(tag);
+            }
         }
     }
 
@@ -254,45 +155,61 @@ impl RdmaSource {
         let ReadRequest { handle, source, count, .. } = flight.read;
         let page = source.0 + u64::from(flight.base);
         let left = count - flight.base;
-        let (part, way) = match self.links.get_mut(&handle) {
-            Some(Link::Up(up)) if !flight.tcp => {
-                let (part, way) = up.regions.part(page, left);
-                up.missed |= way.is_none();
+        let seed = self.seeds.get_mut(&handle).filter(|seed| seed.mode == Mode::On);
+        let (part, way) = match (&self.link, seed) {
+            (Link::Up(..), Some(seed)) if !flight.tcp => {
+                let (part, way) = seed.regions.part(page, left);
+                seed.missed |= way.is_none();
                 (part, way)
             }
             _ => (left, None),
         };
         (flight.part, flight.given) = (part, 0);
-        let Some((address, rkey)) = way else {
+        let Some(way) = way else {
             flight.tcp = true;
             let source = mitosis_descriptor::Vpn(page);
             self.tcp.submit(&[ReadRequest { tag, handle, source, count: part }]);
             return;
         };
         flight.part = part.min(PART);
-        let queued = self.batch.get(&handle).map_or(0, Vec::len);
-        let room = match self.links.get(&handle) {
-            // One is kept for the question whether the owner is there.
-            Some(Link::Up(up)) => up.queue.room().saturating_sub(1) > queued,
-            _ => false,
-        };
-        match self.verbs.landing.slot(flight.part as usize).filter(|_| room) {
-            Some(slot) => {
-                let len = flight.part * wire::PAGE as u32;
-                let read = Read { id: tag, address, rkey, len, slot };
-                self.batch.entry(handle).or_default().push(read);
-            }
-            None => self.waiting.push_back(tag),
+        let pages = flight.part;
+        // One is kept for the question whether the owner is there.
+        if !self.enqueue((handle, Some(tag)), way, pages, wire::PAGE as u32 * pages, 1) {
+            self.waiting.push_back(tag);
         }
     }
 
-    /// Rings the doorbell of each link once.
+    /// Queues a READ, if there is room for it and for `spare` others.
+    fn enqueue(
+        &mut self,
+        posted: Posted,
+        (address, rkey): (u64, u32),
+        pages: u32,
+        len: u32,
+        spare: usize,
+    ) -> bool {
+        let Link::Up(queue, _) = &self.link else { return false };
+        if queue.room() <= self.batch.len() + spare {
+            return false;
+        }
+        let Some(slot) = self.verbs.landing.slot(pages as usize) else { return false };
+        self.last += 1;
+        self.batch.push(Read { id: self.last, address, rkey, len, slot });
+        self.posted.insert(self.last, posted);
+        if let Some(seed) = self.seeds.get_mut(&posted.0) {
+            seed.flying += 1;
+        }
+        true
+    }
+
+    /// Rings the doorbell once.
     fn post(&mut self) {
-        for (handle, reads) in std::mem::take(&mut self.batch) {
-            let Some(Link::Up(up)) = self.links.get_mut(&handle) else { continue };
-            if let Err(error) = up.queue.post(reads) {
-                self.broken(handle, error.to_string());
-            }
+        let reads = std::mem::take(&mut self.batch);
+        let Link::Up(queue, _) = &mut self.link else { return };
+        if !reads.is_empty()
+            && let Err(error) = queue.post(reads)
+        {
+            self.unlinked(&error.to_string(), RETRY);
         }
     }
 
@@ -303,7 +220,7 @@ impl RdmaSource {
         self.verbs.completions.poll(&mut done).map_err(failed)?;
         let mut given = 0;
         for completion in done {
-            given += self.completed(completion, sink);
+            given += self.completed(&completion, sink);
         }
         for tag in std::mem::take(&mut self.waiting) {
             self.start(tag);
@@ -311,30 +228,27 @@ impl RdmaSource {
         Ok(given)
     }
 
-    fn completed(&mut self, done: Completion, sink: &mut dyn FnMut(SourceEvent<'_>)) -> usize {
-        let mut found = None;
-        for (handle, link) in &mut self.links {
-            if let Link::Up(up) = link
-                && let Some((tag, slot)) = up.queue.complete(&done)
-            {
-                found = Some((*handle, tag, slot));
-                break;
-            }
-        }
-        // Of a queue pair that is gone.
-        let Some((handle, tag, slot)) = found else { return 0 };
-        if let Some(why) = done.failed {
-            self.broken(handle, format!("RDMA READ: {why}"));
+    fn completed(&mut self, done: &Completion, sink: &mut dyn FnMut(SourceEvent<'_>)) -> usize {
+        // Else of a queue pair that is gone.
+        let Link::Up(queue, _) = &mut self.link else { return 0 };
+        let Some((id, slot)) = queue.complete(done) else { return 0 };
+        if let Some(why) = &done.failed {
+            self.unlinked(&format!("RDMA READ: {why}"), RETRY);
             return 0;
         }
-        if tag == ALIVE {
-            if let Some(Link::Up(up)) = self.links.get_mut(&handle) {
-                up.probing = false;
-            }
-            sink(SourceEvent::Pong);
-            return 0;
+        let Some((handle, tag)) = self.posted.remove(&id) else { return 0 };
+        if let Some(seed) = self.seeds.get_mut(&handle) {
+            seed.flying -= 1;
         }
-        self.give(tag, &slot, sink)
+        let given = match tag {
+            Some(tag) => self.give(tag, &slot, sink),
+            None => {
+                sink(SourceEvent::Pong);
+                0
+            }
+        };
+        self.settle(handle);
+        given
     }
 
     fn give(&mut self, tag: u64, slot: &Slot, sink: &mut dyn FnMut(SourceEvent<'_>)) -> usize {
@@ -390,37 +304,6 @@ impl RdmaSource {
         Ok(more)
     }
 
-    /// What is due with each ping: broken links again, further regions, a look at the owner's memory.
-    fn tend(&mut self) {
-        let handles: Vec<Handle> = self.links.keys().copied().collect();
-        for handle in handles {
-            let asks = match self.links.get_mut(&handle) {
-                Some(Link::Down(0)) => {
-                    self.link(handle);
-                    continue;
-                }
-                Some(Link::Down(pings)) => {
-                    *pings -= 1;
-                    continue;
-                }
-                Some(Link::Up(up)) => {
-                    let slot = self.verbs.landing.slot(1).filter(|_| up.queue.room() > 0);
-                    let place = up.regions.any().filter(|_| up.complete && !up.probing);
-                    if let (Some((address, rkey)), Some(slot)) = (place, slot) {
-                        up.probing = true;
-                        let read = Read { id: ALIVE, address, rkey, len: 8, slot };
-                        self.batch.entry(handle).or_default().push(read);
-                    }
-                    !up.complete || std::mem::take(&mut up.missed)
-                }
-                _ => false,
-            };
-            if asks {
-                self.regions(handle);
-            }
-        }
-    }
-
     /// Watches for room in the socket when something waits for it.
     fn watch(&mut self) -> Result<(), SourceError> {
         let wanted = self.tcp.wants_write();
@@ -439,14 +322,21 @@ impl RdmaSource {
 impl PageSource for RdmaSource {
     fn open(&mut self, handle: Handle, seed: SeedId, secret: &Secret) {
         self.tcp.open(handle, seed, secret);
-        self.link(handle);
+        self.seeds.insert(handle, Reading::new());
+        match self.link {
+            Link::Idle => self.connect_link(),
+            _ => self.regions(handle),
+        }
     }
 
+    /// The owner closes the windows: not before what is on its way has landed.
     fn close(&mut self, handle: Handle) {
-        self.links.remove(&handle);
-        self.batch.remove(&handle);
+        self.take_back(handle);
         self.flights.retain(|_, flight| flight.read.handle != handle);
-        self.tcp.close(handle);
+        if let Some(seed) = self.seeds.get_mut(&handle) {
+            seed.mode = Mode::Closing;
+            self.settle(handle);
+        }
     }
 
     fn submit(&mut self, reads: &[ReadRequest]) {
