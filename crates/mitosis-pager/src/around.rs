@@ -15,6 +15,7 @@ use crate::message::ChildId;
 use crate::pager::{Pager, Purpose, ReadInFlight};
 use crate::space::{PAGE, Role};
 use std::ops::Range;
+use std::time::Instant;
 
 /// Pages of a block. Of CPython's first answer one in three is used at this size, and no more round trips are
 /// saved by larger ones, which bring more in vain.
@@ -100,6 +101,10 @@ impl Pager {
         let Some(space) = self.spaces.get_mut(&id) else { return 0 };
         for (page, tag) in &wanted {
             space.map_mut().mark(*page, page + 1, *tag);
+            // Its time begins now.
+            if let Some(read) = self.reads.get_mut(&tag.get()) {
+                read.progress = Instant::now();
+            }
         }
         wanted.len() as u64
     }

@@ -227,14 +227,32 @@ impl Pager {
 
     /// A read failed. It matters only if somebody still waits for its pages.
     fn failed(&mut self, tag: u64, error: &ReadError) {
+        let waited = self.is_waited_for(tag);
         let Some(read) = self.reads.remove(&tag) else { return };
-        let child = read.child;
         self.gone(tag, &read);
-        let Some(space) = self.spaces.get(&read.space) else { return };
-        let tag = Tag::new(tag);
-        if read.left().any(|(lo, hi)| space.map.within(lo, hi).any(|run| run.tag == tag)) {
-            self.kill(child, error.to_string());
+        if !waited {
+            return;
         }
+        if read.purpose != Purpose::Around {
+            self.kill(read.child, error.to_string());
+            return;
+        }
+        // Perhaps only of another page: whoever waits touches its own again.
+        let (Some(space), Some(tag)) = (self.spaces.get_mut(&read.space), Tag::new(tag)) else {
+            return;
+        };
+        for (lo, hi) in read.left() {
+            space.map_mut().unmark(lo, hi, tag);
+            let _ = space.uffd.wake(lo * PAGE, (hi - lo) * PAGE);
+        }
+    }
+
+    /// Whether a page that a read has still to bring is marked as coming with it.
+    pub(crate) fn is_waited_for(&self, tag: u64) -> bool {
+        let Some(read) = self.reads.get(&tag) else { return false };
+        let Some(space) = self.spaces.get(&read.space) else { return false };
+        let tag = Tag::new(tag);
+        read.left().any(|(lo, hi)| space.map.within(lo, hi).any(|run| run.tag == tag))
     }
 
     /// A read is not in flight any more.

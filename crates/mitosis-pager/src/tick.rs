@@ -92,19 +92,23 @@ impl Pager {
         }
     }
 
-    /// No touch waits longer than the page timeout, whatever its owner's node does meanwhile.
+    /// No touch waits longer than the page timeout, whatever its owner's node does meanwhile. A read that
+    /// nobody waits for is given up then.
     fn tick_reads(&mut self, now: Instant) {
         let timeout = self.config.page_timeout;
-        let late: Vec<(ChildId, u64, Via)> = self
-            .reads
-            .values()
-            .filter(|read| now.duration_since(read.progress) > timeout)
-            .map(|read| (read.child, read.space, read.via))
-            .collect();
-        for (child, space, via) in late {
-            if !self.spaces.contains_key(&space) {
-                continue;
+        let late = |read: &ReadInFlight| now.duration_since(read.progress) > timeout;
+        let late = self.reads.iter().filter(|(_, read)| late(read));
+        let living = late.filter(|(_, read)| self.spaces.contains_key(&read.space));
+        let (waited, idle): (Vec<u64>, Vec<u64>) =
+            living.map(|(tag, _)| *tag).partition(|tag| self.is_waited_for(*tag));
+        for tag in idle {
+            if let Some(read) = self.reads.remove(&tag) {
+                self.gone(tag, &read);
             }
+        }
+        for tag in waited {
+            let Some(ReadInFlight { child, via, .. }) = self.reads.get(&tag) else { continue };
+            let (child, via) = (*child, *via);
             let ms = timeout.as_millis();
             let reason = match via {
                 Via::Local(_) => format!("a page of this node not read within {ms} ms"),

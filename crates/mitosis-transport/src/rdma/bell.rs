@@ -13,13 +13,15 @@ pub(crate) struct Bell {
     fd: OwnedFd,
     /// The peer did not answer in time when it was last told: it is not waited for again, until it does.
     silent: AtomicBool,
+    /// Windows were closed before it said that nothing is on its way.
+    overrun: AtomicBool,
 }
 
 impl Bell {
     /// A bell that nobody has rung.
     pub fn new() -> Result<Bell, Errno> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Bell { fd, silent: AtomicBool::new(false) })
+        Ok(Bell { fd, silent: AtomicBool::new(false), overrun: AtomicBool::new(false) })
     }
 
     pub fn ring(&self) {
@@ -33,6 +35,13 @@ impl Bell {
 
     pub fn was_silent(&self) {
         self.silent.store(true, Ordering::Release);
+        self.overrun.store(true, Ordering::Release);
+    }
+
+    /// Whether windows were closed over its head since this was last asked. Its queue pair is not to get
+    /// others then: a READ on its way could find one of them with the key of one that is closed.
+    pub fn take_overrun(&self) -> bool {
+        self.overrun.swap(false, Ordering::AcqRel)
     }
 
     pub fn answered(&self) {

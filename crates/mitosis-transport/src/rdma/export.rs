@@ -254,7 +254,11 @@ impl Export {
         let memories: Vec<Arc<Exposed>> = missing.values().cloned().collect();
         let windows = opener.open(&memories, OPEN_TIMEOUT);
         drop(memories);
-        let windows = windows.map_err(|e| Shut::Link(e.to_string()))?;
+        let windows = windows.map_err(|e| match e {
+            // The device has no more of them; the queue pair was not touched.
+            RdmaError::Verb { verb: "ibv_alloc_mw", .. } => Shut::Seed(e.to_string()),
+            _ => Shut::Link(e.to_string()),
+        })?;
         let mut state = self.state();
         if let Some(why) = state.life.ended() {
             // Nobody was told their keys; they are closed here.

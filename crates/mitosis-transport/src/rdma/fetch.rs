@@ -128,7 +128,7 @@ impl Fetcher {
             while at < length && reads.len() < LANDING / PART {
                 let len = (length - at).min(PART * wire::PAGE);
                 let Some(slot) = self.landing.slot(PART) else { break };
-                let address = place.address + at as u64;
+                let address = place.address.wrapping_add(at as u64);
                 let rkey = place.rkey;
                 reads.push(Read { id: at as u64, address, rkey, len: len as u32, slot });
                 at += len;

@@ -46,6 +46,9 @@ impl Links {
     pub fn close(&mut self, handle: u32) {
         let gone = self.seeds.remove(&handle);
         if let (Some(reading), Some((bell, _))) = (gone, &self.link) {
+            if handle != wire::DESCRIPTOR_HANDLE {
+                bell.answered();
+            }
             reading.export.close(&Who { bell: Arc::clone(bell), handle });
         }
     }
@@ -155,6 +158,9 @@ impl Links {
         let Some((bell, opener)) = &mut self.link else {
             return Err(Shut::Link("not connected".into()));
         };
+        if bell.take_overrun() {
+            return Err(Shut::Link("the end of a seed was not answered in time".into()));
+        }
         let who = Who { bell: Arc::clone(bell), handle };
         let (regions, complete) = export.regions((&who, opener), from, REGIONS_MAX)?;
         Ok(RdmaSaid::Regions { regions, complete })

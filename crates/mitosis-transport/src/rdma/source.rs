@@ -253,7 +253,7 @@ impl RdmaSource {
 
     fn give(&mut self, tag: u64, slot: &Slot, sink: &mut dyn FnMut(SourceEvent<'_>)) -> usize {
         let Some(flight) = self.flights.get_mut(&tag) else { return 0 };
-        let bytes = &slot.bytes()[..flight.part as usize * wire::PAGE];
+        let Some(bytes) = slot.bytes().get(..flight.part as usize * wire::PAGE) else { return 0 };
         sink(SourceEvent::Direct { tag, pages: flight.part });
         sink(SourceEvent::Pages { tag, first: flight.base, bytes });
         flight.base += flight.part;
@@ -271,12 +271,18 @@ impl RdmaSource {
         budget: usize,
         sink: &mut dyn FnMut(SourceEvent<'_>),
     ) -> Result<bool, SourceError> {
-        let (flights, mut next) = (&mut self.flights, Vec::new());
+        let (flights, mut next, mut wrong) = (&mut self.flights, Vec::new(), None);
         let more = self.tcp.poll(budget, &mut |event| match event {
             SourceEvent::Pages { tag, first, bytes } => {
                 let Some(flight) = flights.get_mut(&tag) else { return };
+                let count = (bytes.len() / wire::PAGE) as u32;
+                // It was asked for these and no others: those of a READ on its way are not to come twice.
+                if !flight.tcp || first != flight.given || count > flight.part - flight.given {
+                    wrong = Some(tag);
+                    return;
+                }
                 sink(SourceEvent::Pages { tag, first: flight.base + first, bytes });
-                flight.given += (bytes.len() / wire::PAGE) as u32;
+                flight.given += count;
                 if flight.given >= flight.part {
                     flight.base += flight.part;
                     // The next part may be registered.
@@ -290,6 +296,11 @@ impl RdmaSource {
             }
             other => sink(other),
         })?;
+        if let Some(tag) = wrong {
+            return Err(SourceError::Protocol(format!(
+                "pages of read {tag} that were not asked for"
+            )));
+        }
         for tag in next {
             let Some(flight) = self.flights.get(&tag) else { continue };
             if flight.base >= flight.read.count {

@@ -104,11 +104,20 @@ impl RdmaSource {
                     self.link = Link::Down(0);
                 }
             }
-            RdmaSaid::Ending(why) => self.off(handle, why, Mode::Ending),
-            RdmaSaid::Unlinked(why) => {
-                let retry = if matches!(self.link, Link::Up(..)) { RETRY } else { RETRY_REFUSED };
-                self.unlinked(&why, retry);
+            RdmaSaid::Ending(why) => {
+                self.off(handle, why, Mode::Ending);
+                // Also where it was off already: the owner waits for the word.
+                if let Some(seed) = self.seeds.get_mut(&handle).filter(|s| s.mode == Mode::Off) {
+                    seed.mode = Mode::Ending;
+                    self.settle(handle);
+                }
             }
+            RdmaSaid::Unlinked(why) => match &self.link {
+                Link::Up(..) => self.unlinked(&why, RETRY),
+                Link::Asked(_, by, _) if *by == handle => self.unlinked(&why, RETRY_REFUSED),
+                // What was asked for over a queue pair that is gone.
+                Link::Asked(..) | Link::Down(_) | Link::Idle => {}
+            },
             // Not asked for over this connection.
             RdmaSaid::Offer(_) | RdmaSaid::Place(_) => {}
         }
