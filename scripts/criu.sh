@@ -8,6 +8,6 @@ trap 'rm -rf "$work"' EXIT
 for source in tests/conformance/*.c; do
     program=$(basename "$source" .c)
     [ $# = 0 ] || [[ ",$1," == *",$program,"* ]] || continue
-    gcc -O1 -g -D_GNU_SOURCE -pthread -o "$work/$program" "$source"
+    gcc -O1 -g -D_GNU_SOURCE -pthread -rdynamic -o "$work/$program" "$source"
 done
 timeout "${CRIU_SECONDS:-1200}" /usr/bin/python3 tests/criu/conformance.py "$work"

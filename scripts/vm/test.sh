@@ -23,7 +23,7 @@ mkdir "$work/programs"
 for source in tests/conformance/*.c; do
     program=$(basename "$source" .c)
     [ "$names" = all ] || [[ ",$some," == *",$program,"* ]] || continue
-    gcc -O1 -g -D_GNU_SOURCE -pthread -o "$work/programs/$program" "$source"
+    gcc -O1 -g -D_GNU_SOURCE -pthread -rdynamic -o "$work/programs/$program" "$source"
 done
 agent="/usr/bin/python3 tests/vm/agent.py"
 echo "$agent 10.77.0.1" >"$work/a.sh"

@@ -80,8 +80,11 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
     rare.user_namespace = user::describe(pid)?;
-    rare.other_creds = rare::other_creds(input.pid, &process, &input.taken, &input.capture.threads);
-    rare.confined = rare::confined(&process, &input.taken, &input.capture.threads);
+    let asked = &input.capture.threads;
+    rare.other_creds = rare::other_creds(&process, &input.taken, asked);
+    // SECCOMP_MODE_STRICT
+    let strict = Status::read(pid).map_err(&fail)?.number("Seccomp", 10) == 1;
+    rare.confined = rare::confined(&process, strict, &input.taken, asked);
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let mut threads: Vec<Thread> = input
         .taken

@@ -6,6 +6,7 @@ use mitosis_descriptor::{Backing, MappedFile, PageIndex, PageRun, Ring, Vma, Vpn
 use mitosis_state::shm;
 use mitosis_sys::pagemap::Pagemap;
 use mitosis_sys::procfs::{self, Mapping};
+use mitosis_sys::userns;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
@@ -71,6 +72,7 @@ pub(crate) fn read(
             continue;
         }
         let shared = shm::is_shared(shadow, mapping);
+        refuse_elsewhere(shadow, (mapping, shared))?;
         let Some(backing) = backing((mapping, shared), inherited.is_some(), kept)? else {
             continue;
         };
@@ -130,6 +132,23 @@ impl Memory {
         self.opened.push(file);
         keys.len() as u32 - 1
     }
+}
+
+/// A shared mapping of a file is opened again by path, and may be written.
+fn refuse_elsewhere(pid: i32, (mapping, shared): (&Mapping, bool)) -> Result<(), CaptureError> {
+    if shared || mapping.perms[3] != b's' || !mapping.name.starts_with('/') {
+        return Ok(());
+    }
+    let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let elsewhere = userns::is_elsewhere(pid, &exact, &mapping.name);
+    if elsewhere.map_err(CaptureError::sys("describe", pid))? {
+        let what = format!(
+            "a shared mapping of {} in its user namespace, which is not the file of that path on this node",
+            mapping.name
+        );
+        return Err(CaptureError::Memory { start: mapping.start, end: mapping.end, what });
+    }
+    Ok(())
 }
 
 /// What the mapping shows; `None` for what every process has anyway.

@@ -70,21 +70,18 @@ fn of_thread(asked: &CaptureThread) -> ThreadValues {
     }
 }
 
-/// Threads whose credentials are others than the process's are said to be. As their scheduling, these are
-/// seen when they run again: that is not worth a longer stop.
+/// Threads whose credentials are others than the process's are said to be.
 pub(crate) fn other_creds(
-    pid: i32,
     process: &Process,
     taken: &Taken,
     asked: &[CaptureThread],
 ) -> Vec<OtherCreds> {
     let mut all: Vec<OtherCreds> = Vec::new();
     for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)).skip(1) {
-        // Of a thread that has ended since nothing is known any more.
-        let Ok(status) = procfs::Status::of_thread(pid, taken.host_tid) else { continue };
+        let Some(status) = &taken.status else { continue };
         let [.., securebits] = asked.values;
         let no_new_privs = process.creds.no_new_privs;
-        let creds = Creds { no_new_privs, ..describe::creds(&status, securebits) };
+        let creds = Creds { no_new_privs, ..describe::creds(status, securebits) };
         if creds == process.creds {
             continue;
         }
@@ -96,15 +93,24 @@ pub(crate) fn other_creds(
     all
 }
 
-/// Threads that are confined otherwise than the process is said to be.
-pub(crate) fn confined(process: &Process, taken: &Taken, asked: &[CaptureThread]) -> Vec<Confined> {
+/// Threads that are confined otherwise than the process is said to be; `strict`: the main thread is in
+/// strict mode. It was asked for the rest before all stood still, so what is known of its shadow counts.
+pub(crate) fn confined(
+    process: &Process,
+    strict: bool,
+    taken: &Taken,
+    asked: &[CaptureThread],
+) -> Vec<Confined> {
     /// `SECCOMP_MODE_STRICT`.
     const STRICT: i64 = 1;
     let mut all: Vec<Confined> = Vec::new();
     for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)) {
         let [_, _, no_new_privs, mode, _] = asked.values;
-        let (seccomp, strict) = (&taken.seccomp, mode == STRICT);
-        let no_new_privs = no_new_privs == 1;
+        let (strict, no_new_privs) = match n {
+            0 => (strict, process.creds.no_new_privs),
+            _ => (mode == STRICT, no_new_privs == 1),
+        };
+        let seccomp = &taken.seccomp;
         let same = |one: &Confined| {
             (&one.seccomp, one.strict, one.no_new_privs) == (seccomp, strict, no_new_privs)
         };

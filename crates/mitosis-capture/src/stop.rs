@@ -61,6 +61,8 @@ pub(crate) struct TakenThread {
     pub restarts: Option<u64>,
     /// It holds AMX tile data, which is not carried.
     pub tiles_in_use: bool,
+    /// What it may do, among else; not of the main thread.
+    pub status: Option<Status>,
 }
 
 /// A wait with a time-out that our first stop interrupted. The kernel goes on with what is left of
@@ -359,13 +361,12 @@ fn take_thread(
     let mut xstate = stopped.xstate()?;
     let tiles_in_use = tiles_in_use(&xstate);
     trim_xstate(&mut xstate);
-    let inner = || {
-        let status = Status::of_thread(pid, host_tid)?;
-        let ids = status.numbers("NSpid", 10);
-        Ok::<i32, SysError>(ids.last().map_or(host_tid, |&tid| tid as i32))
-    };
+    // Of the main thread the shadow tells.
+    let wanted = foreign || host_tid != pid;
+    let status = wanted.then(|| Status::of_thread(pid, host_tid)).transpose()?;
+    let inner = status.as_ref().and_then(|status| status.numbers("NSpid", 10).last().copied());
     let taken = TakenThread {
-        tid: if foreign { inner()? } else { host_tid },
+        tid: inner.filter(|_| foreign).map_or(host_tid, |tid| tid as i32),
         host_tid,
         regs,
         xstate,
@@ -378,6 +379,7 @@ fn take_thread(
         sched: Sched::default(),
         restarts,
         tiles_in_use,
+        status,
     };
     Ok((taken, idle))
 }

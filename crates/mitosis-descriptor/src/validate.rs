@@ -330,7 +330,8 @@ pub(crate) fn filters<'a>(
             return invalid("an empty seccomp filter");
         }
         limits.check("instructions of a seccomp filter", filter.len(), FILTER_MAX)?;
-        sum += filter.len();
+        // As the kernel counts them (`MAX_INSNS_PER_PATH`).
+        sum += filter.len() + 4;
         limits.check("instructions of all seccomp filters", sum, FILTERS_SUM_MAX)?;
     }
     Ok(())

@@ -346,7 +346,8 @@ fn open_gate(
     let (late, late_count) = hooks.late;
     // The order of `Gate`.
     let (capset, awake) = (confined.capset, u64::from(!confined.asleep));
-    for word in [0, calls, count, stack, 0, 0, capset, awake, late, late_count] {
+    let confine = u64::from(confined.others) << 32;
+    for word in [0, calls, count, stack, 0, confine, capset, awake, late, late_count, 0] {
         fields.extend(word.to_le_bytes());
     }
     program.write_frame(gate, &fields);

@@ -92,6 +92,8 @@ pub(crate) struct Laid {
     pub capset: u64,
     /// Threads may sleep until the gate is open.
     pub asleep: bool,
+    /// The threads beside the main thread, if any of them confines itself.
+    pub others: u32,
 }
 
 /// Lays it out at `at`, which is aligned to 16 bytes. `go` is what threads wait for.
@@ -156,7 +158,10 @@ pub(crate) fn lay(
     if let Some(code) = descriptor.rare.ended_leader {
         passes(main.filters, "exit", call(EXIT, &[code.into()]))?;
     }
-    laid.asleep = wait && wake && !main.strict;
+    if laid.threads.iter().skip(1).any(|(calls, _)| *calls != 0) {
+        laid.others = laid.threads.len() as u32 - 1;
+    }
+    laid.asleep = wait && wake && !main.strict && laid.others == 0;
     Ok(laid)
 }
 

@@ -51,6 +51,20 @@ pub fn place(pid: i32) -> Result<Place, SysError> {
     }
 }
 
+/// Whether a process is in a user namespace of its own and what it has open or mapped (`its`, a link below
+/// `/proc`) is not what this process finds at `path`. Whoever rules a mount namespace can have any file at any path
+/// there; opened by that path with this process's rights, it would be one that it may not open.
+///
+/// # Errors
+/// As [`place`].
+pub fn is_elsewhere(pid: i32, its: &str, path: &str) -> Result<bool, SysError> {
+    if place(pid)? == Place::Here {
+        return Ok(false);
+    }
+    let id = |path: &str| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    Ok(id(its).is_none_or(|its| id(path) != Some(its)))
+}
+
 fn above(namespace: &File) -> Result<File, SysError> {
     // SAFETY: the request takes no argument and gives a new descriptor, or an error.
     let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_PARENT) };
@@ -90,6 +104,7 @@ mod tests {
         let own = std::process::id() as i32;
         assert_eq!(place(own).expect("its namespace"), Place::Here);
         assert!(place(-1).is_err());
+        assert!(!is_elsewhere(own, "/proc/self/exe", "/dev/null").expect("not asked"));
     }
 
     /// The kernel takes no second map for a namespace.

@@ -5,6 +5,7 @@ use super::{Capture, Files, Kind, decode, encode};
 use crate::program::{Detail, List};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
+use mitosis_sys::userns;
 use serde::{Deserialize, Serialize};
 
 /// The kind.
@@ -19,7 +20,7 @@ struct Body {
 /// Devices without state of their own.
 const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-fn capture(_: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
+fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     let path = &group.link;
     if !path.starts_with('/') {
         return Ok(None);
@@ -32,6 +33,11 @@ fn capture(_: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError
     }
     if group.info_field("lock").is_some_and(|l| l.contains("LEASE")) {
         return Err(group.refused(format!("{path} with a file lease")));
+    }
+    let failed = |source| StateError::Sys { fd: group.first(), source };
+    if userns::is_elsewhere(context.pid, &context.path(group), path).map_err(failed)? {
+        let what = "in its user namespace, which is not the file of that path on this node";
+        return Err(group.refused(format!("{path} {what}")));
     }
     encode(KIND.number, &Body { path: path.clone(), pos: group.pos }).map(Some)
 }

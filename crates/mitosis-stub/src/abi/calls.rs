@@ -18,8 +18,9 @@ pub struct Gate {
     pub generation: u64,
     /// The call that failed, plus one.
     pub failed: u32,
-    /// Padding.
-    pub pad: u32,
+    /// How many threads there are beside the main thread, if any of them has [`LastCall`]s of its own. These are
+    /// made before any instruction of the program.
+    pub confine: u32,
     /// What threads give to capset(2) when what confines them is in place, or at once: address of the header,
     /// behind which the data are; 0: nothing.
     pub capset: u64,
@@ -27,6 +28,10 @@ pub struct Gate {
     pub awake: u64,
     /// Address of [`Call`]s that the main thread makes when the gate is open, and their count.
     pub late: (u64, u64),
+    /// 1 lets threads make their [`LastCall`]s.
+    pub begin: u32,
+    /// Threads that have.
+    pub done: u32,
 }
 
 /// A call of a function of the program, on its main thread, before the child goes on.

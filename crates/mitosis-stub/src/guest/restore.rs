@@ -120,6 +120,11 @@ unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
         // munmap(resident, end - resident): no stack from here on.
         "mov eax, 11", "mov rdi, r14", "mov rsi, r15", "sub rsi, r14", "syscall",
         last_calls!(),
+        // Threads that confine themselves: before the program runs, which could write to their lists.
+        "mov eax, [r12 + {confine}]", "test eax, eax", "jz 6f",
+        "mov dword ptr [r12 + {begin}], 1",
+        "5:", "pause", "cmp [r12 + {done}], eax", "jb 5b",
+        "6:",
         // The program's own hooks, on its own stack.
         "cmp qword ptr [r12 + {hooks}], 0", "je 6f",
         "mov rsp, [r12 + {stack}]", "lea rdi, [r12 - 4]", "call {run}",
@@ -150,21 +155,28 @@ unsafe extern "C" fn leave(go: u64, resident: u64, end: u64, frame: u64) -> ! {
         run = sym crate::hook::run,
         late = const core::mem::offset_of!(Gate, late) + 8 - core::mem::offset_of!(Gate, go),
         run_late = sym crate::hook::run_late,
+        confine = const core::mem::offset_of!(Gate, confine) - core::mem::offset_of!(Gate, go),
+        begin = const core::mem::offset_of!(Gate, begin) - core::mem::offset_of!(Gate, go),
+        done = const core::mem::offset_of!(Gate, done) - core::mem::offset_of!(Gate, go),
     );
 }
 
-/// A thread's way out: says that it is ready, waits for the gate without a stack, confines itself further
-/// than all threads are, then returns through its frame. From the moment it is ready the leader may unmap the plan and all stacks:
-/// only registers, the gate and the frame are used. Where a filter will be installed that forbids
-/// futex(2) it must not be asleep in a call that nobody may end: it spins.
+/// A thread's way out: says that it is ready, confines itself further than all threads are when it is its time,
+/// waits for the gate without a stack, then returns through its frame. From the moment it is ready the leader
+/// may unmap the plan and all stacks: only registers, the gate and the frame are used. Where a filter will be
+/// installed that forbids futex(2) it must not be asleep in a call that nobody may end: it spins.
 #[unsafe(naked)]
 unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
     core::arch::naked_asm!(
-        "mov r12, rdi", "mov rbx, rsi", "mov r13, [rdi + {awake}]",
+        "mov r12, rdi", "mov rbx, rsi", "mov r13, [rdi + {awake}]", "mov r14d, [rdi + {confine}]",
         "xor r8d, r8d", "xor r9d, r9d",
         // The count of the ready is the word before the gate; futex(count, FUTEX_WAKE, 1).
         "lock inc dword ptr [r12 - 4]",
         "mov eax, 202", "lea rdi, [r12 - 4]", "mov esi, 1", "mov edx, 1", "syscall",
+        "test r14d, r14d", "jz 2f",
+        "4:", "pause", "cmp dword ptr [r12 + {begin}], 0", "je 4b",
+        last_calls!(),
+        "lock inc dword ptr [r12 + {done}]",
         "2:",
         "cmp dword ptr [r12], 0", "jne 3f",
         "pause",
@@ -172,10 +184,12 @@ unsafe extern "C" fn leave_thread(go: u64, frame: u64) -> ! {
         "mov eax, 202", "mov rdi, r12", "xor esi, esi", "xor edx, edx", "xor r10d, r10d", "syscall",
         "jmp 2b",
         "3:",
-        last_calls!(),
-        "xor edi, edi", "xor esi, esi", "xor edx, edx",
+        "xor edi, edi", "xor esi, esi", "xor edx, edx", "xor r10d, r10d",
         "mov rsp, rbx", "mov eax, 15", "syscall", "ud2",
         awake = const core::mem::offset_of!(Gate, awake) - core::mem::offset_of!(Gate, go),
+        confine = const core::mem::offset_of!(Gate, confine) - core::mem::offset_of!(Gate, go),
+        begin = const core::mem::offset_of!(Gate, begin) - core::mem::offset_of!(Gate, go),
+        done = const core::mem::offset_of!(Gate, done) - core::mem::offset_of!(Gate, go),
     );
 }
 

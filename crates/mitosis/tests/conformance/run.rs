@@ -45,7 +45,7 @@ pub fn build(dir: &Path, name: &str) -> PathBuf {
     // Another course may be copying what it built: nobody sees a file that is half written.
     let mine = target.with_extension(format!("{:?}", std::thread::current().id()));
     let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-D_GNU_SOURCE", "-pthread"]);
+    gcc.args(["-O1", "-g", "-Wall", "-Wextra", "-D_GNU_SOURCE", "-pthread", "-rdynamic"]);
     gcc.arg("-I").arg(directory()).arg("-o").arg(&mine).arg(dir.join(format!("{name}.c")));
     let output = gcc.output().expect("gcc is needed: run scripts/setup.sh");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
