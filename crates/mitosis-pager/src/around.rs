@@ -20,10 +20,10 @@ use std::time::Instant;
 /// Pages of a block. Of CPython's first answer one in three is used at this size, and no more round trips are
 /// saved by larger ones, which bring more in vain.
 const BLOCK: u64 = 4;
-/// Pages that a child is sent so though it uses none.
-const CREDIT: u64 = 16;
+/// For so many touches a child is sent one such page though it uses none.
+const TRIES: u64 = 8;
 /// Pages that it is sent for each that it used.
-const EARNED: u64 = 4;
+const EARNED: u64 = 3;
 
 impl Pager {
     /// Asks for the block around a page of `owner` that was touched and asked for by itself.
@@ -34,8 +34,8 @@ impl Pager {
         let Some(child) = self.children.get(&space.child) else { return };
         let Some(area) = space.areas.find(page) else { return };
         let used = child.counters.pages_cached + child.awaited;
-        let room = (CREDIT + EARNED * used).saturating_sub(child.counters.pages_around);
-        if room < BLOCK {
+        let room = child.counters.faults.div_ceil(TRIES) + EARNED * used;
+        if child.counters.pages_around >= room {
             return;
         }
         let start = page - page % BLOCK;
