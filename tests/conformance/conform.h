@@ -161,6 +161,17 @@ static int control(int port) {
     return close(fd);
 }
 
+/* Says that it is ready, and answers for ever. */
+static int serve(void) {
+    if (write(1, "ready\n", 6) != 6) return 1;
+    for (;;) {
+        int fd = accept4(CONTROL_FD, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0) continue;
+        converse(fd);
+        close(fd);
+    }
+}
+
 int main(int argc, char **argv) {
     const char *failed = NULL;
     if (argc != 2) return 2;
@@ -180,12 +191,6 @@ int main(int argc, char **argv) {
         return 1;
     }
     if (!strcmp(argv[1], "files")) return 0;
-    if (write(1, "ready\n", 6) != 6) return 1;
-    for (;;) {
-        int fd = accept4(CONTROL_FD, NULL, NULL, SOCK_CLOEXEC);
-        if (fd < 0) continue;
-        converse(fd);
-        close(fd);
-    }
+    return serve();
 }
 #endif

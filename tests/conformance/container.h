@@ -4,14 +4,13 @@
 #ifndef CONTAINER_H
 #define CONTAINER_H
 #include "conform.h"
+#include "others.h"
 #include <grp.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <pthread.h>
 #include <sched.h>
-#include <semaphore.h>
 #include <stddef.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -109,34 +108,16 @@ static const char *in_container(void) {
     return NULL;
 }
 
-static sem_t ask, answer;
-static const char *theirs;
 static int tag = 4;
 
-static void *other(void *arg) {
-    for (;;) {
-        while (sem_wait(&ask) != 0) {
-        }
-        theirs = in_container();
-        sem_post(&answer);
-    }
-    return arg;
-}
-
 static const char *setup(void) {
-    pthread_t thread;
-    EXPECT(sem_init(&ask, 0, 0) == 0 && sem_init(&answer, 0, 0) == 0);
     TRY(enter_container());
-    for (int n = 0; n < 3; n++) EXPECT(pthread_create(&thread, NULL, other, NULL) == 0);
-    return NULL;
+    return start_others(3, in_container);
 }
 
 static const char *holds(int wanted) {
     EXPECT(tag == wanted);
-    for (int n = 0; n < 3; n++) {
-        EXPECT(sem_post(&ask) == 0 && sem_wait(&answer) == 0);
-        TRY(theirs);
-    }
+    for (int n = 0; n < 3; n++) TRY(ask_other());
     return in_container();
 }
 

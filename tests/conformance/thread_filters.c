@@ -1,12 +1,8 @@
 /* Threads with seccomp filters of their own beside those that all have, and with no_new_privs or without it:
  * each keeps what it had, and no other one gets it. */
-#include "conform.h"
-#include <linux/filter.h>
-#include <linux/seccomp.h>
+#include "confined.h"
 #include <pthread.h>
 #include <semaphore.h>
-#include <stddef.h>
-#include <sys/prctl.h>
 
 #define THREADS 5
 static sem_t ask[THREADS], answer;
@@ -17,18 +13,6 @@ struct found {
     int swapoff, acct, pivot_root, seccomp, no_new_privs;
 };
 static struct found found[THREADS];
-
-static const char *forbid(unsigned call, int error, unsigned flags) {
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {.len = 4, .filter = code};
-    EXPECT(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) == 0);
-    return NULL;
-}
 
 static int error_of(long result) {
     int from_filter = errno == ENOTTY || errno == EXDEV || errno == EBADRQC || errno == EBADSLT;

@@ -1,9 +1,8 @@
 /* A process in a user namespace below its node's, as in a rootless container: the maps, ids, groups and
  * capabilities that count inside, in all its threads, and nothing outside. */
 #include "user_namespace.h"
+#include "others.h"
 #include <grp.h>
-#include <pthread.h>
-#include <semaphore.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 
@@ -11,8 +10,6 @@
 #define GIDS "0 100000 65536\n"
 enum { MAPPED = 2003, UNMAPPED = 3000 };
 
-static sem_t ask, answer;
-static const char *theirs;
 static int tag = 4;
 
 /* Of this thread alone: libc would do it in all. */
@@ -40,20 +37,8 @@ static const char *inside(void) {
     return NULL;
 }
 
-static void *other(void *arg) {
-    for (;;) {
-        while (sem_wait(&ask) != 0) {
-        }
-        theirs = inside();
-        sem_post(&answer);
-    }
-    return arg;
-}
-
 static const char *setup(void) {
-    pthread_t thread;
     const gid_t groups[] = {12, 4321};
-    EXPECT(sem_init(&ask, 0, 0) == 0 && sem_init(&answer, 0, 0) == 0);
     TRY(enter_mapped(UIDS, GIDS));
     EXPECT(prctl(PR_CAPBSET_DROP, CAP_SYS_TIME, 0, 0, 0) == 0);
     const uint64_t kept = all_capabilities() & ~(1ull << CAP_SYS_TIME);
@@ -64,8 +49,7 @@ static const char *setup(void) {
     EXPECT(syscall(SYS_capset, &head, data) == 0);
     /* The program would be executed now, and be dumpable then. */
     EXPECT(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0);
-    for (int n = 0; n < 3; n++) EXPECT(pthread_create(&thread, NULL, other, NULL) == 0);
-    return NULL;
+    return start_others(3, inside);
 }
 
 /* What its capabilities do not give it: they count in its namespace. */
@@ -97,10 +81,7 @@ static const char *holds(int wanted) {
     TRY(has_fields("/proc/self/uid_map", UIDS));
     TRY(has_fields("/proc/self/gid_map", GIDS));
     TRY(has_fields("/proc/self/setgroups", "allow\n"));
-    for (int n = 0; n < 3; n++) {
-        EXPECT(sem_post(&ask) == 0 && sem_wait(&answer) == 0);
-        TRY(theirs);
-    }
+    for (int n = 0; n < 3; n++) TRY(ask_other());
     TRY(inside());
     TRY(powerless_outside());
     return powerful_inside();

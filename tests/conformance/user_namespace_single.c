@@ -1,13 +1,10 @@
 /* A process that nobody helped into a user namespace: it has mapped itself alone, may not call setgroups(2)
  * for that, keeps the groups that it had, which have no name inside, and has open what tells of it. */
 #include "user_namespace.h"
+#include "others.h"
 #include <grp.h>
-#include <pthread.h>
-#include <semaphore.h>
 #include <sys/fsuid.h>
 
-static sem_t ask, answer;
-static const char *theirs;
 static int namespace, map, tag = 4;
 
 static const char *inside(void) {
@@ -22,20 +19,8 @@ static const char *inside(void) {
     return NULL;
 }
 
-static void *other(void *arg) {
-    for (;;) {
-        while (sem_wait(&ask) != 0) {
-        }
-        theirs = inside();
-        sem_post(&answer);
-    }
-    return arg;
-}
-
 static const char *setup(void) {
-    pthread_t thread;
     const gid_t groups[] = {5, 77};
-    EXPECT(sem_init(&ask, 0, 0) == 0 && sem_init(&answer, 0, 0) == 0);
     EXPECT(setgroups(2, groups) == 0 && setresgid(1001, 1001, 1001) == 0);
     EXPECT(setresuid(1000, 1000, 1000) == 0 && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0);
     EXPECT(unshare(CLONE_NEWUSER) == 0);
@@ -43,7 +28,7 @@ static const char *setup(void) {
     TRY(put(getpid(), "gid_map", "0 1001 1"));
     TRY(put(getpid(), "uid_map", "0 1000 1"));
     EXPECT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-    EXPECT(pthread_create(&thread, NULL, other, NULL) == 0);
+    TRY(start_others(1, inside));
     namespace = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
     map = open("/proc/self/uid_map", O_RDONLY | O_CLOEXEC);
     EXPECT(namespace >= 0 && map >= 0);
@@ -62,8 +47,7 @@ static const char *holds(int wanted) {
     EXPECT(own.st_ino == open_one.st_ino);
     EXPECT(pread(map, text, sizeof text - 1, 0) > 0);
     EXPECT(sscanf(text, "%u %u %u", at, at + 1, at + 2) == 3 && at[1] == 1000 && at[2] == 1);
-    EXPECT(sem_post(&ask) == 0 && sem_wait(&answer) == 0);
-    TRY(theirs);
+    TRY(ask_other());
     return inside();
 }
 
