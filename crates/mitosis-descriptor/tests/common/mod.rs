@@ -249,3 +249,31 @@ pub fn family() -> Descriptor {
     root.rare.tree.zombies = vec![Zombie { parent: 1, pid: 200, session, status: 9 }];
     root
 }
+
+/// What decodes here is held to.
+pub fn limits() -> Limits {
+    Limits::default()
+}
+
+/// A user namespace with that range of user ids, so many times.
+pub fn id_map(times: usize, (inside, outside, count): (u32, u32, u32)) -> UserNamespace {
+    let range = IdRange { inside, outside, count };
+    UserNamespace { uids: vec![range; times], ..UserNamespace::default() }
+}
+
+/// A tree whose other members have these parents, and the pids 100, 101 and so on.
+pub fn tree(parents: &[u32]) -> Descriptor {
+    let mut root = minimal();
+    root.rare.tree.place.session = Session { group: 42, session: 42 };
+    let member = |(number, parent): (usize, &u32)| {
+        let mut image = Descriptor { process: process(100 + number as i32), ..minimal() };
+        image.rare.tree.place.session = root.rare.tree.place.session;
+        let threads = vec![thread(100 + number as i32, Vec::new())];
+        Member {
+            parent: *parent,
+            image: encode(&Descriptor { threads, ..image }).expect("encodes"),
+        }
+    };
+    root.rare.tree.members = parents.iter().enumerate().map(member).collect();
+    root
+}
