@@ -17,8 +17,7 @@ use crate::space::{PAGE, Role};
 use std::ops::Range;
 use std::time::Instant;
 
-/// Pages of a block. Of CPython's first answer one in three is used at this size, and no more round trips are
-/// saved by larger ones, which bring more in vain.
+/// Pages of a block: larger ones bring more in vain.
 const BLOCK: u64 = 4;
 /// For so many touches a child is sent one such page though it uses none.
 const TRIES: u64 = 8;
@@ -91,10 +90,10 @@ impl Pager {
     pub(crate) fn await_around(&mut self, id: u64, owner: u16, pages: Range<u64>) -> u64 {
         let Some(space) = self.spaces.get(&id) else { return 0 };
         let few = pages.start..pages.end.min(pages.start + BLOCK);
-        let wanted = |page: &u64| space.map.find(*page).filter(|run| run.tag.is_none());
         let wanted: Vec<(u64, Tag)> = few
             .filter_map(|page| {
-                let run = wanted(&page).filter(|run| run.owner == owner)?;
+                let run = space.map.find(page);
+                let run = run.filter(|run| run.tag.is_none() && run.owner == owner)?;
                 Some((page, self.around(id, owner, page, run.source + (page - run.start))?))
             })
             .collect();
@@ -131,6 +130,14 @@ impl Pager {
             }
         }
         self.keep(child, owner, source, None, bytes);
+    }
+
+    /// A read around a touch has failed, perhaps for another of its pages than one that is waited for.
+    pub(crate) fn not_around(&mut self, read: &ReadInFlight, tag: Tag) {
+        let Some(space) = self.spaces.get_mut(&read.space) else { return };
+        for (lo, hi) in read.left() {
+            space.not_coming(lo, hi, tag);
+        }
     }
 
     /// Whether nobody has told anything of an owner's pages but this child. A local owner keeps no trail.

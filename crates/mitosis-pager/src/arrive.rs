@@ -230,20 +230,10 @@ impl Pager {
         let waited = self.is_waited_for(tag);
         let Some(read) = self.reads.remove(&tag) else { return };
         self.gone(tag, &read);
-        if !waited {
-            return;
-        }
-        if read.purpose != Purpose::Around {
-            self.kill(read.child, error.to_string());
-            return;
-        }
-        // Perhaps only of another page: whoever waits touches its own again.
-        let (Some(space), Some(tag)) = (self.spaces.get_mut(&read.space), Tag::new(tag)) else {
-            return;
-        };
-        for (lo, hi) in read.left() {
-            space.map_mut().unmark(lo, hi, tag);
-            let _ = space.uffd.wake(lo * PAGE, (hi - lo) * PAGE);
+        match Tag::new(tag).filter(|_| waited) {
+            None => {}
+            Some(tag) if read.purpose == Purpose::Around => self.not_around(&read, tag),
+            Some(_) => self.kill(read.child, error.to_string()),
         }
     }
 
@@ -310,21 +300,19 @@ impl Pager {
             self.keep_around((space, child, owner), page, source, bytes, tag);
             return Ok(());
         }
-        {
-            match &list {
-                None => self.place(space, page, bytes, tag, demand),
-                Some(list) => {
-                    let (first, end) = (first as usize, (first + count) as usize);
-                    if purpose == Purpose::Ahead && list.len() == SINGLE_PAGES {
-                        let place = (SINGLE_PAGES / 2).checked_sub(first);
-                        let page = place.and_then(|at| list[first..end].get(at));
-                        if let (Some(at), Some(page)) = (place, page) {
-                            let bytes = &bytes[at * PAGE as usize..(at + 1) * PAGE as usize];
-                            self.hold_back(space, *page, owner, bytes, tag);
-                        }
+        match &list {
+            None => self.place(space, page, bytes, tag, demand),
+            Some(list) => {
+                let (first, end) = (first as usize, (first + count) as usize);
+                if purpose == Purpose::Ahead && list.len() == SINGLE_PAGES {
+                    let place = (SINGLE_PAGES / 2).checked_sub(first);
+                    let page = place.and_then(|at| list[first..end].get(at));
+                    if let (Some(at), Some(page)) = (place, page) {
+                        let bytes = &bytes[at * PAGE as usize..(at + 1) * PAGE as usize];
+                        self.hold_back(space, *page, owner, bytes, tag);
                     }
-                    self.place_single(space, &list[first..end], bytes, tag);
                 }
+                self.place_single(space, &list[first..end], bytes, tag);
             }
         }
         // Nobody waits any more.
@@ -367,9 +355,7 @@ impl Pager {
             let (bytes, since) = (bytes.to_vec(), Instant::now());
             self.parked.push(Parked { space: id, page, tag, bytes, demand, since });
         } else if let Some(space) = self.spaces.get_mut(&id) {
-            let end = page + bytes.len() as u64 / PAGE;
-            space.map_mut().unmark(page, end, tag);
-            let _ = space.uffd.wake(page * PAGE, (end - page) * PAGE);
+            space.not_coming(page, page + bytes.len() as u64 / PAGE, tag);
         }
     }
 

@@ -117,17 +117,11 @@ impl Pager {
     }
 
     fn answer(&mut self, id: u64, page: u64) {
-        let remote = self.spaces.get(&id).and_then(|s| Some((s.child, s.map.find(page)?)));
-        let untold = remote.is_some_and(|(child, run)| self.untold(child, run.owner));
-        let awaited = remote
-            .filter(|_| untold)
-            .map_or(0, |(_, run)| self.await_around(id, run.owner, page..page + 1));
         let Some(space) = self.spaces.get_mut(&id) else { return };
         let Some(child) = self.children.get_mut(&space.child) else { return };
         if child.dying {
             return;
         }
-        child.awaited += awaited;
         if let Role::Shadow(slot) = space.role {
             // A shadow never runs again: this is another process, to be served like any.
             space.role = Role::Fork(slot);
@@ -147,68 +141,74 @@ impl Pager {
                 child.counters.zero_pages += zeros;
                 self.outcome(id, outcome);
             }
-            Some(mut run) => {
-                // The first child of a seed gets only the page: what it tells then is what it needed, for
-                // each that follows.
-                let scattered = if untold { 1 } else { RANDOM };
-                let (window, passed) = space.streams.touch(page, scattered);
-                // Whether the few pages that come beside it will be touched too, nobody can tell.
-                let beside = match window {
-                    Window::To(end) if end - page <= TOLD_PAGES => {
-                        space.lacks(page + 1..end, run.owner)
-                    }
-                    _ => Vec::new(),
-                };
-                if run.tag.is_some_and(|tag| late(&self.reads, &child.ahead, tag, page)) {
-                    // Whoever waits is not to wait behind what is fetched ahead.
-                    run.tag.take().inspect(|tag| space.map_mut().unmark(page, page + 1, *tag));
-                }
-                let wanted = run.tag.is_none();
-                if !wanted {
-                    if space.waiting.len() >= WAITING_MAX {
-                        // Most of these have come by another way than as single pages.
-                        space.wake_waiting();
-                    }
-                    space.waiting.push(page);
-                }
-                if space.role == Role::Main && child.held.remove(&page) {
-                    child.counters.pages_held_touched += 1;
-                }
-                // What a sibling was sent is here at once.
-                let cached = wanted && self.answer_cached(id, run.owner, page, &window);
-                let wanted = wanted && !cached;
-                let (owner, source) = (run.owner, run.source + (page - run.start));
-                // Once what is waited for is here: on its way, it would wait for what is not.
-                if let Some(space) = self.spaces.get(&id).filter(|s| s.role == Role::Main)
-                    && let Some(child) = self.children.get_mut(&space.child)
-                {
-                    child.touched_first = true;
-                    if cached {
-                        let child = child.id;
-                        self.begin_early(child, id);
-                    }
-                }
-                match window {
-                    Window::To(end) => {
-                        if untold {
-                            self.await_around(id, owner, page + 1..end);
-                        }
-                        self.request(id, page, end, wanted);
-                        if untold && wanted && end == page + 1 {
-                            self.fetch_around(id, owner, page);
-                        }
-                    }
-                    Window::Every { first, step, count } => {
-                        self.request(id, page, page + 1, wanted);
-                        let at = |n: u64| first.checked_add_signed(n as i64 * step);
-                        let pages: Vec<u64> = (0..count).filter_map(at).collect();
-                        self.read_pages(id, owner, &pages, Purpose::Touch);
-                    }
-                }
-                self.noted(id, owner, source, passed, &beside);
-                self.follow(id, owner, source);
+            Some(run) => self.answer_remote(id, page, run),
+        }
+    }
+
+    /// Answers a touch of a page that is an owner's: `run` has it.
+    fn answer_remote(&mut self, id: u64, page: u64, mut run: Run) {
+        let (owner, source) = (run.owner, run.source + (page - run.start));
+        let child = self.spaces.get(&id).map(|space| space.child);
+        // The first child of a seed gets only the page: what it tells then is what it needed, for each that
+        // follows.
+        let untold = child.is_some_and(|child| self.untold(child, owner));
+        let awaited = if untold { self.await_around(id, owner, page..page + 1) } else { 0 };
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        let Some(child) = self.children.get_mut(&space.child) else { return };
+        child.awaited += awaited;
+        let (window, passed) = space.streams.touch(page, if untold { 1 } else { RANDOM });
+        // Whether the few pages that come beside it will be touched too, nobody can tell.
+        let beside = match window {
+            Window::To(end) if end - page <= TOLD_PAGES => space.lacks(page + 1..end, owner),
+            _ => Vec::new(),
+        };
+        if run.tag.is_some_and(|tag| late(&self.reads, &child.ahead, tag, page)) {
+            // Whoever waits is not to wait behind what is fetched ahead.
+            run.tag.take().inspect(|tag| space.map_mut().unmark(page, page + 1, *tag));
+        }
+        let wanted = run.tag.is_none() && awaited == 0;
+        if !wanted {
+            if space.waiting.len() >= WAITING_MAX {
+                // Most of these have come by another way than as single pages.
+                space.wake_waiting();
+            }
+            space.waiting.push(page);
+        }
+        if space.role == Role::Main && child.held.remove(&page) {
+            child.counters.pages_held_touched += 1;
+        }
+        // What a sibling was sent is here at once.
+        let cached = wanted && self.answer_cached(id, owner, page, &window);
+        let wanted = wanted && !cached;
+        // Once what is waited for is here: on its way, it would wait for what is not.
+        if let Some(space) = self.spaces.get(&id).filter(|s| s.role == Role::Main)
+            && let Some(child) = self.children.get_mut(&space.child)
+        {
+            child.touched_first = true;
+            if cached {
+                let child = child.id;
+                self.begin_early(child, id);
             }
         }
+        match window {
+            Window::To(end) => {
+                if untold {
+                    self.await_around(id, owner, page + 1..end);
+                }
+                self.request(id, page, end, wanted);
+                if untold && wanted && end == page + 1 {
+                    self.fetch_around(id, owner, page);
+                }
+            }
+            Window::Every { first, step, count } => {
+                self.request(id, page, page + 1, wanted);
+                let at = |n: u64| first.checked_add_signed(n as i64 * step);
+                let pages: Vec<u64> = (0..count).filter_map(at).collect();
+                self.read_pages(id, owner, &pages, Purpose::Touch);
+            }
+        }
+        self.noted(id, owner, source, passed, &beside);
+        self.follow(id, owner, source);
     }
 
     /// Notes touches, up to that of page `source` of `owner`, that none of the earlier children of the

@@ -148,6 +148,12 @@ impl Space {
         let _ = self.uffd.wake(page * PAGE, count * PAGE);
     }
 
+    /// What a read was to bring of `[page, end)` is remote again: whoever waits touches it anew.
+    pub fn not_coming(&mut self, page: u64, end: u64, tag: Tag) {
+        self.map_mut().unmark(page, end, tag);
+        self.wake(page, end - page);
+    }
+
     /// Wakes who waits for pages that have come meanwhile. Whoever touched one of which this is not
     /// known yet is woken when it is.
     pub fn wake_waiting(&mut self) {
