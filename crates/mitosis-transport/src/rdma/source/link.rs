@@ -37,14 +37,19 @@ impl RdmaSource {
 
     /// A seed is not read by RDMA any more.
     fn off(&mut self, handle: Handle, why: String, mode: Mode) {
-        let Some(seed) = self.seeds.get_mut(&handle).filter(|seed| seed.mode == Mode::On) else {
-            return;
-        };
-        seed.mode = mode;
-        self.reach.push((handle, 0, Duration::ZERO));
-        self.notes.push((handle, why));
-        let tags = self.take_back(handle);
-        self.over_tcp(tags);
+        let Some(seed) = self.seeds.get_mut(&handle) else { return };
+        match seed.mode {
+            Mode::On => {
+                seed.mode = mode;
+                self.reach.push((handle, 0, Duration::ZERO));
+                self.notes.push((handle, why));
+                let tags = self.take_back(handle);
+                self.over_tcp(tags);
+            }
+            // The owner waits for the word, though nothing is on its way any more.
+            Mode::Off => seed.mode = mode,
+            Mode::Ending | Mode::Closing => return,
+        }
         self.settle(handle);
     }
 
@@ -104,14 +109,7 @@ impl RdmaSource {
                     self.link = Link::Down(0);
                 }
             }
-            RdmaSaid::Ending(why) => {
-                self.off(handle, why, Mode::Ending);
-                // Also where it was off already: the owner waits for the word.
-                if let Some(seed) = self.seeds.get_mut(&handle).filter(|s| s.mode == Mode::Off) {
-                    seed.mode = Mode::Ending;
-                    self.settle(handle);
-                }
-            }
+            RdmaSaid::Ending(why) => self.off(handle, why, Mode::Ending),
             RdmaSaid::Unlinked(why) => match &self.link {
                 Link::Up(..) => self.unlinked(&why, RETRY),
                 Link::Asked(_, by, _) if *by == handle => self.unlinked(&why, RETRY_REFUSED),
