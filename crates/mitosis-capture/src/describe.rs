@@ -3,7 +3,7 @@
 use crate::refuse::Facts;
 use crate::region::Injected;
 use crate::shared::Kept;
-use crate::stop::{Taken, child_registers};
+use crate::taken::{Taken, TakenThread, child_registers};
 use crate::{CaptureError, InheritedPages, Options, Seeded, Shadow};
 use crate::{dontfork, hooks, ipc, memory, rare, user};
 use mitosis_descriptor::{
@@ -75,16 +75,15 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
     let (inherited, kept) = (input.inherited.as_ref(), input.kept.as_ref());
     let looks = memory::Looks { inherited, kept, dontfork: &input.dontfork, rings: &input.rings };
     let memory = memory::read(pid, &ours, &looks)?;
-    let process = process(input).map_err(&fail)?;
+    let status = Status::read(pid).map_err(&fail)?;
+    let process = process(input, &status).map_err(&fail)?;
     let mut rare = rare::describe(pid, &memory, &input.capture, &input.taken)?;
     rare.open_objects = input.kept.as_ref().map_or_else(Vec::new, |kept| kept.open.clone());
     rare.rings = input.rings.clone();
     rare.user_namespace = user::describe(pid)?;
     let asked = &input.capture.threads;
     rare.other_creds = rare::other_creds(&process, &input.taken, asked);
-    // SECCOMP_MODE_STRICT
-    let strict = Status::read(pid).map_err(&fail)?.number("Seccomp", 10) == 1;
-    rare.confined = rare::confined(&process, strict, &input.taken, asked);
+    rare.confined = rare::confined(&process, &status, &input.taken, asked);
     rare.ipc = ipc::describe(input.pid, input.ipc.as_ref(), kept)?;
     let mut threads: Vec<Thread> = input
         .taken
@@ -134,10 +133,10 @@ fn build(input: &Input<'_>) -> Result<(Descriptor, Vec<Option<std::fs::File>>), 
 /// Puts a leading thread that has ended before all others. Of its own it has an id and a name; what a child's
 /// does until it ends, too, it does as the thread behind it.
 fn ended_leader(pid: i32, threads: &mut Vec<Thread>, rare: &mut Rare) -> Result<(), SysError> {
-    let status = Status::read(pid)?;
+    let inner = Status::read(pid)?.inner_id();
     let Some(speaker) = threads.first() else { return Ok(()) };
     let mut leader = Thread {
-        tid: inner_id(&status, pid),
+        tid: inner.unwrap_or(pid),
         altstack: (0, SS_DISABLE, 0),
         robust_list: (0, 0),
         clear_tid: 0,
@@ -162,11 +161,6 @@ fn ended_leader(pid: i32, threads: &mut Vec<Thread>, rare: &mut Rare) -> Result<
     Ok(())
 }
 
-/// Id in its own pid namespace.
-fn inner_id(status: &Status, id: i32) -> i32 {
-    status.numbers("NSpid", 10).last().map_or(id, |inner| *inner as i32)
-}
-
 fn xsave_areas() -> Vec<XsaveArea> {
     let areas = cpu::xsave_areas(cpu::frame_features()).into_iter();
     areas.map(|cpu::Area { bit, offset, bytes }| XsaveArea { bit, offset, bytes }).collect()
@@ -182,7 +176,7 @@ fn clocks(input: &Input<'_>) -> mitosis_descriptor::Clocks {
     }
 }
 
-fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
+fn thread(taken: &TakenThread, asked: &CaptureThread) -> Thread {
     Thread {
         tid: taken.tid,
         regs: child_registers(taken),
@@ -198,17 +192,17 @@ fn thread(taken: &crate::stop::TakenThread, asked: &CaptureThread) -> Thread {
     }
 }
 
-fn process(input: &Input<'_>) -> Result<Process, SysError> {
+/// `status` is the shadow's.
+fn process(input: &Input<'_>, status: &Status) -> Result<Process, SysError> {
     let pid = input.shadow.pid;
     let data = &input.capture.data;
-    let status = Status::read(pid)?;
     let number = |name: &str, radix| {
         procfs::text(pid, name).map(|t| i64::from_str_radix(t.trim(), radix).unwrap_or(0))
     };
     let parent_stat = procfs::stat(input.pid).unwrap_or_default();
     Ok(Process {
         pid: match input.facts.ended_leader {
-            Some(leader) => inner_id(&Status::read(leader)?, leader),
+            Some(leader) => Status::read(leader)?.inner_id().unwrap_or(leader),
             None => input.taken.threads[0].tid,
         },
         exe: procfs::link(pid, "exe")?,
@@ -218,7 +212,7 @@ fn process(input: &Input<'_>) -> Result<Process, SysError> {
         umask: status.number("Umask", 8) as u32,
         personality: number("personality", 16)? as u32,
         oom_score_adj: number("oom_score_adj", 10)? as i32,
-        creds: creds(&status, data.prctl[2]),
+        creds: creds(status, data.prctl[2]),
         rlimits: rlimits(&procfs::text(pid, "limits")?),
         mm: layout(pid, data.brk)?,
         sigactions: data

@@ -17,6 +17,7 @@ use crate::region::{self, Injected, Layout, THREAD_SLOT, decode_data, decode_thr
 use crate::shadow::{NewShadow, kill, reap};
 use crate::shared;
 use crate::stop::{self, StoppedProcess};
+use crate::taken::Interrupted;
 use mitosis_state::tree::FileKey;
 use mitosis_stub::abi::{
     CaptureData, CaptureThread, ENTRY_CAPTURE, ENTRY_CAPTURE_THREAD, ENTRY_CAPTURE_TIMERS,
@@ -65,7 +66,7 @@ pub(crate) struct Planted {
     /// Whether there was a timer at the first look.
     pub has_timers: bool,
     /// What the first stop interrupted.
-    pub interrupted: Option<stop::Interrupted>,
+    pub interrupted: Option<Interrupted>,
 }
 
 impl Drop for Planted {

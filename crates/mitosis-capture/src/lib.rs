@@ -25,6 +25,7 @@ mod serve;
 mod shadow;
 mod shared;
 mod stop;
+mod taken;
 mod timers;
 mod together;
 mod tree;
@@ -208,7 +209,7 @@ impl Clock {
 
 /// What was taken while the parent stood still.
 struct Frozen {
-    taken: stop::Taken,
+    taken: taken::Taken,
     open_files: Vec<OpenFile>,
     share: Option<Share>,
     inherited: Option<InheritedPages>,

@@ -64,6 +64,7 @@ pub(crate) fn read(
         keys: Vec::new(),
         stack: mappings.iter().find(|m| m.name == "[stack]").map(|m| m.start),
     };
+    let other_users = userns::place(shadow).map_err(&fail)? != userns::Place::Here;
     let mut keys: Vec<(String, u64)> = Vec::new();
     let mut pagemap = Pagemap::open(shadow).map_err(&fail)?;
     let mut runs = Vec::new();
@@ -72,7 +73,9 @@ pub(crate) fn read(
             continue;
         }
         let shared = shm::is_shared(shadow, mapping);
-        refuse_elsewhere(shadow, (mapping, shared))?;
+        if other_users && !shared {
+            refuse_elsewhere(shadow, mapping)?;
+        }
         let Some(backing) = backing((mapping, shared), inherited.is_some(), kept)? else {
             continue;
         };
@@ -135,18 +138,13 @@ impl Memory {
 }
 
 /// A shared mapping of a file is opened again by path, and may be written.
-fn refuse_elsewhere(pid: i32, (mapping, shared): (&Mapping, bool)) -> Result<(), CaptureError> {
-    if shared || mapping.perms[3] != b's' || !mapping.name.starts_with('/') {
-        return Ok(());
-    }
-    let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    let elsewhere = userns::is_elsewhere(pid, &exact, &mapping.name);
-    if elsewhere.map_err(CaptureError::sys("describe", pid))? {
-        let what = format!(
-            "a shared mapping of {} in its user namespace, which is not the file of that path on this node",
-            mapping.name
-        );
-        return Err(CaptureError::Memory { start: mapping.start, end: mapping.end, what });
+fn refuse_elsewhere(pid: i32, mapping: &Mapping) -> Result<(), CaptureError> {
+    let Mapping { start, end, name, .. } = mapping;
+    let exact = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+    let of_file = mapping.perms[3] == b's' && name.starts_with('/');
+    if of_file && userns::is_elsewhere(&exact, name) {
+        let what = format!("a shared mapping of {name} {}", userns::ELSEWHERE);
+        return Err(CaptureError::Memory { start: *start, end: *end, what });
     }
     Ok(())
 }

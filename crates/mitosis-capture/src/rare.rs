@@ -2,13 +2,13 @@
 
 use crate::memory::Memory;
 use crate::region::Injected;
-use crate::stop::Taken;
+use crate::taken::Taken;
 use crate::{CaptureError, describe};
 use mitosis_descriptor::{
     Confined, Creds, MemoryPolicy, OtherCreds, Process, ProcessValues, Rare, ThreadValues,
 };
 use mitosis_stub::abi::CaptureThread;
-use mitosis_sys::procfs;
+use mitosis_sys::procfs::{self, Status};
 
 /// Of all threads that asked for no other one, in nanoseconds (kernel/init/init_task.c).
 const USUAL_SLACK_NS: i64 = 50_000;
@@ -50,7 +50,7 @@ pub(crate) fn describe(
 
 /// Memory nodes that the process may use.
 fn memory_nodes(pid: i32) -> u32 {
-    let Ok(status) = procfs::Status::read(pid) else { return 1 };
+    let Ok(status) = Status::read(pid) else { return 1 };
     let words = status.field("Mems_allowed").split(',');
     words.filter_map(|word| u32::from_str_radix(word, 16).ok()).map(u32::count_ones).sum()
 }
@@ -93,11 +93,11 @@ pub(crate) fn other_creds(
     all
 }
 
-/// Threads that are confined otherwise than the process is said to be; `strict`: the main thread is in
-/// strict mode. It was asked for the rest before all stood still, so what is known of its shadow counts.
+/// Threads that are confined otherwise than the process is said to be. The main one was asked before all stood
+/// still, so what is known of its `shadow` counts.
 pub(crate) fn confined(
     process: &Process,
-    strict: bool,
+    shadow: &Status,
     taken: &Taken,
     asked: &[CaptureThread],
 ) -> Vec<Confined> {
@@ -106,11 +106,11 @@ pub(crate) fn confined(
     let mut all: Vec<Confined> = Vec::new();
     for (n, (taken, asked)) in (0..).zip(taken.threads.iter().zip(asked)) {
         let [_, _, no_new_privs, mode, _] = asked.values;
-        let (strict, no_new_privs) = match n {
-            0 => (strict, process.creds.no_new_privs),
-            _ => (mode == STRICT, no_new_privs == 1),
+        let (mode, no_new_privs) = match n {
+            0 => (shadow.number("Seccomp", 10) as i64, process.creds.no_new_privs),
+            _ => (mode, no_new_privs == 1),
         };
-        let seccomp = &taken.seccomp;
+        let (seccomp, strict) = (&taken.seccomp, mode == STRICT);
         let same = |one: &Confined| {
             (&one.seccomp, one.strict, one.no_new_privs) == (seccomp, strict, no_new_privs)
         };

@@ -1,9 +1,9 @@
 //! Who cannot be a parent, found out before anything is touched.
 
 use crate::{CaptureError, aio, ipc, shared, timers, user};
+use mitosis_state::pidfd_of;
 use mitosis_sys::clock::{self, Clocks};
 use mitosis_sys::procfs::{self, Status};
-use rustix::process::{PidfdFlags, pidfd_open};
 
 /// What was seen of the parent before it was stopped.
 pub(crate) struct Facts {
@@ -29,8 +29,6 @@ pub(crate) struct Facts {
     pub ended_leader: Option<i32>,
 }
 
-/// O_EXCL, for threads that lead none.
-const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 /// Kernel threads have this flag in `/proc/PID/stat` (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -51,8 +49,7 @@ pub(crate) fn speaker(pid: i32) -> Result<i32, CaptureError> {
     let threads = procfs::threads(pid).unwrap_or_default();
     let tid =
         threads.into_iter().find(lives).ok_or_else(|| refused("has ended (zombie)".into()))?;
-    if rustix::process::Pid::from_raw(tid).is_none_or(|tid| pidfd_open(tid, PIDFD_THREAD).is_err())
-    {
+    if pidfd_of(tid).is_err() {
         let why = "has a leading thread that has ended while others live, whose files only a kernel since \
                    Linux 6.9 shows";
         return Err(refused(why.into()));
@@ -80,6 +77,7 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
     if has_ended(&status) {
         return Err(refused("has ended (zombie)".into()));
     }
+    let own = if leader == pid { status.clone() } else { Status::read(leader).map_err(gone)? };
     let tracer = status.number("TracerPid", 10);
     if tracer != 0 {
         return Err(refused(format!("is traced by process {tracer}: detach it first")));
@@ -100,7 +98,7 @@ pub(crate) fn inspect(pid: i32, privileged: bool) -> Result<Facts, CaptureError>
         ipc: ipc::any(pid)?,
         aio: aio::any(pid)?,
         timers: timers::list(pid)?.len(),
-        is_init: Status::read(leader).map_err(gone)?.numbers("NSpid", 10).last() == Some(&1),
+        is_init: own.inner_id() == Some(1),
         clock_shift: clock_shift(pid)?,
         privileged,
         ended_leader: (leader != pid).then_some(leader),

@@ -67,7 +67,7 @@ pub(crate) fn reap(parent: i32, shadow: i32) -> Result<(), CaptureError> {
     let fail = CaptureError::sys("shadow", parent);
     let _metronome = Metronome::start().map_err(&fail)?;
     let status = procfs::Status::read(shadow).map_err(&fail)?;
-    let inner = status.numbers("NSpid", 10).last().copied().unwrap_or(shadow as u64);
+    let inner = status.inner_id().unwrap_or(shadow) as u64;
     let facts = crate::refuse::inspect(parent, true)?;
     let gadget = Gadget::find(parent)?;
     let deadline = Instant::now() + Duration::from_secs(2);

@@ -6,7 +6,8 @@
 
 use crate::CaptureError;
 use crate::inject::Planted;
-use crate::stop::{StoppedProcess, Taken};
+use crate::stop::StoppedProcess;
+use crate::taken::Taken;
 use mitosis_descriptor::{IntervalTimer, PosixTimer};
 use mitosis_sys::procfs;
 
@@ -108,8 +109,8 @@ pub(crate) fn take(
     let ids: Vec<u32> = posix.iter().map(|timer| timer.id).collect();
     let (intervals, states) = planted.ask_timers(process, &ids)?;
     let leader = planted.ended_leader.and_then(|leader| procfs::Status::read(leader).ok());
-    let leader = leader.and_then(|status| status.numbers("NSpid", 10).last().copied());
-    let pid = leader.map_or(process.taken.threads[0].tid, |pid| pid as i32);
+    let leader = leader.and_then(|status| status.inner_id());
+    let pid = leader.unwrap_or(process.taken.threads[0].tid);
     for (timer, state) in posix.iter_mut().zip(states) {
         let nanos = |s: u64, ns: u64| s.saturating_mul(1_000_000_000).saturating_add(ns);
         timer.interval_ns = nanos(state[0], state[1]);

@@ -149,7 +149,7 @@ fn credentials(
         program.call(list, PRCTL, &args, "identity: bounding set", Detail::Number(cap));
     }
     if !user::is_below(descriptor) {
-        ids(creds, list, program);
+        ids(creds, list, u64::from(creds.securebits) | SECBIT_KEEP_CAPS, program);
     }
     let args = [PR_SET_SECUREBITS, u64::from(creds.securebits), 0, 0, 0];
     program.call_ignore(list, PRCTL, &args, "identity: securebits");
@@ -180,8 +180,8 @@ fn no_new_privs(descriptor: &Descriptor, program: &mut Program) {
     }
 }
 
-/// User, group, and other groups.
-fn ids(creds: &Creds, list: List, program: &mut Program) {
+/// User, group, and other groups; `meanwhile` are the securebits that save capabilities from that.
+pub(crate) fn ids(creds: &Creds, list: List, meanwhile: u64, program: &mut Program) {
     let root = creds.uids == [0; 4] && creds.gids == [0; 4];
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let at = program.data(&groups);
@@ -189,7 +189,7 @@ fn ids(creds: &Creds, list: List, program: &mut Program) {
     program.call(list, SETGROUPS, &args, "identity: setgroups", Detail::None);
     let three = |ids: [u32; 4]| [u64::from(ids[0]), u64::from(ids[1]), u64::from(ids[2])];
     if !root {
-        let keep = [PR_SET_SECUREBITS, u64::from(creds.securebits) | SECBIT_KEEP_CAPS, 0, 0, 0];
+        let keep = [PR_SET_SECUREBITS, meanwhile, 0, 0, 0];
         program.call(list, PRCTL, &keep, "identity: keep capabilities", Detail::None);
         program.call(list, SETRESGID, &three(creds.gids), "identity: setresgid", Detail::None);
         program.call(list, SETRESUID, &three(creds.uids), "identity: setresuid", Detail::None);

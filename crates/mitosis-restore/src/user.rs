@@ -4,16 +4,12 @@
 //! what it may do inside, where it has all capabilities at first; that suffices for its threads, since its pid
 //! namespace belongs to its user namespace.
 
+use crate::identity;
 use crate::plan::provided_base;
 use mitosis_descriptor::{Creds, Descriptor};
 use mitosis_state::{Detail, List, Program, Provided};
 
-const SETGROUPS: u16 = 116;
-const SETRESUID: u16 = 117;
-const SETRESGID: u16 = 119;
-const PRCTL: u16 = 157;
 const SETNS: u16 = 308;
-const PR_SET_SECUREBITS: u64 = 28;
 /// A change of user ids changes no capabilities. Whoever enters a user namespace loses this bit.
 const SECBIT_NO_SETUID_FIXUP: u64 = 4;
 const CLONE_NEWUSER: u64 = 0x1000_0000;
@@ -37,19 +33,9 @@ pub(crate) fn enter(
     provided: &mut Vec<Provided>,
     fd_base: u32,
 ) {
-    let creds = &descriptor.process.creds;
-    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    let groups = [creds.groups.len() as u64, program.data(&groups)];
+    identity::ids(&descriptor.process.creds, List::Build, SECBIT_NO_SETUID_FIXUP, program);
     let fd = provided_base(fd_base) + provided.len() as u32;
     provided.push(Provided::UserNamespace);
-    let mut call = |nr: u16, args: &[u64], what: &'static str| {
-        program.call(List::Build, nr, args, what, Detail::None);
-    };
-    let args = [PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0];
-    call(PRCTL, &args, "identity: keep capabilities");
-    let three = |ids: [u32; 4]| [u64::from(ids[0]), u64::from(ids[1]), u64::from(ids[2])];
-    call(SETRESGID, &three(creds.gids), "identity: setresgid");
-    call(SETRESUID, &three(creds.uids), "identity: setresuid");
-    call(SETGROUPS, &groups, "identity: setgroups");
-    call(SETNS, &[u64::from(fd), CLONE_NEWUSER], "identity: setns user");
+    let args = [u64::from(fd), CLONE_NEWUSER];
+    program.call(List::Build, SETNS, &args, "identity: setns user", Detail::None);
 }

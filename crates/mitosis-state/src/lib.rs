@@ -23,6 +23,7 @@ pub mod tree;
 
 pub use error::StateError;
 pub use kinds::{capture, capture_member, describe, plan};
+pub use look::pidfd_of;
 pub use net::{ListenSpec, knows_unix_peers};
 pub use numbers::Numbers;
 pub use prescan::Prescan;

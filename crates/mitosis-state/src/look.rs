@@ -4,15 +4,15 @@
 use crate::kinds::epoll::Watch;
 use crate::kinds::{inode_of, tcp};
 use crate::{Group, StateError, net, scan::duplicate, tree};
-use mitosis_sys::procfs;
+use mitosis_sys::{procfs, userns};
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Linux 6.9, which is O_EXCL.
-const PIDFD_THREAD: u32 = 0o200;
+/// Of pidfd_open(2), since Linux 6.9; it is O_EXCL.
+pub(crate) const PIDFD_THREAD: u32 = 0o200;
 
 /// What a kind's capture may look at.
 pub struct Capture<'a> {
@@ -38,6 +38,7 @@ pub struct Capture<'a> {
     shared: OnceCell<Vec<procfs::Mapping>>,
     sockets: OnceCell<HashSet<u64>>,
     readers: OnceCell<HashMap<&'a str, u32>>,
+    other_users: OnceCell<bool>,
 }
 
 impl<'a> Capture<'a> {
@@ -62,6 +63,7 @@ impl<'a> Capture<'a> {
             shared: OnceCell::new(),
             sockets: OnceCell::new(),
             readers: OnceCell::new(),
+            other_users: OnceCell::new(),
         })
     }
 
@@ -103,6 +105,16 @@ impl<'a> Capture<'a> {
         group.holder.unwrap_or((self.pid, group.first()))
     }
 
+    /// Whether the process is in another user namespace than the node's daemon.
+    pub(crate) fn other_users(&self) -> Result<bool, StateError> {
+        if let Some(known) = self.other_users.get() {
+            return Ok(*known);
+        }
+        let failed = |source| StateError::Sys { fd: u32::MAX, source };
+        let other = userns::place(self.pid).map_err(failed)? != userns::Place::Here;
+        Ok(*self.other_users.get_or_init(|| other))
+    }
+
     /// `/proc/PID/fd/N` of the description.
     pub(crate) fn path(&self, group: &Group) -> String {
         let (pid, fd) = self.place(group);
@@ -122,8 +134,7 @@ impl<'a> Capture<'a> {
 
     /// The parent's pid in its own pid namespace.
     pub(crate) fn inner_pid(&self) -> Option<i32> {
-        let status = procfs::Status::read(self.process).ok()?;
-        status.numbers("NSpid", 10).last().map(|pid| *pid as i32)
+        procfs::Status::read(self.process).ok()?.inner_id()
     }
 
     /// Mappings that are shared, of a file with this device and inode: what is mapped is fetched as
@@ -168,7 +179,7 @@ fn process_of(tid: i32) -> Result<i32, StateError> {
 ///
 /// # Errors
 /// [`StateError::Sys`].
-pub(crate) fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
+pub fn pidfd_of(pid: i32) -> Result<OwnedFd, StateError> {
     let table = |e| StateError::Sys {
         fd: u32::MAX,
         source: mitosis_sys::SysError::io("pidfd_open", pid, e),

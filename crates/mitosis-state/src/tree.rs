@@ -219,9 +219,8 @@ pub fn share(members: &[Held]) -> Result<Vec<Share>, (i32, StateError)> {
     let descriptions = descriptions(members)?;
     let mut shares: Vec<Share> = members.iter().map(|_| Share::default()).collect();
     let inner = |member: &Held| {
-        let status = procfs::Status::read(member.pid);
-        let inner = status.ok().and_then(|s| s.numbers("NSpid", 10).last().copied());
-        (member.pid, inner.map_or(member.pid, |pid| pid as i32))
+        let inner = procfs::Status::read(member.pid).ok().and_then(|status| status.inner_id());
+        (member.pid, inner.unwrap_or(member.pid))
     };
     let pids: Vec<(i32, i32)> = members.iter().map(inner).collect();
     for (share, member) in shares.iter_mut().zip(members) {

@@ -146,6 +146,10 @@ impl Status {
     pub fn of_thread(pid: i32, tid: i32) -> Result<Status, SysError> {
         read(&format!("/proc/{pid}/task/{tid}/status")).map(Status)
     }
+    /// The id in the innermost pid namespace, its own; `None` on a kernel that does not tell.
+    pub fn inner_id(&self) -> Option<i32> {
+        self.numbers("NSpid", 10).last().map(|id| *id as i32)
+    }
     /// The text after `key:`, trimmed; empty when there is no such line.
     pub fn field(&self, key: &str) -> &str {
         self.0

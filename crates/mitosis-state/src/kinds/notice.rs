@@ -1,7 +1,7 @@
 //! Who is signalled when something happens to an open file (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`):
 //! no kind, but what any of them can have.
 
-use super::{Capture, Files, SLOT, inode_of};
+use super::{Capture, Files, SLOT, inode_of, proc};
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::{FileSignals, OpenFile};
@@ -28,10 +28,7 @@ pub(super) fn capture(
     let file = context.duplicate(group)?;
     let fail = |source| StateError::Sys { fd: group.first(), source };
     let Some(owner) = openfile::owner(&file).map_err(fail)? else { return Ok(None) };
-    let inner = |tid: i32| {
-        let status = procfs::Status::of_thread(context.pid, tid).ok()?;
-        status.numbers("NSpid", 10).last().map(|id| *id as i32)
-    };
+    let inner = |tid: i32| proc::inner_tid(context.pid, tid);
     let own = |id: i32| id == context.process;
     let own_group = |id: i32| {
         let stat = procfs::stat(context.pid).unwrap_or_default();

@@ -2,6 +2,7 @@
 //! of the child's. Of another one: the child's node has no such process, so to a child it has ended.
 
 use super::{Capture, Files, Kind, NONBLOCK, SLOT, decode, encode, proc};
+use crate::look::PIDFD_THREAD;
 use crate::program::{Detail, List, op};
 use crate::{Group, StateError};
 use mitosis_descriptor::OpenFile;
@@ -25,9 +26,6 @@ enum Body {
     Member(i32),
 }
 
-/// PIDFD_THREAD (Linux 6.9), which is O_EXCL.
-const THREAD: u32 = 0o200;
-
 fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, StateError> {
     if group.link != "anon_inode:[pidfd]" {
         return Ok(None);
@@ -36,7 +34,7 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     let pid = group.info_field("Pid").and_then(|pid| pid.parse::<i32>().ok());
     let threads = procfs::threads(context.pid).unwrap_or_default();
     let body = match pid {
-        Some(tid) if group.flags & THREAD != 0 && threads.contains(&tid) => {
+        Some(tid) if group.flags & PIDFD_THREAD != 0 && threads.contains(&tid) => {
             proc::inner_tid(context.pid, tid).map_or(Body::Ended, Body::Thread)
         }
         Some(pid) if pid == context.process => Body::Own,
@@ -91,7 +89,7 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
                 "a pidfd of a thread (PIDFD_THREAD, Linux 6.9), which this node's kernel lacks";
             return Err(StateError::Refused { fd, what: what.into(), hint: "" });
         }
-        let args = [tid as u64, u64::from(THREAD | file.flags & NONBLOCK)];
+        let args = [tid as u64, u64::from(PIDFD_THREAD | file.flags & NONBLOCK)];
         files.make_late(file, PIDFD_OPEN, &args, "files: pidfd_open of a thread");
     }
     Ok(())
@@ -99,7 +97,7 @@ fn plan(file: &OpenFile, files: &mut Files<'_>) -> Result<(), StateError> {
 
 /// Whether this node's kernel has pidfds of threads.
 fn knows_threads() -> bool {
-    let flags = PidfdFlags::from_bits_retain(THREAD);
+    let flags = PidfdFlags::from_bits_retain(PIDFD_THREAD);
     pidfd_open(rustix::thread::gettid(), flags).is_ok()
 }
 

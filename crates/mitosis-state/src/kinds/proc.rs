@@ -76,8 +76,7 @@ fn has_thread(context: &Capture<'_>, tid: i32) -> bool {
 
 /// Id of a thread in its own pid namespace.
 pub(super) fn inner_tid(pid: i32, tid: i32) -> Option<i32> {
-    let status = Status::of_thread(pid, tid).ok()?;
-    status.numbers("NSpid", 10).last().map(|id| *id as i32)
+    Status::of_thread(pid, tid).ok()?.inner_id()
 }
 
 /// How the kernel calls the kinds of namespace, and how `/proc/PID/ns` does.

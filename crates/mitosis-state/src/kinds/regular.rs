@@ -34,10 +34,8 @@ fn capture(context: &Capture<'_>, group: &Group) -> Result<Option<Vec<u8>>, Stat
     if group.info_field("lock").is_some_and(|l| l.contains("LEASE")) {
         return Err(group.refused(format!("{path} with a file lease")));
     }
-    let failed = |source| StateError::Sys { fd: group.first(), source };
-    if userns::is_elsewhere(context.pid, &context.path(group), path).map_err(failed)? {
-        let what = "in its user namespace, which is not the file of that path on this node";
-        return Err(group.refused(format!("{path} {what}")));
+    if context.other_users()? && userns::is_elsewhere(&context.path(group), path) {
+        return Err(group.refused(format!("{path} {}", userns::ELSEWHERE)));
     }
     encode(KIND.number, &Body { path: path.clone(), pos: group.pos }).map(Some)
 }
